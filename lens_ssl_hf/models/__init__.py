@@ -1,0 +1,29 @@
+"""The self-supervised models, each a `PreTrainedModel` around a stock ViT, and their registration with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel
+
+from .backbones import BACKBONES, backbone_config
+from .dino import DINO, DINOConfig, DINOOutput
+from .ibot import IBOT, IBOTConfig, IBOTOutput
+from .simsiam import SimSiam, SimSiamConfig, SimSiamOutput
+
+METHODS = {"simsiam": SimSiam, "dino": DINO, "ibot": IBOT}
+
+for _model in METHODS.values():
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
+
+__all__ = [
+    "BACKBONES",
+    "DINO",
+    "IBOT",
+    "METHODS",
+    "DINOConfig",
+    "DINOOutput",
+    "IBOTConfig",
+    "IBOTOutput",
+    "SimSiam",
+    "SimSiamConfig",
+    "SimSiamOutput",
+    "backbone_config",
+]

@@ -1,0 +1,134 @@
+"""Splits as plain tensors, and one safetensors file that holds them for machines without `datasets`."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import InputError
+
+
+@dataclass
+class CutoutTensors:
+    """
+    One split.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(n, bands, H, W)`): float32 display units, 0 to 255.
+        labels (`torch.LongTensor` of shape `(n,)`): 1 lens, 0 non-lens, -1 unlabelled.
+        ids, groups, subclasses (`list[str]`): per cutout; a group is what splits and bootstraps never divide.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    ids: list[str]
+    groups: list[str]
+    subclasses: list[str]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, indices: torch.Tensor) -> "CutoutTensors":
+        """The cutouts at `indices`, in that order."""
+        positions = indices.tolist()
+        return CutoutTensors(
+            self.pixels[indices],
+            self.labels[indices],
+            [self.ids[i] for i in positions],
+            [self.groups[i] for i in positions],
+            [self.subclasses[i] for i in positions],
+        )
+
+
+def as_tensors(split: Any) -> CutoutTensors:
+    """A `datasets.Dataset` with the columns of [`load_cutouts`] as [`CutoutTensors`]; those are passed through."""
+    if isinstance(split, CutoutTensors):
+        return split
+    missing = {"pixels", "label"} - set(split.column_names)
+    if missing:
+        raise InputError(
+            f"the data set has no column {sorted(missing)[0]!r} (it has {', '.join(split.column_names)}): "
+            "make it with load_cutouts"
+        )
+    size = len(split)
+    columns = split.with_format("torch", columns=["pixels", "label"])[:]
+    text = {
+        name: [str(value) for value in split[name]] if name in split.column_names else [default(i) for i in range(size)]
+        for name, default in (("id", str), ("group", str), ("subclass", lambda _: ""))
+    }
+    return CutoutTensors(
+        columns["pixels"].to(torch.float32), columns["label"].long(), text["id"], text["group"], text["subclass"]
+    )
+
+
+def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
+    """
+    The splits and what the data set knows of itself, from a `DatasetDict`, a `.safetensors` path or what
+    [`load_tensors`] returned.
+
+    Returns:
+        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
+    """
+    if isinstance(cutouts, tuple):
+        return cutouts
+    if isinstance(cutouts, str | os.PathLike):
+        return load_tensors(cutouts)
+    if not isinstance(cutouts, Mapping):
+        raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
+    from .processing import cutout_info
+
+    return {name: as_tensors(split) for name, split in cutouts.items()}, asdict(cutout_info(cutouts))
+
+
+def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
+    """
+    Write all splits of a `DatasetDict` to one safetensors file that trains and predicts where only torch, transformers,
+    accelerate and safetensors are installed.
+    """
+    splits, info = splits_and_info(cutouts)
+    tensors, text = {}, {}
+    for name, split in splits.items():
+        tensors[f"{name}.pixels"] = split.pixels.contiguous()
+        tensors[f"{name}.labels"] = split.labels
+        text[name] = {"ids": split.ids, "groups": split.groups, "subclasses": split.subclasses}
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"cutout_info": json.dumps(info), "columns": json.dumps(text)})
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+    return path
+
+
+def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dict]:
+    """
+    Read a file written by [`save_tensors`].
+
+    Returns:
+        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
+
+    Raises:
+        [`InputError`]: the file is missing, damaged or was not written by [`save_tensors`].
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "cutout_info" not in metadata:
+                raise InputError(f"{path} holds no cutouts: write it with save_tensors")
+            columns = json.loads(metadata["columns"])
+            splits = {
+                name: CutoutTensors(file.get_tensor(f"{name}.pixels"), file.get_tensor(f"{name}.labels"), **text)
+                for name, text in columns.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {path} ({error}): write it again with save_tensors") from error
+    return splits, json.loads(metadata["cutout_info"])

@@ -1,0 +1,217 @@
+"""
+Batched augmentations on the tensor's device, each image with its own parameters.
+
+Every parameter of a view is a function of (seed, epoch, sample index, view number) alone: a counter-based hash instead of
+a random generator with a state. Batch size, number of processes and resuming therefore cannot change a view.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+_NOISE_BANK_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """
+    What a view looks like. Lengths are pixels; `gain`, `offset` and `noise_sigma` are in units of normalised pixels
+    (standard deviations of a band).
+
+    Args:
+        size (`int`): side of the view, in pixels.
+        field (`int`): side of the central field that a view of scale 1 shows, in pixels of the image.
+        scale (`tuple[float, float]`, *optional*, defaults to `(0.4, 1.0)`): area of the crop as a fraction of the field.
+        rotate (`bool`, *optional*, defaults to `True`): rotate by any angle; orientation carries no information.
+        flip (`bool`, *optional*, defaults to `True`): mirror half of the views.
+        gain (`float`, *optional*, defaults to `0.2`): contrast factor from `1 - gain` to `1 + gain`, common to the bands.
+        offset (`float`, *optional*, defaults to `0.2`): brightness shift from `-offset` to `offset`, common to the bands.
+        blur_probability (`float`, *optional*, defaults to `0.0`): share of the views that are blurred.
+        blur_sigma (`tuple[float, float]`, *optional*, defaults to `(0.3, 1.0)`): sigma of the Gaussian blur in view pixels.
+        noise_sigma (`float`, *optional*, defaults to `0.1`): noise of sigma between 0 and this is added.
+    """
+
+    size: int
+    field: int
+    scale: tuple[float, float] = (0.4, 1.0)
+    rotate: bool = True
+    flip: bool = True
+    gain: float = 0.2
+    offset: float = 0.2
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.3, 1.0)
+    noise_sigma: float = 0.1
+
+
+def random_bits(seed: int, epoch: int, indices: torch.Tensor, view: int, count: int) -> torch.Tensor:
+    """
+    32 random bits per (sample, number), by the splitmix64 finaliser (Steele et al. 2014) over the counters.
+
+    Args:
+        indices (`torch.LongTensor` of shape `(batch,)`): sample indices in the data set.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, count)`, values in [0, 2^32).
+    """
+    key = _mix(torch.tensor([seed], device=indices.device))
+    for counter in (epoch, view):
+        key = _mix(key + counter + 1)
+    key = _mix(key + indices + 1).unsqueeze(1)
+    return _mix(key + torch.arange(1, count + 1, device=indices.device)) & 0xFFFFFFFF
+
+
+def _mix(state: torch.Tensor) -> torch.Tensor:
+    state = state * -7046029254386353131  # int64 products wrap around, which is what the mixing needs
+    state = (state ^ _shift_right(state, 30)) * -4658895280553007687
+    state = (state ^ _shift_right(state, 27)) * -7723592293110705685
+    return state ^ _shift_right(state, 31)
+
+
+def _shift_right(state: torch.Tensor, bits: int) -> torch.Tensor:
+    return (state >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
+
+
+def uniforms(seed: int, epoch: int, indices: torch.Tensor, view: int, count: int) -> torch.Tensor:
+    """`(batch, count)` float32 numbers in [0, 1), a function of (seed, epoch, sample index, view, number) alone."""
+    # 24 bits are what float32 holds exactly, so that rounding never gives 1.
+    return (random_bits(seed, epoch, indices, view, count) >> 8).to(torch.float32) / (1 << 24)
+
+
+class Views:
+    """
+    Makes views of images that already are on the device.
+
+    Args:
+        seed (`int`): seed of every view.
+        device (`torch.device` or `str`): where the images are.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str):
+        self.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        self._noise_bank = torch.randn(_NOISE_BANK_SIZE, generator=generator).to(device)
+
+    def make(
+        self, images: torch.Tensor, indices: torch.Tensor, settings: ViewSettings, epoch: int, view: int
+    ) -> torch.Tensor:
+        """
+        One view of each image.
+
+        Args:
+            images (`torch.Tensor` of shape `(batch, bands, H, W)`): normalised pixels.
+            indices (`torch.LongTensor` of shape `(batch,)`): their indices in the data set.
+            settings ([`ViewSettings`]): what the view looks like.
+            epoch (`int`): number of the epoch.
+            view (`int`): number of the view; two views of an image with different numbers are independent.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, bands, size, size)`. Values are not clamped.
+        """
+        u = uniforms(self.seed, epoch, indices, view, 10)
+        views = affine_crop(images, settings, u[:, :5])
+        views = views * _column(1 + settings.gain * (2 * u[:, 5] - 1))
+        views = views + _column(settings.offset * (2 * u[:, 6] - 1))
+        if settings.blur_probability > 0:
+            low, high = settings.blur_sigma
+            sigma = (low + (high - low) * u[:, 8]) * (u[:, 7] < settings.blur_probability)
+            views = gaussian_blur(views, sigma, radius=math.ceil(3 * high))
+        if settings.noise_sigma > 0:
+            noise = self._noise(indices, epoch, view, views[0].numel()).view_as(views)
+            views = torch.addcmul(views, noise, _column(settings.noise_sigma * u[:, 9]))
+        return views
+
+    def crops(
+        self, images: torch.Tensor, indices: torch.Tensor, settings: ViewSettings, epoch: int, first: int, count: int
+    ) -> torch.Tensor:
+        """`count` views of each image, numbered from `first`: `(count, batch, bands, size, size)`."""
+        return torch.stack([self.make(images, indices, settings, epoch, first + i) for i in range(count)])
+
+    def masks(self, indices: torch.Tensor, grid: int, count: int, epoch: int, first: int, num_views: int) -> torch.Tensor:
+        """Block-wise masks of `num_views` views numbered from `first`: `(num_views, batch, count)` patch indices."""
+        views = range(first, first + num_views)
+        # Numbers 10 and on of a view's uniforms belong to its mask.
+        rows = [uniforms(self.seed, epoch, indices, view, 14 + grid * grid)[:, 10:] for view in views]
+        return torch.stack([block_mask(u, grid, count) for u in rows])
+
+    def _noise(self, indices: torch.Tensor, epoch: int, view: int, count: int) -> torch.Tensor:
+        # A stretch of one fixed bank of normal deviates per view costs a tenth of drawing them anew.
+        start = random_bits(self.seed, epoch, indices, view, 15)[:, 14] % (_NOISE_BANK_SIZE - count)
+        return self._noise_bank[start.unsqueeze(1) + torch.arange(count, device=indices.device)]
+
+
+def affine_crop(images: torch.Tensor, settings: ViewSettings, u: torch.Tensor) -> torch.Tensor:
+    """
+    Crop, rotate and mirror in one bilinear resampling; what lies outside the image is reflected into it.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, bands, H, W)`): the images.
+        settings ([`ViewSettings`]): size, field, scale, rotate and flip are used.
+        u (`torch.Tensor` of shape `(batch, 5)`): uniforms for scale, angle, mirror, and position in x and y.
+    """
+    height, width = images.shape[-2:]
+    low, high = settings.scale
+    side = settings.field * (low + (high - low) * u[:, 0]).sqrt()
+    angle = 2 * math.pi * u[:, 1] if settings.rotate else torch.zeros_like(side)
+    mirror = torch.where(u[:, 2] < 0.5, -1.0, 1.0) if settings.flip else torch.ones_like(side)
+    room = (settings.field - side).clamp(min=0)  # keeps the unrotated crop inside the field
+    cos, sin = angle.cos() * side, angle.sin() * side
+    # Rows map the view's [-1, 1] to the image's [-1, 1] (grid_sample's corners at the outer edges of the pixels).
+    theta = torch.stack(
+        [
+            torch.stack([cos * mirror / width, -sin / width, 2 * room * (u[:, 3] - 0.5) / width], dim=1),
+            torch.stack([sin * mirror / height, cos / height, 2 * room * (u[:, 4] - 0.5) / height], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, [len(images), images.shape[1], settings.size, settings.size], align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="reflection", align_corners=False)
+
+
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
+    """
+    Blur each image with a Gaussian of its own sigma, separably, with reflected borders.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, bands, H, W)`): the images.
+        sigma (`torch.Tensor` of shape `(batch,)`): standard deviation in pixels; 0 leaves an image as it is.
+        radius (`int`): half width of the kernel in pixels; 3 times the largest sigma is enough.
+    """
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3).unsqueeze(1)) ** 2)
+    weights = (weights / weights.sum(dim=1, keepdim=True)).to(images.dtype)
+    for dim in (-2, -1):
+        pad = (0, 0, radius, radius) if dim == -2 else (radius, radius)
+        padded = F.pad(images, pad if dim == -2 else (*pad, 0, 0), mode="reflect")
+        length = images.shape[dim]
+        images = sum(padded.narrow(dim, i, length) * _column(weights[:, i]) for i in range(2 * radius + 1))
+    return images
+
+
+def block_mask(u: torch.Tensor, grid: int, count: int) -> torch.Tensor:
+    """
+    Exactly `count` patches of a `grid x grid` field: a random block (aspect ratio 0.3 to 3.3, as in iBOT and BEiT),
+    trimmed or completed at random.
+
+    Args:
+        u (`torch.Tensor` of shape `(batch, 4 + grid^2)`): uniforms.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, count)`: distinct patch indices, row by row from the top left.
+    """
+    area = 1 + (count - 1) * u[:, 0]
+    aspect = torch.exp(math.log(0.3) * (2 * u[:, 1] - 1))
+    height = (area * aspect).sqrt().round().clamp(1, grid)
+    width = (area / aspect).sqrt().round().clamp(1, grid)
+    top = (u[:, 2] * (grid - height + 1)).floor()
+    left = (u[:, 3] * (grid - width + 1)).floor()
+    line = torch.arange(grid, device=u.device)
+    rows = (line >= top.unsqueeze(1)) & (line < (top + height).unsqueeze(1))
+    columns = (line >= left.unsqueeze(1)) & (line < (left + width).unsqueeze(1))
+    block = (rows.unsqueeze(2) & columns.unsqueeze(1)).flatten(1)
+    return (u[:, 4:] + block).topk(count, dim=1).indices
+
+
+def _column(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1)

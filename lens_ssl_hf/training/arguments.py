@@ -1,0 +1,166 @@
+"""Settings of pretraining and fine-tuning as dataclasses: the scripts' options and the Python API's keywords."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError
+
+METHODS = ("simsiam", "dino", "ibot")
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ViewArguments:
+    """How views are made; see [`~lens_ssl_hf.data.views.ViewSettings`]."""
+
+    crop_size: int = _option(32, "Side in pixels of the images that the model sees.")
+    gain: float = _option(0.2, "Contrast jitter common to the bands: factor from 1 - gain to 1 + gain.")
+    offset: float = _option(0.2, "Brightness jitter common to the bands, in standard deviations of a band.")
+    blur_probability: float = _option(0.0, "Share of the views that are blurred with a Gaussian.")
+    blur_sigma_max: float = _option(1.0, "Largest sigma of the blur, in pixels of the view.")
+    noise_sigma: float = _option(0.1, "Largest sigma of the added noise, in standard deviations of a band.")
+    rotate: bool = _option(True, "Rotate views by any angle.")
+    flip: bool = _option(True, "Mirror half of the views.")
+
+
+@dataclass
+class PretrainArguments(ViewArguments):
+    """Settings of a self-supervised pretraining. A recipe per method sets the numbers; the command line wins."""
+
+    output_dir: str = _option("runs/pretrain", "The run directory to write.")
+    method: str = _option("dino", "simsiam, dino or ibot.")
+    backbone: str = _option("vits8", "vitt8, vits8 or vitb8.")
+    patch_size: int = _option(8, "Side of a patch in pixels.")
+    epochs: int = _option(100, "Passes over the training images.")
+    batch_size: int = _option(128, "Images per optimizer step, over all processes and accumulation steps.")
+    gradient_accumulation_steps: int = _option(1, "Forward and backward passes per optimizer step.")
+    optimizer: str = _option("adamw", "adamw or sgd.")
+    learning_rate: float = _option(5e-4, "Peak learning rate, for the batch size that is given.")
+    final_learning_rate: float = _option(1e-6, "Learning rate at the end of the cosine.")
+    warmup_epochs: float = _option(5, "Epochs of linear warm-up of the learning rate.")
+    weight_decay: float = _option(0.04, "Weight decay at the start; none on norms and biases.")
+    final_weight_decay: float = _option(0.04, "Weight decay at the end of the cosine.")
+    clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
+    global_scale_min: float = _option(0.4, "Smallest area of a global view, as a fraction of the central field.")
+    num_local_views: int = _option(4, "Small views per image (dino, ibot).")
+    local_size: int = _option(16, "Side in pixels of a local view.")
+    local_scale_min: float = _option(0.05, "Smallest area of a local view, as a fraction of the central field.")
+    local_scale_max: float = _option(0.4, "Largest area of a local view, as a fraction of the central field.")
+    mask_ratio: float = _option(0.3, "Share of the patches that are masked (ibot).")
+    head_hidden_size: int = _option(512, "Width of the head's MLP (dino, ibot).")
+    head_bottleneck_size: int = _option(128, "Bottleneck of the head (dino, ibot).")
+    num_prototypes: int = _option(1024, "K, the outputs of the head (dino, ibot).")
+    projection_size: int = _option(2048, "Width of the projector (simsiam).")
+    prediction_hidden_size: int = _option(512, "Bottleneck of the predictor (simsiam).")
+    student_temperature: float = _option(0.1, "Softmax temperature of the student (dino, ibot).")
+    teacher_temperature: float = _option(0.04, "Softmax temperature of the teacher (dino, ibot).")
+    warmup_teacher_temperature: float = _option(0.04, "The teacher's temperature at the start.")
+    patch_teacher_temperature: float = _option(0.07, "The teacher's temperature on patches (ibot).")
+    warmup_patch_teacher_temperature: float = _option(0.04, "The teacher's temperature on patches at the start (ibot).")
+    temperature_warmup_fraction: float = _option(0.3, "Share of the steps in which temperatures rise linearly.")
+    teacher_momentum: float = _option(0.99, "EMA momentum of the teacher at the start; a cosine takes it to 1.")
+    centre_momentum: float = _option(0.9, "EMA momentum of the centre (dino, ibot).")
+    cls_loss_weight: float = _option(1.0, "lambda1, weight of the loss on [CLS] (ibot).")
+    patch_loss_weight: float = _option(1.0, "lambda2, weight of the masked patch loss (ibot).")
+    freeze_last_layer_epochs: float = _option(1, "Epochs in which the head's last layer stands still (dino, ibot).")
+    eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
+    checkpoint_every: int = _option(5, "Epochs between checkpoints.")
+    log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    seed: int = _option(0, "Seed of initial weights, data order and views.")
+    precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
+
+    def __post_init__(self) -> None:
+        _choose("method", self.method, METHODS)
+        _choose("optimizer", self.optimizer, ("adamw", "sgd"))
+        _check_common(self)
+        _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every", "num_prototypes")
+        if self.local_size % self.patch_size:
+            raise InputError(f"local_size {self.local_size} is not a multiple of patch_size {self.patch_size}")
+        if not 0 < self.mask_ratio < 1:
+            raise InputError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+        if self.method == "simsiam" and self.gradient_accumulation_steps > 1:
+            raise InputError("gradient accumulation changes simsiam's batch norm: use gradient_accumulation_steps 1")
+
+
+@dataclass
+class FinetuneArguments(ViewArguments):
+    """Settings of a fine-tuning; the same for every initialisation."""
+
+    output_dir: str = _option("runs/finetune", "The run directory to write.")
+    init: str = _option("scratch", "A pretraining run, an exported folder, the Hub id of a stock ViT, or scratch.")
+    backbone: str = _option("vits8", "vitt8, vits8 or vitb8 (only for --init scratch).")
+    patch_size: int = _option(8, "Side of a patch in pixels (only for --init scratch).")
+    labels: str = _option("all", "Number of labelled training images, or all: nested, stratified, seeded subsets.")
+    subset_seed: int | None = _option(None, "Seed of the label subset; defaults to seed.")
+    steps: int = _option(1000, "Optimizer steps.")
+    batch_size: int = _option(64, "Images per step, over all processes.")
+    learning_rate: float = _option(3e-4, "Peak learning rate of the last layer of the backbone.")
+    head_learning_rate: float = _option(1e-3, "Peak learning rate of the classifier.")
+    layer_decay: float | None = _option(
+        None, "Factor of the learning rate from layer to layer downwards; 0.75 by default, 1 for --init scratch."
+    )
+    weight_decay: float = _option(0.05, "Weight decay; none on norms and biases.")
+    warmup_fraction: float = _option(0.1, "Share of the steps with a linearly rising learning rate.")
+    clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
+    linear_probe: bool = _option(False, "Train the classifier alone on the frozen backbone.")
+    scale_min: float = _option(0.7, "Smallest area of a view, as a fraction of the central field.")
+    eval_every: int = _option(50, "Steps between evaluations on the validation split, which select the weights.")
+    log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
+    precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _positive(self, "steps", "eval_every")
+        if self.labels != "all" and not (str(self.labels).isdigit() and int(self.labels) > 0):
+            raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
+        self.labels = str(self.labels)
+
+
+def recipe(method: str) -> dict[str, Any]:
+    """The numbers of `lens_ssl_hf/recipes/<method>.yaml` as keywords of [`PretrainArguments`]."""
+    _choose("method", method, METHODS)
+    return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
+
+
+def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
+    """`cls(**settings)` with a sentence instead of a traceback for an unknown setting."""
+    names = [item.name for item in fields(cls)]
+    for name in settings:
+        if name not in names:
+            raise InputError(f"unknown setting {name!r}: choose from {', '.join(names)}")
+    return cls(**settings)
+
+
+def _check_common(arguments: Any) -> None:
+    _choose("backbone", arguments.backbone, ("vitt8", "vits8", "vitb8"))
+    _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
+    _choose("resume", arguments.resume, ("auto", "never"))
+    _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every")
+    if arguments.crop_size % arguments.patch_size:
+        raise InputError(f"crop_size {arguments.crop_size} is not a multiple of patch_size {arguments.patch_size}")
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _positive(arguments: Any, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) <= 0:
+            raise InputError(f"{name} must be positive, not {getattr(arguments, name)}")

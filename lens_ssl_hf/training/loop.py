@@ -1,0 +1,177 @@
+"""What the two training loops share: Accelerate, precision, data on the device, order of the samples, averages."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+
+
+def make_accelerator() -> Accelerator:
+    """
+    An `Accelerator` that runs as many processes as were launched.
+
+    Raises:
+        [`InputError`]: a launch that silently runs as one process, or fp16.
+    """
+    accelerator = Accelerator()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise InputError(
+            f"{launched} processes were launched but Accelerate runs {accelerator.num_processes}: on CPUs launch with "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise InputError("mixed_precision fp16 gives NaN with these methods: use bf16 or no")
+    return accelerator
+
+
+def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`."""
+    centre = center_crop(pixels, crop_size).double() / 255
+    std, mean = torch.std_mean(centre, dim=(0, 2, 3))
+    if (std == 0).any():
+        raise InputError(f"band {int((std == 0).nonzero()[0])} of the training split is constant: leave it out")
+    return mean.tolist(), std.tolist()
+
+
+def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """The central `size x size` pixels, with the same rounding as `ViTImageProcessor`'s centre crop."""
+    height, width = pixels.shape[-2:]
+    if min(height, width) < size:
+        raise InputError(
+            f"cutouts of {height}x{width} pixels are smaller than crop_size {size}: lower crop_size or give larger ones"
+        )
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[..., top : top + size, left : left + size]
+
+
+def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """Display units `(n, bands, H, W)` -> `(pixels / 255 - mean) / std`, as `ViTImageProcessor` does it."""
+    shape = (1, -1, 1, 1)
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(shape) for values in (mean, std))
+    return (pixels * (1 / 255) - mean) / std
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """A permutation of the samples, a function of (seed, epoch)."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    return torch.randperm(num_samples, generator=generator)
+
+
+def batch_indices(
+    num_samples: int, batch_size: int, seed: int, step: int, process: int, num_processes: int
+) -> tuple[torch.Tensor, int]:
+    """
+    The samples of one process in one step. The batch of all processes together does not depend on their number; the
+    incomplete batch at the end of an epoch is left out, and a set smaller than a batch is one batch.
+
+    Returns:
+        `tuple[torch.LongTensor, int]`: indices, and the epoch.
+    """
+    batch_size = min(batch_size, num_samples)
+    epoch, batch = divmod(step, num_samples // batch_size)
+    indices = epoch_order(num_samples, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    share = batch_size // num_processes
+    return indices[process * share : (process + 1) * share], epoch
+
+
+def choose_precision(accelerator: Accelerator, requested: str, train_step: Callable[[], torch.Tensor]) -> str:
+    """
+    `"bf16"` or `"fp32"`: what is requested, what Accelerate was configured with, or what a short measurement prefers.
+
+    Args:
+        train_step (`Callable`): makes a loss with gradients, on this process alone.
+    """
+    if accelerator.mixed_precision == "bf16":
+        return "bf16"
+    if requested != "auto":
+        return requested
+    choice = [None]
+    if accelerator.is_main_process:
+        seconds = {name: _measure(accelerator.device, name, train_step) for name in ("fp32", "bf16")}
+        choice = ["bf16" if seconds["bf16"] < 0.95 * seconds["fp32"] else "fp32"]
+    return broadcast_object_list(choice)[0]
+
+
+def _measure(device: torch.device, precision: str, train_step: Callable[[], torch.Tensor]) -> float:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with autocast(device, precision):
+            loss = train_step()
+        loss.backward()
+        loss.item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: matrices with weight decay, norms and biases without."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+class Averages:
+    """Running means of scalars that stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the steps since the last call and over the processes; every process must call it."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return {name: value.item() for name, value in accelerator.reduce(means, "mean").items()}
+
+
+def progress_bar(accelerator: Accelerator, description: str, start: int, total: int) -> tqdm:
+    """A bar with an estimate of the time left, on the main process; a line every 30 s where nobody watches a terminal."""
+    import sys
+
+    return tqdm(
+        desc=description,
+        initial=start,
+        total=total,
+        disable=not accelerator.is_main_process,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+        unit="step",
+    )
+
+
+@torch.no_grad()
+def extract_cls(encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
+    """[CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images."""
+    encoder.eval()
+    return torch.cat([encoder(batch).last_hidden_state[:, 0].float() for batch in images.split(batch_size)])
+
+
+@torch.no_grad()
+def lens_probabilities(classifier: torch.nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
+    """P(lens) `(n,)` in float32 of normalised `(n, bands, size, size)` images."""
+    classifier.eval()
+    logits = torch.cat([classifier(batch).logits.float() for batch in images.split(batch_size)])
+    return F.softmax(logits, dim=-1)[:, 1]

@@ -1,0 +1,76 @@
+"""What is watched while training: AUC and kNN on the validation split, and the signs of collapse."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
+    """
+    Area under the ROC curve as the Mann-Whitney statistic, ties counted half (equals scikit-learn's `roc_auc_score`,
+    which a bare GPU machine may lack).
+
+    Args:
+        labels (`torch.Tensor` of shape `(n,)`): 1 lens, 0 non-lens.
+        scores (`torch.Tensor` of shape `(n,)`): higher is more lens-like.
+
+    Returns:
+        `float` in [0, 1]; nan where a class is missing.
+    """
+    positive = labels.cpu() == 1
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return math.nan
+    _, inverse, counts = scores.double().cpu().unique(return_inverse=True, return_counts=True)
+    last_rank = counts.cumsum(0).double()
+    mean_rank = last_rank - (counts.double() - 1) / 2
+    rank_sum = mean_rank[inverse][positive].sum().item()
+    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def knn_scores(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    features: torch.Tensor,
+    k: int = 20,
+    temperature: float = 0.1,
+) -> torch.Tensor:
+    """
+    Weighted k-nearest-neighbour vote with cosine similarity, weights exp(similarity / temperature)
+    (Wu et al. 2018; as in DINO).
+
+    Args:
+        train_features (`torch.Tensor` of shape `(m, d)`), train_labels (`torch.Tensor` of shape `(m,)`): labelled set.
+        features (`torch.Tensor` of shape `(n, d)`): what is scored.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`: share of the vote for lens, 0 to 1.
+    """
+    bank = F.normalize(train_features.float(), dim=-1)
+    similarity = F.normalize(features.float(), dim=-1) @ bank.T
+    nearest, indices = similarity.topk(min(k, len(bank)), dim=1)
+    weights = torch.softmax(nearest / temperature, dim=1)
+    return (weights * (train_labels[indices] == 1)).sum(dim=1)
+
+
+def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -> str | None:
+    """
+    A sentence where the outputs look collapsed, else `None`.
+
+    Args:
+        method (`str`): simsiam, dino or ibot.
+        metrics (`dict[str, float]`): `loss`, `output_std` and, for dino and ibot, `teacher_entropy`, over a window.
+        num_outputs (`int`): K for dino and ibot, the projection size for simsiam.
+    """
+    if method == "simsiam":
+        healthy = 1 / math.sqrt(num_outputs)
+        if metrics["output_std"] < 0.1 * healthy:
+            return f"output_std {metrics['output_std']:.2g} is far below {healthy:.2g}: SimSiam seems to collapse"
+        return None
+    entropy = metrics["teacher_entropy"] / math.log(num_outputs)
+    if entropy > 0.99:
+        return f"the teacher's output is uniform (entropy {entropy:.1%} of ln K): lower teacher_temperature"
+    if entropy < 0.01:
+        return "the teacher's output is one-hot (entropy near 0): raise teacher_temperature or lower centre_momentum"
+    return None
