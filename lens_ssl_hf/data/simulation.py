@@ -1,0 +1,645 @@
+"""
+Simulated three-band (g, r, i) cutouts of strong lenses and of galaxies that are mistaken for them.
+
+Needs numpy alone. The file follows the light: populations, lensing, light profiles, PSF, noise, and the cutout they make.
+
+How the two classes are kept alike: every cutout, of either class, starts from a lens system that passes the same
+visibility cuts. A lens shows it. A non-lens keeps its galaxy and the total flux of its arcs in each band, but that blue
+light is painted as spiral arms, a ring, companions or tidal tails, so that shape tells the classes apart and brightness,
+colour, seeing and depth do not. Only ellipticals leave the blue light out.
+
+Scores on these cutouts validate software. They do not predict how a model does on the sky.
+"""
+
+import math
+import os
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+
+from lens_ssl_hf.errors import InputError
+
+__all__ = [
+    "BANDS",
+    "SIMULATOR_VERSION",
+    "SimulationConfig",
+    "shear_deflection",
+    "sie_deflection",
+    "simulate_cutout",
+    "simulate_cutouts",
+]
+
+SIMULATOR_VERSION = "1"  # raise it whenever the pixels change: it is part of a data set's fingerprint
+BANDS = ("g", "r", "i")
+
+_MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: the cutout itself cannot wrap around
+_MAX_ARC_RADIUS = 2.4  # arcsec; arcs lie inside the central 32 pixels
+_CHUNK = 16  # cutouts that travel together between processes
+_MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts are called impossible
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """
+    What the simulated survey looks like and which lenses are visible in it. The defaults are those of the Wide layer of
+    the Hyper Suprime-Cam survey (HSC; Aihara et al. 2019, 2022).
+
+    Args:
+        size (`int`, *optional*, defaults to `64`): side of a cutout in pixels, even and at least 32.
+        pixel_scale (`float`, *optional*, defaults to `0.168`): arcsec per pixel.
+        zero_point (`float`, *optional*, defaults to `27.0`): AB magnitude of one unit of flux.
+        depth (`tuple[float, float, float]`, *optional*, defaults to `(26.5, 26.2, 26.0)`): 5 sigma point-source
+            magnitudes in g, r, i at the median seeing; they set the sky noise, with 0.1 mag of scatter.
+        seeing (`tuple[float, float, float]`, *optional*, defaults to `(0.77, 0.72, 0.60)`): median FWHM of the PSF in
+            g, r, i, in arcsec.
+        min_arc_snr (`float`, *optional*, defaults to `25.0`): least signal-to-noise ratio of the arcs in g, that is
+            sqrt(sum(arc^2)) / sky noise over the pixels of the convolved arcs.
+        min_radius_over_seeing (`float`, *optional*, defaults to `1.2`): least Einstein radius in units of the worst of
+            the three seeings.
+        masked_fraction (`float`, *optional*, defaults to `0.15`): share of the cutouts with masked (NaN) pixels.
+
+    Raises:
+        InputError: for values that no cutout could be made with.
+    """
+
+    size: int = 64
+    pixel_scale: float = 0.168
+    zero_point: float = 27.0
+    depth: tuple[float, float, float] = (26.5, 26.2, 26.0)
+    seeing: tuple[float, float, float] = (0.77, 0.72, 0.60)
+    min_arc_snr: float = 25.0
+    min_radius_over_seeing: float = 1.2
+    masked_fraction: float = 0.15
+
+    def __post_init__(self):
+        if self.size < 32 or self.size % 2:
+            raise InputError(f"size is {self.size}; give an even number of at least 32 pixels")
+        if self.pixel_scale <= 0 or min(self.seeing) <= 0:
+            raise InputError("pixel_scale and seeing must be positive, in arcsec")
+        if self.min_radius_over_seeing * min(self.seeing) > 0.7 * _MAX_ARC_RADIUS:
+            raise InputError(
+                f"min_radius_over_seeing is {self.min_radius_over_seeing}: such arcs leave the central 32 pixels; lower it"
+            )
+
+
+# ---- populations -----------------------------------------------------------------------------------------------------
+
+# Flat LCDM, H0 = 70 km/s/Mpc, Omega_m = 0.3: comoving distance in Mpc on a grid of redshifts.
+_Z_GRID = np.linspace(0.0, 4.0, 2001)
+_INVERSE_E = 1.0 / np.sqrt(0.3 * (1 + _Z_GRID) ** 3 + 0.7)
+_STEPS = (_INVERSE_E[1:] + _INVERSE_E[:-1]) / 2 * np.diff(_Z_GRID)
+_COMOVING = 299792.458 / 70.0 * np.concatenate([[0.0], np.cumsum(_STEPS)])
+
+# Colours of a passive galaxy against redshift (Eisenstein et al. 2001; Fukugita et al. 1995), and the correction of its
+# r magnitude for bandpass and passive evolution.
+_RED_Z = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+_RED_GR = np.array([0.90, 1.12, 1.36, 1.56, 1.64, 1.66, 1.66, 1.64, 1.60])
+_RED_RI = np.array([0.38, 0.44, 0.50, 0.57, 0.70, 0.88, 1.02, 1.12, 1.18])
+_RED_KE = np.array([0.02, 0.05, 0.12, 0.22, 0.38, 0.55, 0.70, 0.85, 1.00])
+
+_REDDENING = np.array([3.303, 2.285, 1.698])  # A_band / E(B-V), R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6)
+_GAIN_ZERO_POINT = 35.9  # magnitude of one electron in a coadd of 10 minutes with HSC (29.0 per second)
+_FIELDS = ((30, 38, -6, -2), (129, 141, -2, 5), (175, 225, -1, 4), (331, 345, -1, 6), (217, 247, 42, 44))  # HSC Wide
+
+
+@dataclass
+class _Galaxy:
+    """An early-type galaxy: fluxes (3,) at the zero point, half-light radius in arcsec, angles in radians."""
+
+    flux: np.ndarray
+    r_eff: float
+    sersic_index: float
+    axis_ratio: float
+    angle: float
+    x: float
+    y: float
+
+
+@dataclass
+class _System:
+    """A visible lens: its galaxy, Einstein radius in arcsec and arcs, (3, n, n) flux before the PSF."""
+
+    galaxy: _Galaxy
+    einstein_radius: float
+    arcs: np.ndarray
+    arc_snr: float
+
+
+def _distance(z: float) -> float:
+    return float(np.interp(z, _Z_GRID, _COMOVING))
+
+
+def _flux(magnitudes, config: SimulationConfig) -> np.ndarray:
+    return 10 ** (0.4 * (config.zero_point - np.asarray(magnitudes, dtype=float)))
+
+
+def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: float) -> tuple[_Galaxy, float, float]:
+    """
+    Draw a massive early-type galaxy, its Einstein radius in arcsec and the redshift of the source, until the Einstein
+    radius is large enough for the seeing and fits the cutout.
+
+    Velocity dispersions follow Choi et al. (2007), weighted with the lensing cross-section (proportional to sigma^4) as
+    in LensPop (Collett 2015); redshifts resemble SL2S and SuGOHI (Sonnenfeld et al. 2013, 2018); luminosities follow
+    the Faber-Jackson relation of Bernardi et al. (2003), sizes the curved size-luminosity relation of Hyde & Bernardi
+    (2009).
+    """
+    for _ in range(_MAX_DRAWS):
+        sigma = 161.0 * rng.gamma((2.32 + 4) / 2.67) ** (1 / 2.67)  # km/s
+        z_lens = min(max(rng.normal(0.45, 0.15), 0.12), 0.85)
+        z_source = min(max(rng.normal(1.8, 0.5), z_lens + 0.4), 3.5)
+        d_lens, d_source = _distance(z_lens), _distance(z_source)
+        radius = 4 * math.pi * (sigma / 299792.458) ** 2 * (1 - d_lens / d_source) * 206264.8
+        if config.min_radius_over_seeing * seeing < radius < 0.8 * _MAX_ARC_RADIUS:
+            break
+    else:
+        raise InputError("no lens passes the cuts; lower min_radius_over_seeing or the seeing of the SimulationConfig")
+    m_abs = -21.15 - 9.78 * (math.log10(sigma) - 2.203) + rng.normal(0, 0.35)
+    r_kpc = 10 ** (4.72 + 0.63 * m_abs + 0.02 * m_abs**2 + rng.normal(0, 0.12))
+    r_mag = m_abs + 5 * math.log10(d_lens * (1 + z_lens) * 1e5) + np.interp(z_lens, _RED_Z, _RED_KE)
+    g_r = np.interp(z_lens, _RED_Z, _RED_GR) + rng.normal(0, 0.05)
+    r_i = np.interp(z_lens, _RED_Z, _RED_RI) + rng.normal(0, 0.03)
+    galaxy = _Galaxy(
+        flux=_flux([r_mag + g_r, r_mag, r_mag - r_i], config),
+        r_eff=r_kpc / (d_lens / (1 + z_lens) * 1e3 / 206264.8),
+        sersic_index=min(max(rng.normal(4.2, 0.9), 2.5), 6.5),
+        axis_ratio=min(max(rng.normal(0.78, 0.11), 0.45), 0.98),
+        angle=rng.uniform(0, math.pi),
+        x=rng.normal(0, 0.05),
+        y=rng.normal(0, 0.05),
+    )
+    return galaxy, radius, z_source
+
+
+def _draw_blue_colour(rng: np.random.Generator) -> np.ndarray:
+    """Fluxes in g, r, i relative to g of a star-forming galaxy at the redshifts of sources (LensPop; SL2S)."""
+    g_r = rng.normal(0.25, 0.15)
+    r_i = rng.normal(0.15, 0.12)
+    return 10 ** (0.4 * np.array([0.0, g_r, g_r + r_i]))
+
+
+# ---- lensing ---------------------------------------------------------------------------------------------------------
+
+
+def sie_deflection(
+    x: np.ndarray, y: np.ndarray, einstein_radius: float, axis_ratio: float = 1.0, angle: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Deflection of a singular isothermal ellipsoid at the origin, in closed form (Kormann, Schneider & Bartelmann 1994).
+
+    The convergence is `einstein_radius * sqrt(q) / (2 * sqrt(q^2 x^2 + y^2))` along the major axis x, so that the
+    critical curve encloses the area of a circle of `einstein_radius` whatever the axis ratio q.
+
+    Args:
+        x, y (`np.ndarray`): positions in arcsec, any shape; the result has their dtype.
+        einstein_radius (`float`): in arcsec.
+        axis_ratio (`float`, *optional*, defaults to `1.0`): minor over major axis of the mass, in (0, 1]. 1 is the SIS.
+        angle (`float`, *optional*, defaults to `0.0`): of the major axis, in radians from x towards y.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: deflection along x and y in arcsec; the source is at `(x, y)` minus it.
+    """
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = cos * x + sin * y, cos * y - sin * x
+    eccentricity = math.sqrt(max(1 - axis_ratio**2, 0.0))
+    psi = np.sqrt(axis_ratio**2 * u**2 + v**2) + 1e-12
+    if eccentricity < 1e-3:  # the limit of both terms below; off by less than 1e-6
+        a_u, a_v = einstein_radius * u / psi, einstein_radius * v / psi
+    else:
+        scale = einstein_radius * math.sqrt(axis_ratio) / eccentricity
+        a_u = scale * np.arctan(eccentricity * u / psi)
+        a_v = scale * np.arctanh(eccentricity * v / psi)
+    return cos * a_u - sin * a_v, sin * a_u + cos * a_v
+
+
+def shear_deflection(x: np.ndarray, y: np.ndarray, shear: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Deflection in arcsec at `x`, `y` (arcsec) of an external shear of strength `shear`, stretched along `angle` (radians)."""
+    g1, g2 = shear * math.cos(2 * angle), shear * math.sin(2 * angle)
+    return g1 * x + g2 * y, g2 * x - g1 * y
+
+
+def _draw_source(rng: np.random.Generator, einstein_radius: float) -> list[tuple[float, ...]]:
+    """
+    A clumpy star-forming galaxy as Sersic components `(fraction, x, y, r_eff, n, axis ratio, angle)`, arcsec: a disc of
+    0.1-0.4" (Collett 2015) and two to five clumps of up to 60 % of the light (Livermore et al. 2012), placed where it
+    has more than one image.
+    """
+    offset = 0.6 * einstein_radius * math.sqrt(rng.uniform())
+    direction = rng.uniform(0, 2 * math.pi)
+    x, y = offset * math.cos(direction), offset * math.sin(direction)
+    r_eff = min(max(rng.lognormal(math.log(0.2), 0.35), 0.08), 0.45)
+    count = rng.integers(2, 6)
+    weights = rng.uniform(0.2, 0.6) * rng.dirichlet(np.ones(count))
+    parts = [(1 - weights.sum(), x, y, r_eff, 1.0, rng.uniform(0.35, 1.0), rng.uniform(0, math.pi))]
+    for weight in weights:
+        dx, dy = rng.normal(0, 0.8 * r_eff, size=2)
+        parts.append((weight, x + dx, y + dy, rng.uniform(0.03, 0.08), 1.0, 1.0, 0.0))
+    return parts
+
+
+def _lens_image(
+    x: np.ndarray, y: np.ndarray, lens: tuple[float, float, float, float, float], parts: list[tuple[float, ...]]
+) -> np.ndarray:
+    """Surface brightness (per arcsec^2, source of unit flux) seen at `x`, `y` through `(radius, q, angle, shear, angle)`."""
+    radius, q, angle, shear, shear_angle = lens
+    sie = sie_deflection(x, y, radius, q, angle)
+    external = shear_deflection(x, y, shear, shear_angle)
+    u, v = x - sie[0] - external[0], y - sie[1] - external[1]
+    return sum(part[0] * _sersic(u - part[1], v - part[2], *part[3:]) for part in parts)
+
+
+# ---- light profiles --------------------------------------------------------------------------------------------------
+
+
+def _grid(side: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of `side` pixels of `step` arcsec around the middle: x (1, side) and y (side, 1), float32."""
+    axis = ((np.arange(side) - (side - 1) / 2) * step).astype(np.float32)
+    return axis[None, :], axis[:, None]
+
+
+def _sersic(x: np.ndarray, y: np.ndarray, r_eff: float, n: float, q: float, angle: float, core: float = 0.0) -> np.ndarray:
+    """Sersic profile of unit flux per arcsec^2; b_n after Ciotti & Bertin (1999). `core` (arcsec) softens the cusp."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = cos * x + sin * y, cos * y - sin * x
+    b = 2 * n - 1 / 3 + 4 / (405 * n) + 46 / (25515 * n**2)
+    total = 2 * math.pi * n * r_eff**2 * b ** (-2 * n) * math.gamma(2 * n)
+    log_r2 = np.log((q * u * u + v * v / q + (core**2 + 1e-12)) / r_eff**2)
+    return np.exp(-b * np.exp(log_r2 * (0.5 / n))) / total
+
+
+def _unit(image: np.ndarray) -> np.ndarray:
+    return image / image.sum(dtype=np.float64).astype(np.float32)
+
+
+def _polar(x, y, q: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Radius (arcsec) and azimuth in the plane of a disc of apparent axis ratio `q`."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = cos * x + sin * y, (cos * y - sin * x) / q
+    return np.sqrt(u * u + v * v), np.arctan2(v, u)
+
+
+def _add_knots(image: np.ndarray, rng: np.random.Generator, fraction: float, count: int) -> np.ndarray:
+    """Move `fraction` of the light of `image` (unit flux) into unresolved knots (H II regions) that follow it."""
+    cumulative = np.cumsum(image.ravel(), dtype=np.float64)
+    where = np.searchsorted(cumulative / cumulative[-1], rng.uniform(size=count))
+    knots = np.bincount(where, weights=rng.dirichlet(np.ones(count)), minlength=image.size)
+    return (1 - fraction) * image + fraction * knots.reshape(image.shape).astype(np.float32)
+
+
+def _render_galaxy(galaxy: _Galaxy, x, y, config: SimulationConfig) -> np.ndarray:
+    profile = _sersic(
+        x - galaxy.x,
+        y - galaxy.y,
+        galaxy.r_eff,
+        galaxy.sersic_index,
+        galaxy.axis_ratio,
+        galaxy.angle,
+        0.3 * config.pixel_scale,
+    )
+    return profile * np.float32(config.pixel_scale**2)
+
+
+def _layers(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Sum of fluxes (3,) times templates (n, n): (3, n, n)."""
+    return sum(np.asarray(flux, dtype=np.float32)[:, None, None] * template for flux, template in pairs)
+
+
+def _paint_elliptical(system: _System, rng, x, y, config) -> np.ndarray:
+    return _layers((system.galaxy.flux, _render_galaxy(system.galaxy, x, y, config)))
+
+
+def _paint_spiral(system: _System, rng, x, y, config) -> np.ndarray:
+    """Bulge, old disc and two to four logarithmic arms with H II regions."""
+    galaxy, scale = system.galaxy, system.einstein_radius * rng.uniform(0.45, 0.75)
+    q, angle = rng.uniform(0.5, 1.0), rng.uniform(0, math.pi)
+    r, phi = _polar(x - galaxy.x, y - galaxy.y, q, angle)
+    arms = rng.choice([2, 2, 2, 3, 4])
+    pitch = math.tan(math.radians(rng.uniform(12, 28))) * rng.choice([-1, 1])
+    phase = phi - np.log(r / scale + 0.05) / np.float32(pitch) + rng.uniform(0, 2 * math.pi)
+    contrast = np.exp(rng.uniform(1.0, 2.5) * (np.cos(arms * phase) - 1))
+    envelope = np.exp(-r / np.float32(scale)) * (1 - np.exp(-((r / np.float32(0.7 * scale)) ** 2)))
+    blue = _add_knots(_unit(envelope * contrast), rng, rng.uniform(0.1, 0.3), rng.integers(10, 30))
+    disc = _unit(np.exp(-r / np.float32(scale)))
+    bulge = _render_galaxy(galaxy, x, y, config)
+    old = rng.uniform(0.2, 0.6)
+    return _layers((system.arcs.sum(axis=(1, 2)), blue), (old * galaxy.flux, disc), ((1 - old) * galaxy.flux, bulge))
+
+
+def _paint_ring(system: _System, rng, x, y, config) -> np.ndarray:
+    """A face-on star-forming ring around an early-type galaxy (Hoag-type, resonance and collisional rings)."""
+    galaxy, radius = system.galaxy, system.einstein_radius * rng.uniform(0.8, 1.3)
+    r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.8, 1.0), rng.uniform(0, math.pi))
+    width = radius * rng.uniform(0.12, 0.3)
+    lopsided = 1 + rng.uniform(0.0, 0.6) * np.cos(phi - rng.uniform(0, 2 * math.pi))
+    ring = _unit(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided)
+    ring = _add_knots(ring, rng, rng.uniform(0.1, 0.4), rng.integers(5, 20))
+    return _layers((system.arcs.sum(axis=(1, 2)), ring), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
+
+
+def _paint_companions(system: _System, rng, x, y, config) -> np.ndarray:
+    """One to three blue galaxies seen edge-on and turned tangentially, on one side or at odd angles: no lens makes them."""
+    galaxy = system.galaxy
+    count = rng.choice([1, 2, 2, 3])
+    azimuth = rng.uniform(0, 2 * math.pi) + np.concatenate([[0.0], np.cumsum(rng.uniform(0.7, 1.7, size=count - 1))])
+    light = 0
+    for share, phi in zip(rng.dirichlet(np.full(count, 4.0)), azimuth):
+        radius = system.einstein_radius * rng.uniform(0.8, 1.35)
+        tilt = phi + math.pi / 2 + rng.normal(0, 0.25)
+        u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
+        light = light + share * _sersic(u, v, rng.uniform(0.25, 0.5), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
+    blue = _add_knots(_unit(light), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
+    return _layers((system.arcs.sum(axis=(1, 2)), blue), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
+
+
+def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
+    """Two early-type nuclei and one or two blue tidal tails that wind out of them."""
+    galaxy, radius = system.galaxy, system.einstein_radius
+    share, phi0 = rng.uniform(0.5, 0.85), rng.uniform(0, 2 * math.pi)
+    separation = radius * rng.uniform(0.4, 1.1)
+    u, v = x - separation * math.cos(phi0), y - separation * math.sin(phi0)
+    second = _sersic(
+        u, v, galaxy.r_eff * rng.uniform(0.4, 0.9), 3.0, rng.uniform(0.5, 1.0), rng.uniform(0, math.pi), 0.05
+    ) * np.float32(config.pixel_scale**2)
+    r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.7, 1.0), rng.uniform(0, math.pi))
+    handedness, winding = rng.choice([-1, 1]), rng.uniform(0.1, 0.35)
+    tails = 0
+    for start, strength in zip((phi0, phi0 + math.pi), (1.0, rng.uniform(0, 1))):
+        along = np.mod(handedness * (phi - np.float32(start)), np.float32(2 * math.pi))
+        spine = radius * np.float32(rng.uniform(0.6, 1.0)) * np.exp(np.float32(winding) * along)
+        tails = tails + strength * np.exp(
+            -0.5 * ((r - spine) / np.float32(0.18 * radius)) ** 2 - along / np.float32(rng.uniform(0.8, 2.0))
+        )
+    blue = _add_knots(_unit(tails), rng, rng.uniform(0.1, 0.4), rng.integers(4, 12))
+    first = _render_galaxy(galaxy, x, y, config)
+    return _layers(
+        (system.arcs.sum(axis=(1, 2)), blue), (share * galaxy.flux, first), ((1 - share) * galaxy.flux, second)
+    )
+
+
+def _paint_lens(system: _System, rng, x, y, config) -> np.ndarray:
+    return _paint_elliptical(system, rng, x, y, config) + system.arcs
+
+
+_NONLENSES: dict[str, tuple[float, Callable]] = {  # subclass: share of the non-lenses, how it is painted
+    "elliptical": (0.10, _paint_elliptical),
+    "spiral": (0.25, _paint_spiral),
+    "ring": (0.25, _paint_ring),
+    "companions": (0.25, _paint_companions),
+    "merger": (0.15, _paint_merger),
+}
+
+
+def _paint_neighbours(rng: np.random.Generator, x, y, config: SimulationConfig) -> np.ndarray:
+    """Field galaxies (number counts rising as 10^(0.3 m)), now and then a star or red satellites; the same for every class."""
+    half = (x.shape[1] / 2) * config.pixel_scale
+    light = np.zeros((3, y.shape[0], x.shape[1]), dtype=np.float32)
+    for _ in range(rng.poisson(2.0 * (half / 8.0) ** 2)):
+        r_mag = 25.5 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 6.0))) / 0.3
+        colour = np.array([rng.normal(0.6, 0.4), 0.0, -rng.normal(0.35, 0.2)])
+        r_eff = min(max(rng.lognormal(math.log(0.45) - 0.12 * (r_mag - 23.0), 0.4), 0.1), 1.2)
+        u, v = x - rng.uniform(-half, half), y - rng.uniform(-half, half)
+        shape = _sersic(u, v, r_eff, rng.uniform(0.8, 2.5), rng.uniform(0.3, 1.0), rng.uniform(0, math.pi), 0.05)
+        light += _layers((_flux(r_mag + colour, config) * config.pixel_scale**2, shape))
+    for _ in range(rng.poisson(0.15)):
+        g_r, r_mag = rng.uniform(0.3, 1.5), rng.uniform(18.5, 24.0)
+        row, column = rng.integers(0, y.shape[0]), rng.integers(0, x.shape[1])
+        light[:, row, column] += _flux([r_mag + g_r, r_mag, r_mag - 0.4 * g_r], config)
+    return light
+
+
+# ---- PSF -------------------------------------------------------------------------------------------------------------
+
+
+def _draw_seeing(rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
+    """FWHM (3,) in arcsec: log-normal around the survey's medians, half of the scatter common to the bands."""
+    worst = 0.7 * _MAX_ARC_RADIUS / config.min_radius_over_seeing
+    while True:
+        seeing = np.array(config.seeing) * np.exp(rng.normal(0, 0.07) + rng.normal(0, 0.08, size=3))
+        if seeing.max() < worst:
+            return seeing
+
+
+def _moffat(fwhm: float, beta: float, e1: float, e2: float, step: float) -> np.ndarray:
+    """Moffat (1969) kernel of unit sum, (33, 33) float32, with a slight ellipticity (`e1`, `e2`); `fwhm` and `step` in arcsec."""
+    x, y = _grid(2 * _MARGIN + 1, step)
+    alpha = fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1))
+    r2 = (1 - e1) * x * x + (1 + e1) * y * y - 2 * e2 * x * y
+    return _unit((1 + r2 / np.float32(alpha**2)) ** np.float32(-beta))
+
+
+def _transfer(kernels: np.ndarray, side: int) -> np.ndarray:
+    """Fourier transform of centred kernels (..., 33, 33) on a grid of `side` pixels."""
+    padded = np.zeros((*kernels.shape[:-2], side, side), dtype=np.float32)
+    padded[..., : kernels.shape[-2], : kernels.shape[-1]] = kernels
+    return np.fft.rfft2(np.roll(padded, (-_MARGIN, -_MARGIN), axis=(-2, -1)))
+
+
+def _convolve(scene: np.ndarray, transfer: np.ndarray) -> np.ndarray:
+    """Convolve scenes (..., n, n) and cut the margin off. What wraps around stays in the margin: the kernel is no wider."""
+    side = scene.shape[-1]
+    image = np.fft.irfft2(np.fft.rfft2(scene) * transfer, s=(side, side))
+    return image[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].astype(np.float32, copy=False)
+
+
+# ---- noise -----------------------------------------------------------------------------------------------------------
+
+
+def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
+    """Standard deviation (3,) of the sky per pixel, from the 5 sigma depth for a Gaussian PSF of the median seeing."""
+    sigma = np.array(config.seeing) / 2.3548 / config.pixel_scale
+    pixels = 4 * math.pi * sigma**2
+    return _flux(np.array(config.depth) + rng.normal(0, 0.1, size=3), config) / 5 / np.sqrt(pixels)
+
+
+def _add_noise(image: np.ndarray, sky: np.ndarray, rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
+    """Sky and Poisson noise (3, n, n), correlated between neighbouring pixels as warping leaves it, and a residual sky."""
+    side = image.shape[-1]
+    white = rng.standard_normal((3, side + 2, side + 2), dtype=np.float32)
+    c = rng.uniform(0.0, 0.35)
+    near = white[:, 1:-1, :-2] + white[:, 1:-1, 2:] + white[:, :-2, 1:-1] + white[:, 2:, 1:-1]
+    noise = (white[:, 1:-1, 1:-1] + np.float32(c) * near) / np.float32(math.sqrt(1 + 4 * c * c))
+    gain = 10 ** (0.4 * (_GAIN_ZERO_POINT - config.zero_point))  # electrons per unit of flux
+    variance = (sky**2).astype(np.float32)[:, None, None] + np.maximum(image, 0) / np.float32(gain)
+    residual = (rng.normal(0, 0.1, size=3) * sky).astype(np.float32)[:, None, None]
+    return image + residual + noise * np.sqrt(variance)
+
+
+def _mask(image: np.ndarray, rng: np.random.Generator, config: SimulationConfig) -> None:
+    """Set bad columns, cosmic-ray tracks or saturated spots to NaN, in place, in `masked_fraction` of the images."""
+    if rng.uniform() >= config.masked_fraction:
+        return
+    bands = slice(None) if rng.uniform() < 0.5 else slice(*(rng.integers(0, 3) + np.array([0, 1])))
+    side = image.shape[-1]
+    row, column = rng.integers(0, side, size=2)
+    kind = rng.integers(0, 3)
+    if kind == 0:  # bad columns
+        image[bands, :, column : column + rng.integers(1, 3)] = np.nan
+    elif kind == 1:  # cosmic ray
+        step, angle = np.arange(rng.integers(4, 15)), rng.uniform(0, math.pi)
+        rows = np.clip(row + np.rint(step * math.sin(angle)).astype(int), 0, side - 1)
+        columns = np.clip(column + np.rint(step * math.cos(angle)).astype(int), 0, side - 1)
+        image[bands, rows, columns] = np.nan
+    else:  # saturated spot
+        pixels = np.arange(side)
+        image[bands, (pixels[:, None] - row) ** 2 + (pixels - column) ** 2 <= rng.uniform(1, 3.5) ** 2] = np.nan
+
+
+# ---- the cutout ------------------------------------------------------------------------------------------------------
+
+
+def _draw_visible_system(
+    rng: np.random.Generator, config: SimulationConfig, seeing: np.ndarray, transfer_g: np.ndarray, sky_g: float
+) -> _System:
+    """Draw systems until the arcs are inside the central pixels, magnified (mu > 3, Collett 2015) and of enough S/N in g."""
+    side, oversampling = config.size + 2 * _MARGIN, 3
+    window = 2 * math.ceil((_MAX_ARC_RADIUS + 0.3) / config.pixel_scale)
+    step = config.pixel_scale / oversampling
+    x, y = _grid(window * oversampling, step)
+    x, y = np.broadcast_arrays(x, y)
+    inside = np.hypot(*_grid(window, config.pixel_scale)) < _MAX_ARC_RADIUS
+    edge = (side - window) // 2
+    for _ in range(_MAX_DRAWS):
+        galaxy, radius, _z_source = _draw_galaxy(rng, config, float(seeing.max()))
+        q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
+        lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
+        flux = _flux(25.5 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 3.5))) / 0.3, config)
+        fine = _lens_image(x - galaxy.x, y - galaxy.y, lens, _draw_source(rng, radius))
+        arcs = fine.reshape(window, oversampling, window, oversampling).sum(axis=(1, 3)) * np.float32(step**2)
+        magnification = arcs.sum()
+        if magnification < 3 or arcs[inside].sum() < 0.98 * magnification:
+            continue
+        scene = np.zeros((side, side), dtype=np.float32)
+        scene[edge : edge + window, edge : edge + window] = arcs * np.float32(flux)
+        snr = float(np.sqrt((_convolve(scene, transfer_g) ** 2).sum())) / sky_g
+        if snr > config.min_arc_snr:
+            return _System(galaxy, radius, _layers((_draw_blue_colour(rng), scene)), snr)
+    raise InputError(f"no lens reaches min_arc_snr {config.min_arc_snr}; lower it in the SimulationConfig")
+
+
+def simulate_cutout(
+    seed: int, index: int, lens: bool, config: SimulationConfig | None = None
+) -> tuple[np.ndarray, dict]:
+    """
+    Simulate one cutout. It depends on `seed`, `index`, `lens` and `config` alone.
+
+    Args:
+        seed (`int`): of the data set, not negative.
+        index (`int`): of the cutout in the data set, not negative.
+        lens (`bool`): a strong lens, or one of the galaxies that are mistaken for one.
+        config (`SimulationConfig`, *optional*): the survey; its defaults are HSC's.
+
+    Returns:
+        `tuple[np.ndarray, dict]`: flux (3, size, size), float32, linear, NaN where masked; and the metadata `ra`, `dec`
+        (degrees), `bands`, `zero_point` (AB magnitude), `pixel_scale` (arcsec), `seeing` (FWHM in arcsec per band),
+        `einstein_radius` (arcsec, NaN for non-lenses) and `subclass`.
+
+    Raises:
+        InputError: if no lens passes the visibility cuts of `config`.
+    """
+    image, metadata, _ = _simulate(seed, index, lens, config or SimulationConfig())
+    return image, metadata
+
+
+def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tuple[np.ndarray, dict, _System]:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy=(seed, index))))
+    side = config.size + 2 * _MARGIN
+    # The observing conditions come first, so that the visibility cuts, which redraw the rest, cannot depend on the class.
+    seeing, sky = _draw_seeing(rng, config), _draw_sky_noise(rng, config)
+    beta, (e1, e2) = rng.uniform(2.6, 3.8), rng.normal(0, 0.02, size=2)
+    transfer = _transfer(np.stack([_moffat(fwhm, beta, e1, e2, config.pixel_scale) for fwhm in seeing]), side)
+    left, right, bottom, top = _FIELDS[rng.integers(len(_FIELDS))]
+    ra, dec = rng.uniform(left, right), rng.uniform(bottom, top)
+    extinction = 10 ** (-0.4 * _REDDENING * min(rng.lognormal(math.log(0.03), 0.5), 0.15))
+
+    system = _draw_visible_system(rng, config, seeing, transfer[0], float(sky[0]))
+    x, y = _grid(side, config.pixel_scale)
+    if lens:
+        subclass, paint = "lens", _paint_lens
+    else:
+        subclass = str(rng.choice(list(_NONLENSES), p=[share for share, _ in _NONLENSES.values()]))
+        paint = _NONLENSES[subclass][1]
+    scene = paint(system, rng, x, y, config) + _paint_neighbours(rng, x, y, config)
+    image = _convolve(scene * extinction.astype(np.float32)[:, None, None], transfer)
+    image = _add_noise(image, sky, rng, config).astype(np.float32)
+    _mask(image, rng, config)
+    metadata = {
+        "ra": ra,
+        "dec": dec,
+        "bands": list(BANDS),
+        "zero_point": config.zero_point,
+        "pixel_scale": config.pixel_scale,
+        "seeing": [float(fwhm) for fwhm in seeing],
+        "einstein_radius": float(system.einstein_radius) if lens else math.nan,
+        "subclass": subclass,
+    }
+    return image, metadata, system
+
+
+def simulate_cutouts(
+    seed: int,
+    indices: Sequence[int],
+    lenses: Sequence[bool],
+    config: SimulationConfig | None = None,
+    num_proc: int | None = None,
+) -> Iterator[tuple[np.ndarray, dict]]:
+    """
+    Simulate many cutouts, in order and to the bit the same for any number of processes.
+
+    Args:
+        seed (`int`): of the data set.
+        indices (`Sequence[int]`): of the cutouts, see [`simulate_cutout`].
+        lenses (`Sequence[bool]`): which of them are lenses; as long as `indices`.
+        config (`SimulationConfig`, *optional*): the survey; its defaults are HSC's.
+        num_proc (`int`, *optional*): number of processes; by default one for each CPU core.
+
+    Returns:
+        `Iterator[tuple[np.ndarray, dict]]`: what [`simulate_cutout`] returns. Few cutouts are held in memory at a time.
+
+    Raises:
+        InputError: if the lengths differ, or if no lens passes the visibility cuts of `config`.
+    """
+    if len(indices) != len(lenses):
+        raise InputError(f"{len(indices)} indices but {len(lenses)} lenses; give one of each per cutout")
+    config = config or SimulationConfig()
+    starts = range(0, len(indices), _CHUNK)
+    chunks = [(seed, list(indices[i : i + _CHUNK]), list(lenses[i : i + _CHUNK]), config) for i in starts]
+    num_proc = min(num_proc or len(os.sched_getaffinity(0)), len(chunks))
+    return _in_processes(chunks, num_proc) if num_proc > 1 else _in_order(chunks)
+
+
+def _simulate_chunk(chunk: tuple) -> list[tuple[np.ndarray, dict]]:
+    seed, indices, lenses, config = chunk
+    return [simulate_cutout(seed, int(index), bool(lens), config) for index, lens in zip(indices, lenses)]
+
+
+def _in_order(chunks: list[tuple]) -> Iterator[tuple[np.ndarray, dict]]:
+    for seed, indices, lenses, config in chunks:
+        for index, lens in zip(indices, lenses):
+            yield simulate_cutout(seed, int(index), bool(lens), config)
+
+
+def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarray, dict]]:
+    # Spawned, because a fork of a process in which torch runs threads can hang. The children call no BLAS.
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as executor:
+        pending: deque[Future] = deque()
+        for chunk in chunks:
+            pending.append(_submit(executor, chunk))
+            if len(pending) > 2 * num_proc:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def _submit(executor: ProcessPoolExecutor, chunk: tuple) -> Future:
+    """Submit a chunk while `__main__` is out of sight: a spawned child would run the caller's script again for nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        return executor.submit(_simulate_chunk, chunk)
+    finally:
+        sys.modules["__main__"] = main
