@@ -1,0 +1,199 @@
+"""
+Raw cutouts of 1 to 10 bands -> what a ViT reads, in one file without imports from the package: it can be published beside
+a model and used through `auto_map`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+try:
+    from lens_ssl_hf.errors import InputError
+except ImportError:  # published beside a model, without the package
+    InputError = ValueError
+
+
+def fill_masked(flux: np.ndarray) -> np.ndarray:
+    """
+    Replace the NaN of each band by the mean of their finite neighbours, from the rim of each hole inwards.
+
+    Args:
+        flux (`np.ndarray` of shape `(..., H, W)`): bands without any finite pixel keep their NaN.
+
+    Returns:
+        `np.ndarray` of the same shape; the input itself where nothing is masked.
+    """
+    masked = np.isnan(flux)
+    if not masked.any():
+        return flux
+    holes = masked.any(axis=(-2, -1)) & ~masked.all(axis=(-2, -1))
+    filled = flux.copy()
+    planes = filled[holes]
+    while (masked := np.isnan(planes)).any():
+        mean = _neighbour_sum(np.where(masked, 0, planes)) / np.maximum(_neighbour_sum(~masked * np.float32(1)), 1)
+        reachable = masked & (_neighbour_sum(~masked * np.float32(1)) > 0)
+        planes = np.where(reachable, mean.astype(planes.dtype), planes)
+    filled[holes] = planes
+    return filled
+
+
+def _neighbour_sum(planes: np.ndarray) -> np.ndarray:
+    """Sum over the 3 x 3 pixels around each pixel of `(n, H, W)`, nothing beyond the border."""
+    rows = np.pad(planes, ((0, 0), (1, 1), (1, 1)))
+    rows = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+
+
+def stretch_flux(
+    flux: np.ndarray, kind: str, black: Sequence = (), white: Sequence = (), softening: Sequence = ()
+) -> np.ndarray:
+    """
+    Flux of shape `(..., bands, H, W)` -> float32 display units, per band
+
+    `255 * (f(flux / softening) - f(black / softening)) / (f(white / softening) - f(black / softening))`,
+
+    with f = arcsinh for `"asinh"` (Lupton et al. 2004), sign(x) (sqrt(1 + |x|) - 1) for `"sqrt"`, both clipped to
+    [0, 255], and x for `"linear"`, not clipped. `"none"` passes display units through.
+    """
+    flux = np.asarray(flux, dtype=np.float32)
+    if kind == "none":
+        return flux
+    black, white, softening = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (black, white, softening))
+    curves = {"asinh": np.arcsinh, "sqrt": lambda x: np.sign(x) * (np.sqrt(1 + np.abs(x)) - 1), "linear": lambda x: x}
+    curve = curves[kind]
+    low = curve(black / softening)
+    display = (curve(flux / softening) - low) * (255 / (curve(white / softening) - low))
+    return display if kind == "linear" else np.clip(display, 0, 255)
+
+
+def resample(pixels: np.ndarray, factor: float, is_flux: bool = True) -> np.ndarray:
+    """
+    Enlarge (factor > 1) or shrink `(bands, H, W)` bilinearly, with a low-pass filter when shrinking. The flux of an object
+    stays what it was; display units (`is_flux=False`) keep their level.
+    """
+    height, width = pixels.shape[-2:]
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[None]
+    image = torch.nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return image[0].numpy() * np.float32(height * width / (size[0] * size[1]) if is_flux else 1)
+
+
+class LensImageProcessor(BaseImageProcessor):
+    r"""
+    Raw flux -> `pixel_values`: band selection and order, masked pixels, pixel scale, stretch, centre crop, rescaling and
+    normalisation. On display units it equals the stock `ViTImageProcessor`, for any number of bands.
+
+    Args:
+        bands (`list[str]`, *optional*):
+            Names of the model's bands, in order; their number is what cutouts are checked against.
+        pixel_scale (`float`, *optional*):
+            Arcsec per pixel of the model; cutouts of another scale are resampled where it is told (see `__call__`).
+        stretch (`dict`, *optional*):
+            `{"kind":, "black":, "white":, "softening":}` of [`~lens_ssl_hf.data.processing.Stretch`].
+        do_stretch (`bool`, *optional*, defaults to `True`):
+            Set to `False` where cutouts come in display units. 8-bit pictures always do.
+        crop_size (`int` or `dict`, *optional*, defaults to `32`):
+            Side of the centre crop.
+        rescale_factor (`float`, *optional*, defaults to `1/255`):
+            Multiplies display units.
+        image_mean, image_std (`list[float]`, *optional*):
+            One per band, after rescaling; defaults to 0.5 each.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        bands: Sequence[str] | None = None,
+        pixel_scale: float | None = None,
+        stretch: dict[str, Any] | None = None,
+        do_stretch: bool = True,
+        crop_size: int | dict[str, int] = 32,
+        rescale_factor: float = 1 / 255,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.bands = list(bands) if bands else None
+        self.pixel_scale = pixel_scale
+        self.stretch = {key: v if isinstance(v, str) else list(v) for key, v in (stretch or {"kind": "none"}).items()}
+        self.do_stretch = do_stretch
+        self.crop_size = {"height": crop_size, "width": crop_size} if isinstance(crop_size, int) else dict(crop_size)
+        self.rescale_factor = rescale_factor
+        count = len(self.bands or self.stretch.get("black") or image_mean or [0.5] * 3)
+        self.image_mean = list(image_mean) if image_mean is not None else [0.5] * count
+        self.image_std = list(image_std) if image_std is not None else [0.5] * count
+        if not 1 <= count <= 10 or len(self.image_mean) != count or len(self.image_std) != count:
+            raise InputError(f"image_mean and image_std must have one number for each of the {count} bands (1 to 10)")
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """See [`~LensImageProcessor.preprocess`]."""
+        return self.preprocess(images, *args, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        input_bands: Sequence[str] | None = None,
+        input_pixel_scale: float | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """
+        Args:
+            images:
+                Array or tensor `(bands, H, W)`, PIL image, batch `(n, bands, H, W)`, or list of these. Floats are linear
+                flux, NaN where masked; 8-bit values and PIL images are display units.
+            input_bands (`Sequence[str]`, *optional*):
+                Names of the bands of `images`, where they are not the model's in the model's order.
+            input_pixel_scale (`float`, *optional*):
+                Arcsec per pixel of `images`, where it is not the model's.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature` with `pixel_values` of shape `(n, bands, crop_size, crop_size)`, float32.
+
+        Raises:
+            `ValueError`: wrong number of bands, missing band, cutout smaller than the crop, or all NaN.
+        """
+        if isinstance(images, list | tuple):
+            images = list(images)
+        else:
+            images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
+        pixels = [self._process(image, i, input_bands, input_pixel_scale) for i, image in enumerate(images)]
+        return BatchFeature({"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
+
+    def _process(self, image: Any, index: int, bands: Sequence[str] | None, pixel_scale: float | None) -> np.ndarray:
+        name = f"cutout {index}"
+        is_picture = hasattr(image, "convert")  # PIL
+        array = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image)
+        is_display = array.dtype == np.uint8
+        array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0) if is_picture else array
+        count = len(self.image_mean)
+        if bands is not None and self.bands is not None:
+            missing = [band for band in self.bands if band not in bands]
+            if missing or len(bands) != len(array):
+                raise InputError(f"{name} has the bands {', '.join(bands)}: the model needs {', '.join(self.bands)}")
+            array = array[[list(bands).index(band) for band in self.bands]]
+        if array.ndim != 3 or len(array) != count:
+            raise InputError(f"{name} has shape {array.shape}: the model needs ({count}, height, width)")
+        flux = np.where(np.isfinite(array), array, np.nan).astype(np.float32)
+        if np.isnan(flux).all(axis=(1, 2)).any():
+            raise InputError(f"{name} has no valid pixel (all NaN) in at least one band: leave it out")
+        flux = fill_masked(flux)
+        if pixel_scale and self.pixel_scale and abs(pixel_scale / self.pixel_scale - 1) > 0.01:
+            flux = resample(flux, pixel_scale / self.pixel_scale, is_flux=not is_display)
+        height, width = self.crop_size["height"], self.crop_size["width"]
+        top, left = (flux.shape[1] - height) // 2, (flux.shape[2] - width) // 2
+        if top < 0 or left < 0:
+            size = f"{flux.shape[1]} x {flux.shape[2]}"
+            raise InputError(f"{name} is {size} pixels, smaller than the crop of {height} x {width}: cut it out larger")
+        flux = flux[:, top : top + height, left : left + width]
+        display = stretch_flux(flux, **self.stretch) if self.do_stretch and not is_display else flux
+        mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.image_mean, self.image_std))
+        return (display * np.float32(self.rescale_factor) - mean) / std
