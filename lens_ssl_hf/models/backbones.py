@@ -1,6 +1,11 @@
 """The Vision Transformers that are pretrained: stock transformers ViTs under the names that the study uses."""
 
-from transformers import ViTConfig, ViTModel
+import json
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from ..errors import InputError
 
@@ -46,7 +51,9 @@ def backbone_config(
     )
 
 
-def hidden_states(backbone: ViTModel, images, bool_masked_pos=None):
+def hidden_states(
+    backbone: ViTModel, images: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Token features of a batch of square images of any size that the patch size divides.
 
@@ -62,3 +69,65 @@ def hidden_states(backbone: ViTModel, images, bool_masked_pos=None):
     return backbone(
         images, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate
     ).last_hidden_state
+
+
+def load_encoder(source: str | os.PathLike) -> ViTModel:
+    """
+    The stock ViT, without pooler, of a run, an exported folder, an SSL checkpoint or a Hub id.
+
+    Args:
+        source (`str` or `os.PathLike`): a run directory, a folder written by `save_pretrained`, or a Hub id.
+
+    Raises:
+        [`InputError`]: nothing is there, weights are missing, or it is no ViT.
+    """
+    folder = Path(source)
+    if (folder / "run.json").is_file():
+        folder = folder / "model"
+        if not folder.is_dir():
+            task = json.loads((folder.parent / "run.json").read_text())["task"]
+            raise InputError(f"the {task} run {source} has not finished: go on with it with --resume auto")
+    name = str(folder) if folder.exists() else str(source)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type == "vit":
+            is_classifier = "ViTForImageClassification" in (config.architectures or [])
+            cls, kwargs = (ViTForImageClassification, {}) if is_classifier else (ViTModel, {"add_pooling_layer": False})
+        elif config.model_type.startswith("lens_"):
+            cls, kwargs = AutoModel, {}
+        else:
+            raise InputError(f"{source} is a {config.model_type} model: give a ViT")
+        model, loading = cls.from_pretrained(name, output_loading_info=True, dtype=torch.float32, **kwargs)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot load a model from {source} ({_first_line(error)}): give a run or a model") from error
+    if loading["missing_keys"]:
+        raise InputError(f"{source} lacks the weights {sorted(loading['missing_keys'])[0]} and others: it is no whole ViT")
+    cutouts = getattr(config, "cutouts", None)
+    encoder = model if isinstance(model, ViTModel) else model.vit if config.model_type == "vit" else model.encoder
+    if cutouts is not None:
+        encoder.config.cutouts = cutouts
+    return encoder
+
+
+def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
+    """The encoder for another image size: position embeddings are interpolated bicubically, the rest is kept."""
+    if encoder.config.image_size == image_size:
+        return encoder
+    if image_size % encoder.config.patch_size:
+        raise InputError(f"crop_size {image_size} is not a multiple of the model's patch size {encoder.config.patch_size}")
+    config = ViTConfig(**{**encoder.config.to_dict(), "image_size": image_size})
+    resized = ViTModel(config, add_pooling_layer=False, use_mask_token=encoder.embeddings.mask_token is not None)
+    state = encoder.state_dict()
+    with torch.no_grad():
+        tokens = torch.zeros(1, 1 + (image_size // config.patch_size) ** 2, config.hidden_size)
+        state["embeddings.position_embeddings"] = encoder.embeddings.interpolate_pos_encoding(
+            tokens, image_size, image_size
+        )
+    resized.load_state_dict(state)
+    return resized
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,8 +1,31 @@
 """Projection and prediction heads of the three methods."""
 
 import torch
-from torch import nn
+import torch.distributed.nn.functional as dist_functional
+from torch import distributed, nn
 from torch.nn import functional as F
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """
+    `nn.BatchNorm1d` whose batch statistics run over all processes, on any backend (`nn.SyncBatchNorm` needs CUDA).
+    Every process must bring a batch of the same size.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
+            return super().forward(features)
+        features = features.float()
+        world_size = distributed.get_world_size()
+        mean = dist_functional.all_reduce(features.mean(dim=0)) / world_size
+        variance = dist_functional.all_reduce((features - mean).square().mean(dim=0)) / world_size
+        with torch.no_grad():
+            count = len(features) * world_size
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        normalised = (features - mean) * torch.rsqrt(variance + self.eps)
+        return normalised if self.weight is None else normalised * self.weight + self.bias
 
 
 class SimSiamProjection(nn.Sequential):
@@ -11,13 +34,13 @@ class SimSiamProjection(nn.Sequential):
     def __init__(self, input_size: int, output_size: int):
         super().__init__(
             nn.Linear(input_size, output_size, bias=False),
-            nn.BatchNorm1d(output_size),
+            BatchNorm1d(output_size),
             nn.ReLU(),
             nn.Linear(output_size, output_size, bias=False),
-            nn.BatchNorm1d(output_size),
+            BatchNorm1d(output_size),
             nn.ReLU(),
             nn.Linear(output_size, output_size, bias=False),
-            nn.BatchNorm1d(output_size, affine=False),
+            BatchNorm1d(output_size, affine=False),
         )
 
 
@@ -27,7 +50,7 @@ class SimSiamPrediction(nn.Sequential):
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(
             nn.Linear(input_size, hidden_size, bias=False),
-            nn.BatchNorm1d(hidden_size),
+            BatchNorm1d(hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, input_size),
         )

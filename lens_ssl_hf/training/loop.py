@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -88,17 +89,15 @@ def choose_precision(accelerator: Accelerator, requested: str, train_step: Calla
     `"bf16"` or `"fp32"`: what is requested, what Accelerate was configured with, or what a short measurement prefers.
 
     Args:
-        train_step (`Callable`): makes a loss with gradients, on this process alone.
+        train_step (`Callable`): makes a loss with gradients; every process calls it equally often.
     """
     if accelerator.mixed_precision == "bf16":
         return "bf16"
     if requested != "auto":
         return requested
-    choice = [None]
-    if accelerator.is_main_process:
-        seconds = {name: _measure(accelerator.device, name, train_step) for name in ("fp32", "bf16")}
-        choice = ["bf16" if seconds["bf16"] < 0.95 * seconds["fp32"] else "fp32"]
-    return broadcast_object_list(choice)[0]
+    seconds = {name: _measure(accelerator.device, name, train_step) for name in ("fp32", "bf16")}
+    choice = ["bf16" if seconds["bf16"] < 0.95 * seconds["fp32"] else "fp32"]
+    return broadcast_object_list(choice)[0]  # the main process decides for all
 
 
 def _measure(device: torch.device, precision: str, train_step: Callable[[], torch.Tensor]) -> float:
@@ -122,8 +121,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Trainable parameters in two groups: matrices with weight decay, norms and biases without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay, "decayed": True},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "decayed": False},
     ]
 
 
@@ -149,8 +148,6 @@ class Averages:
 
 def progress_bar(accelerator: Accelerator, description: str, start: int, total: int) -> tqdm:
     """A bar with an estimate of the time left, on the main process; a line every 30 s where nobody watches a terminal."""
-    import sys
-
     return tqdm(
         desc=description,
         initial=start,

@@ -227,7 +227,7 @@ def _train(
             if not math.isfinite(means["loss"]):
                 raise InputError(f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32")
             run.log(done, {"epoch": done / steps_per_epoch, **means, **scheduled})
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
+            bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
             outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes
             warning = collapse_warning(arguments.method, means, outputs)
             if warning and not warned and done > total_steps // 10:
@@ -322,7 +322,7 @@ def _step(
     for group in optimizer.param_groups:
         if not group.get("constant_learning_rate"):
             group["lr"] = scheduled["learning_rate"]
-        if group["weight_decay"] > 0:
+        if group["decayed"]:
             group["weight_decay"] = scheduled["weight_decay"]
     temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
     micro_batches = indices.to(images.device).chunk(arguments.gradient_accumulation_steps)

@@ -1,0 +1,45 @@
+"""Find strong gravitational lenses with few labels: self-supervised Vision Transformers in the Hugging Face ecosystem."""
+
+import importlib
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "DINO": "models",
+    "IBOT": "models",
+    "CutoutInfo": "data.processing",
+    "InputError": "errors",
+    "LensImageProcessor": "data.lens_image_processor",
+    "SimSiam": "models",
+    "Stretch": "data.processing",
+    "cutout_info": "data.processing",
+    "evaluate": "evaluation.evaluate",
+    "export": "hub.export",
+    "finetune": "training.finetune",
+    "load_cutouts": "data.cutouts",
+    "load_tensors": "data.tensors",
+    "pipeline": "inference.pipeline",
+    "predict": "evaluation.evaluate",
+    "pretrain": "training.pretrain",
+    "read_cutout": "inference.read_cutout",
+    "save_cutouts": "data.cutouts",
+    "save_tensors": "data.tensors",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+# Registers the models with the Auto classes. That takes torch and transformers, seconds that --help need not wait for.
+if not {"-h", "--help"} & set(sys.argv[1:]):
+    importlib.import_module(".models", __name__)

@@ -1,0 +1,355 @@
+"""Fine-tuning a ViT into a lens / non-lens classifier with few labels, the same way for every initialisation."""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.nn import functional as F
+from transformers import ViTForImageClassification
+
+from ..data.tensors import CutoutTensors, splits_and_info
+from ..data.views import Views, ViewSettings
+from ..errors import InputError
+from ..models import backbone_config
+from ..models.backbones import load_encoder, resize_positions
+from .arguments import FinetuneArguments, make_arguments
+from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from .loop import (
+    Averages,
+    autocast,
+    batch_indices,
+    center_crop,
+    channel_statistics,
+    choose_precision,
+    lens_probabilities,
+    make_accelerator,
+    normalise,
+    progress_bar,
+)
+from .monitors import roc_auc
+from .run_directory import RunDirectory
+from .schedules import cosine
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("nonlens", "lens")
+
+
+def finetune(
+    cutouts: Any,
+    output_dir: str | os.PathLike,
+    init: str | os.PathLike = "scratch",
+    labels: int | str = "all",
+    **settings: Any,
+) -> Path:
+    """
+    Fine-tune a classifier on a stratified subset of the `train` split; the weights of the best validation AUC are kept.
+
+    Args:
+        cutouts (`DatasetDict`, or path of a `.safetensors` file): from [`load_cutouts`] or [`save_tensors`].
+        output_dir (`str` or `os.PathLike`): the run directory to write.
+        init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
+            A pretraining run, an exported folder, the Hub id of a stock ViT, or `"scratch"`.
+        labels (`int` or `str`, *optional*, defaults to `"all"`): how many labelled cutouts to train on.
+        settings: fields of [`FinetuneArguments`].
+
+    Returns:
+        `Path`: the run directory. Its `model/` is a stock `ViTForImageClassification` with its image processor.
+
+    Raises:
+        [`InputError`]: a setting, the data, `init` or the output directory cannot be used.
+    """
+    settings = {**settings, "init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
+    arguments = make_arguments(FinetuneArguments, settings)
+    accelerator = make_accelerator()
+    if arguments.batch_size % accelerator.num_processes:
+        raise InputError(f"batch_size {arguments.batch_size} is not a multiple of {accelerator.num_processes} processes")
+    splits, info = splits_and_info(cutouts)
+    train, validation = _labelled_splits(splits)
+    center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
+    subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
+    subset = train.select(label_subset(train.labels, arguments.labels, subset_seed))
+    set_seed(arguments.seed)
+    model, mean, std = _make_classifier(arguments, info, train)
+    if arguments.layer_decay is None:
+        arguments.layer_decay = 1.0 if arguments.init == "scratch" else 0.75
+    run = RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+
+    facts = {
+        "task": "finetune",
+        "method": None,
+        "backbone": arguments.backbone,
+        **_origin(arguments),
+        "arguments": dataclasses.asdict(arguments),
+        "data": info,
+        "image_mean": mean,
+        "image_std": std,
+        "crop_size": arguments.crop_size,
+        "num_labels": len(subset),
+        "num_train_images": len(subset),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_processes": accelerator.num_processes,
+        "device": str(accelerator.device.type),
+        "seed": arguments.seed,
+    }
+    run.write_facts(facts)
+    images = normalise(subset.pixels.to(accelerator.device), mean, std)
+    validation_images = normalise(
+        center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
+    )
+    outcome = _train(model, images, subset.labels, validation_images, validation.labels, arguments, accelerator, run)
+    if accelerator.is_main_process:
+        run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
+    run.write_facts({**facts, **outcome})
+    accelerator.wait_for_everyone()
+    return run.path
+
+
+def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
+    """
+    Indices of a stratified subset: nested (a smaller one is part of a larger one of the same seed) and seeded.
+
+    Args:
+        labels (`torch.Tensor` of shape `(n,)`): 0 or 1.
+        number (`str`): size of the subset, or `"all"`.
+
+    Returns:
+        `torch.LongTensor`: sorted indices.
+    """
+    if number == "all":
+        return torch.arange(len(labels))
+    if int(number) > len(labels):
+        raise InputError(f"labels is {number} but the training split has {len(labels)} labelled cutouts: ask for fewer")
+    generator = torch.Generator().manual_seed(seed)
+    lenses, nonlenses = ((labels == value).nonzero().flatten() for value in (1, 0))
+    lenses = lenses[torch.randperm(len(lenses), generator=generator)]
+    nonlenses = nonlenses[torch.randperm(len(nonlenses), generator=generator)]
+    num_lenses = round(int(number) * len(lenses) / len(labels))
+    if not 0 < num_lenses < int(number):
+        raise InputError(f"{number} labels hold no example of one of the classes: ask for more")
+    return torch.cat([lenses[:num_lenses], nonlenses[: int(number) - num_lenses]]).sort().values
+
+
+def _labelled_splits(splits: dict[str, CutoutTensors]) -> tuple[CutoutTensors, CutoutTensors]:
+    for name in ("train", "validation"):
+        if name not in splits:
+            raise InputError(f"the data set has no {name} split: fine-tuning needs train and validation")
+        if set(splits[name].labels.tolist()) != {0, 1}:
+            raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
+    return splits["train"], splits["validation"]
+
+
+def _origin(arguments: FinetuneArguments) -> dict[str, Any]:
+    """Where the weights come from: `init`, `init_method` and, where it is known, the backbone's name."""
+    run_file = Path(arguments.init) / "run.json"
+    if run_file.is_file():
+        parent = json.loads(run_file.read_text())
+        method = parent["method"] or parent.get("init_method")
+        return {"init": arguments.init, "init_method": method, "backbone": parent["backbone"], "init_run": parent}
+    return {"init": arguments.init, "init_method": "scratch" if arguments.init == "scratch" else "pretrained"}
+
+
+def _make_classifier(
+    arguments: FinetuneArguments, info: dict, train: CutoutTensors
+) -> tuple[ViTForImageClassification, list[float], list[float]]:
+    """The classifier, and the means and standard deviations per band that its inputs are normalised with."""
+    num_bands = len(info["bands"])
+    if arguments.init == "scratch":
+        encoder = None
+        config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
+        known = {}
+    else:
+        encoder = resize_positions(load_encoder(arguments.init), arguments.crop_size)
+        config = encoder.config
+        known = getattr(config, "cutouts", None) or {}
+        if config.num_channels != num_bands:
+            raise InputError(
+                f"{arguments.init} takes {config.num_channels} bands but the data set has {num_bands}: choose --bands"
+            )
+        if known.get("stretch") and known["stretch"] != info["stretch"]:
+            logger.warning(
+                "%s was pretrained on another stretch than this data set's: the classifier will expect the data set's",
+                arguments.init,
+            )
+    if "image_mean" in known:
+        mean, std = known["image_mean"], known["image_std"]
+    else:
+        mean, std = channel_statistics(train.pixels, arguments.crop_size)
+    config.num_labels = len(LABELS)
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {name: number for number, name in enumerate(LABELS)}
+    config.cutouts = {name: info[name] for name in ("bands", "pixel_scale", "zero_point", "stretch")}
+    config.cutouts |= {"image_mean": mean, "image_std": std}
+    model = ViTForImageClassification(config)
+    if encoder is not None:
+        state = {name: value for name, value in encoder.state_dict().items() if not name.endswith("mask_token")}
+        model.vit.load_state_dict(state)
+    return model, mean, std
+
+
+def layer_decay_groups(
+    model: ViTForImageClassification, learning_rate: float, head_learning_rate: float, layer_decay: float, decay: float
+) -> list[dict]:
+    """
+    Optimizer groups with a peak learning rate per layer: `learning_rate * layer_decay^(layers above)` (Clark et al. 2020;
+    Bao et al. 2022), `head_learning_rate` for the classifier. No weight decay on norms and biases.
+    """
+    depth = model.config.num_hidden_layers
+    groups: dict[tuple[float, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = re.search(r"\.layers?\.(\d+)\.", name)
+        if name.startswith("classifier"):
+            peak = head_learning_rate
+        elif layer:
+            peak = learning_rate * layer_decay ** (depth - 1 - int(layer.group(1)))
+        elif ".embeddings." in name:
+            peak = learning_rate * layer_decay**depth
+        else:  # the last layer norm
+            peak = learning_rate
+        decayed = parameter.ndim >= 2
+        group = groups.setdefault(
+            (peak, decayed), {"params": [], "peak": peak, "weight_decay": decay if decayed else 0.0}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _train(
+    model: ViTForImageClassification,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    validation_images: torch.Tensor,
+    validation_labels: torch.Tensor,
+    arguments: FinetuneArguments,
+    accelerator: Accelerator,
+    run: RunDirectory,
+) -> dict[str, Any]:
+    """The loop; leaves the weights of the best validation AUC in `model` and returns what happened."""
+    device = accelerator.device
+    labels, views = labels.to(device), Views(arguments.seed, device)
+    settings = ViewSettings(
+        size=arguments.crop_size,
+        field=arguments.crop_size,
+        scale=(arguments.scale_min, 1.0),
+        rotate=arguments.rotate,
+        flip=arguments.flip,
+        gain=arguments.gain,
+        offset=arguments.offset,
+        blur_probability=arguments.blur_probability,
+        blur_sigma=(0.3, arguments.blur_sigma_max),
+        noise_sigma=arguments.noise_sigma,
+    )
+    model.to(device).train()
+    if arguments.linear_probe:
+        model.vit.requires_grad_(False)
+
+    def trial_loss() -> torch.Tensor:
+        chosen = torch.arange(arguments.batch_size // accelerator.num_processes, device=device) % len(images)
+        return F.cross_entropy(model(views.make(images[chosen], chosen, settings, 0, 0)).logits.float(), labels[chosen])
+
+    precision = choose_precision(accelerator, arguments.precision, trial_loss)
+    model.zero_grad(set_to_none=True)
+    groups = layer_decay_groups(
+        model,
+        arguments.learning_rate,
+        arguments.head_learning_rate,
+        arguments.layer_decay,
+        arguments.weight_decay,
+    )
+    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    first_step, best = 0, {"validation_auc": -1.0, "best_step": 0}
+    best_weights: dict[str, torch.Tensor] = {}
+    newest = newest_checkpoint(run.checkpoints)
+    if newest is not None:
+        first_step, extra = load_checkpoint(newest, model, optimizer.optimizer)
+        best_weights = {name: value.to(device) for name, value in extra.items() if isinstance(value, torch.Tensor)}
+        best = {name: value for name, value in extra.items() if name not in best_weights}
+        run.forget_after(first_step)
+        accelerator.print(f"resuming from {newest}")
+    averages, start = Averages(), time.perf_counter()
+    bar = progress_bar(accelerator, "finetune", first_step, arguments.steps)
+    for step in range(first_step, arguments.steps):
+        warmup = round(arguments.warmup_fraction * arguments.steps)
+        factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        chosen, epoch = batch_indices(
+            len(images),
+            arguments.batch_size,
+            arguments.seed,
+            step,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        chosen = chosen.to(device)
+        batch = views.make(images[chosen], chosen, settings, epoch, 0)
+        with autocast(device, precision):
+            logits = wrapped(batch).logits
+        loss = F.cross_entropy(logits.float(), labels[chosen])
+        accelerator.backward(loss)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        gradient_norm = accelerator.clip_grad_norm_(trainable, arguments.clip_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        averages.add({"loss": loss, "gradient_norm": gradient_norm})
+        done = step + 1
+        bar.update()
+        evaluates = done % arguments.eval_every == 0 or done == arguments.steps
+        if done % arguments.log_every == 0 or evaluates:
+            means = averages.pop(accelerator)
+            if not math.isfinite(means["loss"]):
+                raise InputError(f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32")
+            run.log(done, {"epoch": epoch, **means, "learning_rate": arguments.learning_rate * factor})
+        if evaluates:
+            scores = lens_probabilities(model, validation_images)
+            model.train()
+            auc = roc_auc(validation_labels, scores)
+            accuracy = ((scores.cpu() >= 0.5).long() == validation_labels).float().mean().item()
+            run.log(done, {"epoch": epoch, "validation_auc": auc, "validation_accuracy": accuracy})
+            bar.set_postfix(loss=f"{means['loss']:.3f}", validation_auc=f"{auc:.3f}", refresh=False)
+            if auc > best["validation_auc"]:
+                best = {"validation_auc": auc, "best_step": done}
+                best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            if accelerator.is_main_process:
+                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, {**best, **best_weights})
+    bar.close()
+    model.load_state_dict(best_weights)
+    return {**best, "precision": precision, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _save_classifier(
+    model: ViTForImageClassification, folder: Path, crop_size: int, mean: list[float], std: list[float]
+) -> None:
+    """A folder that plain transformers loads: weights, configuration and image processor."""
+    model.save_pretrained(folder)
+    image_processor(model.config.num_channels, crop_size, mean, std).save_pretrained(folder)
+
+
+def image_processor(num_bands: int, crop_size: int, mean: list[float], std: list[float]) -> Any:
+    """The processor that turns display units into the model's input: centre crop, x / 255, (x - mean) / std."""
+    from transformers import ViTImageProcessor
+
+    return ViTImageProcessor(
+        do_resize=False,
+        do_center_crop=True,
+        crop_size={"height": crop_size, "width": crop_size},
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=mean,
+        image_std=std,
+    )
