@@ -39,9 +39,9 @@ def dino_loss(student_logits: torch.Tensor, teacher_probs: torch.Tensor, student
     log_probs = F.log_softmax(student_logits.float() / student_temperature, dim=-1)
     num_views, batch_size = log_probs.shape[:2]
     num_global = teacher_probs.shape[0]
-    pairs = -torch.einsum("gbk,vbk->gv", teacher_probs.detach(), log_probs)
-    same_view = torch.eye(num_global, num_views, device=pairs.device)
-    return (pairs * (1 - same_view)).sum() / (batch_size * num_global * (num_views - 1))
+    pairs = -torch.einsum("gbk,vbk->bgv", teacher_probs.detach(), log_probs)
+    other_view = 1 - torch.eye(num_global, num_views, device=pairs.device)
+    return (pairs * other_view).sum() / (batch_size * num_global * (num_views - 1))
 
 
 def masked_patch_loss(

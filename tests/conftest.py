@@ -1,0 +1,49 @@
+"""Small data sets and runs that several tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lens_ssl_hf.data.tensors import CutoutTensors
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
+
+
+def make_split(size: int, seed: int, bands: int = 3, side: int = 40) -> CutoutTensors:
+    """Noise in display units; lenses have a brighter centre, so that a tiny model learns them in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(size) % 2
+    pixels = 100 + 20 * torch.randn(size, bands, side, side, generator=generator)
+    pixels[labels == 1, :, 14:26, 14:26] += 40
+    names = [f"{seed}-{number}" for number in range(size)]
+    return CutoutTensors(pixels.clamp(0, 255), labels, names, names, ["lens" if y else "field" for y in labels])
+
+
+@pytest.fixture(scope="session")
+def tiny_cutouts() -> tuple[dict, dict]:
+    """Splits and CutoutInfo fields of 96 + 48 + 48 toy cutouts, as `load_tensors` returns them."""
+    info = {
+        "source": "folder",
+        "name": "toy",
+        "simulated": False,
+        "bands": ["g", "r", "i"],
+        "size": 40,
+        "pixel_scale": 0.168,
+        "zero_point": 27.0,
+        "stretch": STRETCH,
+        "fingerprint": "0123456789abcdef",
+    }
+    return {"train": make_split(96, 0), "validation": make_split(48, 1), "test": make_split(48, 2)}, info
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The graded CFHTLS cutouts, where they are at hand."""
+    folder = Path(os.environ.get("LENS_SSL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cfhtls_spacewarps"
+    if not (folder / "catalog.csv").is_file():
+        pytest.skip(f"no real cutouts at {folder}: set LENS_SSL_DATA to the folder that holds cfhtls_spacewarps/")
+    return folder

@@ -1,0 +1,156 @@
+"""The self-supervised models: who receives gradient, exact round trips, teacher and centre updates."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification, ViTModel
+
+from lens_ssl_hf.errors import InputError
+from lens_ssl_hf.models import DINO, IBOT, METHODS, SimSiam, backbone_config
+from lens_ssl_hf.models.backbones import load_encoder, resize_positions
+
+HEADS = {
+    "simsiam": {"projection_size": 32, "prediction_hidden_size": 8},
+    "dino": {"head_hidden_size": 32, "head_bottleneck_size": 16, "num_prototypes": 24},
+    "ibot": {"head_hidden_size": 32, "head_bottleneck_size": 16, "num_prototypes": 24},
+}
+
+
+def make_model(method: str, **kwargs):
+    torch.manual_seed(0)
+    cls = METHODS[method]
+    backbone = backbone_config("vitt8", num_hidden_layers=2)
+    return cls(cls.config_class(backbone_config=backbone, **HEADS[method], **kwargs))
+
+
+def make_views(method: str, batch: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    views = {"global_views": torch.randn(2, batch, 3, 32, 32, generator=generator)}
+    if method != "simsiam":
+        views["local_views"] = torch.randn(3, batch, 3, 16, 16, generator=generator)
+    if method == "ibot":
+        views["masked_patches"] = torch.rand(2, batch, 16, generator=generator).topk(5, dim=2).indices
+    return views
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_round_trip_is_exact_to_the_bit(method, tmp_path):
+    model = make_model(method, cutouts={"bands": ["g", "r", "i"]})
+    if model.has_teacher:
+        output = model(**make_views(method))
+        output.loss.backward()
+        with torch.no_grad():
+            for parameter in model.student.parameters():
+                parameter -= 0.1 * parameter.grad
+        model.update_teacher(0.7)
+        model.update_centre(output)
+        assert model.centre.abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert type(loaded) is type(model)
+    assert loaded.config.cutouts == {"bands": ["g", "r", "i"]}
+    state, loaded_state = model.state_dict(), loaded.state_dict()
+    assert state.keys() == loaded_state.keys()
+    assert all(torch.equal(state[name], loaded_state[name]) for name in state)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == trainable
+    views = make_views(method)
+    assert torch.equal(model.eval()(**views).loss, loaded.eval()(**views).loss)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_registered_with_the_auto_classes(method):
+    config = METHODS[method].config_class(backbone_config=backbone_config("vitt8"))
+    assert type(AutoConfig.for_model(f"lens_{method}")) is type(config)
+    assert isinstance(config.backbone_config, ViTConfig)
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+def test_the_student_alone_receives_gradient(method):
+    model = make_model(method).train()
+    assert not model.teacher.training and model.student.training
+    model(**make_views(method)).loss.backward()
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    without = [name for name, parameter in model.student.named_parameters() if parameter.grad is None]
+    assert not without
+
+
+def test_simsiam_gradient_stops_at_the_projection():
+    model = make_model("simsiam").train()
+    views = make_views("simsiam")["global_views"].requires_grad_()
+    first, second = (model._project(view) for view in views)
+    one_sided = -torch.cosine_similarity(model.prediction(first), second.detach()).mean()
+    (expected,) = torch.autograd.grad(one_sided, views)
+    assert expected[1].abs().max() == 0 and expected[0].abs().max() > 0
+    other_sided = -torch.cosine_similarity(model.prediction(model._project(views[1])), first.detach()).mean()
+    expected = 0.5 * expected + 0.5 * torch.autograd.grad(other_sided, views)[0]
+    (gradient,) = torch.autograd.grad(model(global_views=views).loss, views)
+    torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+def test_the_teacher_starts_as_the_student_and_follows_by_ema(method):
+    model = make_model(method)
+    for student, teacher in zip(model.student.parameters(), model.teacher.parameters()):
+        assert torch.equal(student, teacher)
+    before = [parameter.double().numpy().copy() for parameter in model.teacher.parameters()]
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter += 1.0
+    model.update_teacher(0.9)
+    for old, student, teacher in zip(before, model.student.parameters(), model.teacher.parameters()):
+        expected = 0.9 * old + 0.1 * student.detach().double().numpy()
+        np.testing.assert_allclose(teacher.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_centres_follow_the_teachers_mean_logits():
+    model = make_model("ibot").eval()
+    views = make_views("ibot")
+    with torch.no_grad():
+        tokens = model.teacher.backbone(views["global_views"].flatten(0, 1)).last_hidden_state
+        logits = model.teacher.head(tokens)
+        model.update_centre(model(**views))
+    torch.testing.assert_close(model.centre, 0.1 * logits[:, 0].mean(dim=0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.patch_centre, 0.1 * logits[:, 1:].mean(dim=(0, 1)), rtol=1e-4, atol=1e-6)
+
+
+def test_ibot_masks_the_student_only_where_it_is_told():
+    model = make_model("ibot").eval()
+    views = make_views("ibot")
+    output = model(**views)
+    with torch.no_grad():  # another mask token changes the student's view, not the teacher's
+        model.student.backbone.embeddings.mask_token.add_(1.0)
+        changed = model(**views)
+    assert changed.patch_loss != output.patch_loss
+    assert torch.equal(changed.batch_patch_centre, output.batch_patch_centre)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_load_encoder_reads_checkpoints_backbones_and_classifiers(method, tmp_path):
+    model = make_model(method, cutouts={"bands": ["g"]})
+    model.save_pretrained(tmp_path / "ssl")
+    encoder = load_encoder(tmp_path / "ssl")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(encoder(images).last_hidden_state, model.eval().encoder(images).last_hidden_state)
+    assert encoder.config.cutouts == {"bands": ["g"]}
+
+
+def test_load_encoder_of_stock_models(tmp_path):
+    config = backbone_config("vitt8", num_hidden_layers=1)
+    for cls in (ViTModel, ViTForImageClassification):
+        model = cls(config).eval()
+        model.save_pretrained(tmp_path / cls.__name__)
+        encoder = load_encoder(tmp_path / cls.__name__)
+        vit = model if cls is ViTModel else model.vit
+        assert torch.equal(encoder.layers[0].mlp.fc1.weight, vit.layers[0].mlp.fc1.weight)
+    with pytest.raises(InputError, match="cannot load a model"):
+        load_encoder(tmp_path / "missing")
+    resized = resize_positions(encoder, 64)
+    assert resized.config.image_size == 64 and resized(torch.randn(1, 3, 64, 64)).last_hidden_state.shape[1] == 65
+
+
+def test_unknown_backbones_are_refused():
+    with pytest.raises(InputError, match="vits8"):
+        backbone_config("resnet50")
+    assert {DINO.has_teacher, IBOT.has_teacher} == {True} and not SimSiam.has_teacher

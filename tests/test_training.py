@@ -1,0 +1,215 @@
+"""The training loops: resuming, selection, subsets, schedules, monitors, refusals."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import AutoModel, ViTForImageClassification
+
+from lens_ssl_hf import InputError, finetune, pretrain
+from lens_ssl_hf.data.tensors import load_tensors, save_tensors
+from lens_ssl_hf.models import backbone_config
+from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
+from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
+from lens_ssl_hf.training.loop import batch_indices
+from lens_ssl_hf.training.monitors import collapse_warning, knn_scores, roc_auc
+from lens_ssl_hf.training.schedules import cosine, linear
+
+FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
+SSL = {
+    **FAST,
+    "batch_size": 32,
+    "epochs": 2,
+    "checkpoint_every": 1,
+    "num_local_views": 1,
+    "num_prototypes": 64,
+    "head_hidden_size": 32,
+    "projection_size": 64,
+    "prediction_hidden_size": 16,
+}
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def dino_run(tiny_cutouts, tmp_path_factory):
+    return pretrain(tiny_cutouts, tmp_path_factory.mktemp("runs") / "dino", "dino", **SSL)
+
+
+@pytest.mark.parametrize("method", ["ibot", "simsiam"])
+def test_pretraining_writes_a_run(method, tiny_cutouts, tmp_path):
+    run = pretrain(tiny_cutouts, tmp_path / "run", method, **{**SSL, "epochs": 1})
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["method"] == method and facts["data"]["fingerprint"] == "0123456789abcdef"
+    logged = lines(run)
+    assert logged[0]["knn_auc"] > 0 and logged[-1]["step"] == 3 and math.isfinite(logged[1]["loss"])
+    model = AutoModel.from_pretrained(run / "model")
+    assert model.config.cutouts["bands"] == ["g", "r", "i"] and model.config.cutouts["image_mean"]
+
+
+def test_a_resumed_pretraining_equals_an_uninterrupted_one(dino_run, tiny_cutouts, tmp_path):
+    shutil.copytree(dino_run, tmp_path / "cut")
+    checkpoints = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-00000003.safetensors", "step-00000006.safetensors"]
+    checkpoints[1].unlink()
+    shutil.rmtree(tmp_path / "cut" / "model")
+    resumed = pretrain(tiny_cutouts, tmp_path / "cut", "dino", resume="auto", **SSL)
+    weights, expected = (load_file(run / "model" / "model.safetensors") for run in (resumed, dino_run))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert lines(resumed) == lines(dino_run)
+
+
+def test_accumulation_equals_one_batch(dino_run, tiny_cutouts, tmp_path):
+    settings = {**SSL, "gradient_accumulation_steps": 2}
+    run = pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings)
+    for ours, plain in zip(lines(run), lines(dino_run)):
+        assert ours["step"] == plain["step"]
+        if "loss" in ours and ours["step"] <= 3:
+            assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+            assert ours["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-3)
+
+
+def test_finetuning_learns_and_keeps_the_best_weights(dino_run, tiny_cutouts, tmp_path):
+    run = finetune(tiny_cutouts, tmp_path / "run", init=dino_run, labels=48, steps=30, eval_every=10, **FAST)
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["init_method"] == "dino" and facts["num_labels"] == 48
+    aucs = {line["step"]: line["validation_auc"] for line in lines(run) if "validation_auc" in line}
+    assert facts["validation_auc"] == pytest.approx(max(aucs.values()), rel=1e-5)
+    assert facts["best_step"] == max(aucs, key=aucs.get)
+    assert max(aucs.values()) > 0.9
+    model, info = ViTForImageClassification.from_pretrained(run / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.id2label == {0: "nonlens", 1: "lens"}
+
+
+def test_a_linear_probe_leaves_the_backbone_alone(dino_run, tiny_cutouts, tmp_path):
+    run = finetune(tiny_cutouts, tmp_path / "run", init=dino_run, linear_probe=True, steps=3, **FAST)
+    encoder = AutoModel.from_pretrained(dino_run / "model").encoder
+    probe = ViTForImageClassification.from_pretrained(run / "model").vit
+    assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), probe.state_dict().values()))
+
+
+def test_training_from_one_safetensors_file(tiny_cutouts, tmp_path):
+    path = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors")
+    splits, info = load_tensors(path)
+    assert info == tiny_cutouts[1] and splits["test"].ids == tiny_cutouts[0]["test"].ids
+    assert torch.equal(splits["train"].pixels, tiny_cutouts[0]["train"].pixels)
+    assert (finetune(path, tmp_path / "run", steps=1, **FAST) / "model" / "config.json").is_file()
+    with pytest.raises(InputError, match=r"missing\.safetensors"):
+        load_tensors(tmp_path / "missing.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"cutouts\.safetensors"):
+        load_tensors(path)
+
+
+def test_label_subsets_are_nested_stratified_and_seeded():
+    labels = (torch.arange(1000) % 5 == 0).long()
+    subsets = [set(label_subset(labels, str(n), seed=3).tolist()) for n in (10, 100, 333, 1000)]
+    assert [len(subset) for subset in subsets] == [10, 100, 333, 1000]
+    assert all(small <= large for small, large in zip(subsets, subsets[1:]))
+    assert [int(labels[list(subset)].sum()) for subset in subsets] == [2, 20, 67, 200]
+    assert set(label_subset(labels, "100", seed=4).tolist()) != subsets[1]
+    with pytest.raises(InputError, match="1000 labelled"):
+        label_subset(labels, "1001", seed=0)
+
+
+def test_layer_decay_reaches_every_parameter_once():
+    model = ViTForImageClassification(backbone_config("vitt8"))
+    groups = layer_decay_groups(model, 1.0, 10.0, 0.5, decay=0.05)
+    peaks = {id(p): group["peak"] for group in groups for p in group["params"]}
+    assert len(peaks) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert peaks[id(model.classifier.weight)] == 10
+    assert peaks[id(model.vit.layernorm.weight)] == peaks[id(model.vit.layers[11].mlp.fc1.weight)] == 1
+    assert peaks[id(model.vit.layers[0].mlp.fc1.weight)] == 0.5**11
+    assert peaks[id(model.vit.embeddings.cls_token)] == 0.5**12
+    assert all((group["weight_decay"] > 0) == (p.ndim >= 2) for group in groups for p in group["params"])
+
+
+def test_order_of_the_samples_does_not_depend_on_the_number_of_processes():
+    for step in (0, 1, 7, 23):
+        whole, epoch = batch_indices(100, 24, seed=0, step=step, process=0, num_processes=1)
+        halves = [batch_indices(100, 24, seed=0, step=step, process=p, num_processes=2)[0] for p in (0, 1)]
+        assert torch.equal(torch.cat(halves), whole) and epoch == step // 4
+    seen = torch.cat([batch_indices(100, 24, 0, step, 0, 1)[0] for step in range(4)])
+    assert len(seen.unique()) == 96
+
+
+def test_schedules():
+    values = [cosine(1.0, 0.1, step, 100, warmup_steps=10) for step in range(101)]
+    assert values[0] == pytest.approx(0.1) and values[9] == values[10] == 1.0
+    assert values[55] == pytest.approx(0.55) and values[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(values[10:], values[11:]))
+    assert [linear(0.04, 0.07, step, 3) for step in (0, 1, 3, 9)] == pytest.approx([0.04, 0.05, 0.07, 0.07])
+
+
+def test_roc_auc_and_knn_agree_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 300), rng.integers(0, 20, 300) / 20  # with ties
+    assert roc_auc(torch.tensor(labels), torch.tensor(scores)) == pytest.approx(roc_auc_score(labels, scores))
+    assert math.isnan(roc_auc(torch.ones(3), torch.rand(3)))
+    bank, queries = rng.normal(size=(200, 8)), rng.normal(size=(50, 8))
+    bank_labels = rng.integers(0, 2, 200)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries)]
+
+    def weights(distances):  # on the unit sphere, similarity = 1 - distance^2 / 2
+        return np.exp((1 - distances**2 / 2) / 0.1)
+
+    reference = KNeighborsClassifier(20, weights=weights, algorithm="brute").fit(unit[0], bank_labels)
+    ours = knn_scores(torch.tensor(bank), torch.tensor(bank_labels), torch.tensor(queries), k=20, temperature=0.1)
+    np.testing.assert_allclose(ours.numpy(), reference.predict_proba(unit[1])[:, 1], atol=1e-5)
+
+
+def test_collapse_is_named():
+    uniform = {"loss": math.log(64), "teacher_entropy": math.log(64), "output_std": 0.1}
+    assert "uniform" in collapse_warning("dino", uniform, 64)
+    assert "one-hot" in collapse_warning("ibot", {**uniform, "teacher_entropy": 0.01}, 64)
+    assert collapse_warning("dino", {**uniform, "teacher_entropy": 2.0}, 64) is None
+    assert "collapse" in collapse_warning("simsiam", {"output_std": 1e-3}, 64)
+    assert collapse_warning("simsiam", {"output_std": 1 / 8}, 64) is None
+
+
+@pytest.mark.parametrize("method", ["simsiam", "dino", "ibot"])
+def test_recipes_are_settings(method):
+    arguments = PretrainArguments(**recipe(method), method=method)
+    assert arguments.optimizer == ("sgd" if method == "simsiam" else "adamw")
+
+
+@pytest.mark.parametrize(
+    "settings,word",
+    [
+        ({"backbone": "vith14"}, "vitb8"),
+        ({"batch_size": 512}, "lower batch_size"),
+        ({"epoch": 3}, "epochs"),
+        ({"crop_size": 30}, "patch_size"),
+        ({"crop_size": 64}, "crop_size"),
+        ({"precision": "fp16"}, "bf16"),
+    ],
+)
+def test_bad_settings_of_pretraining_are_named(settings, word, tiny_cutouts, tmp_path):
+    with pytest.raises(InputError, match=word):
+        pretrain(tiny_cutouts, tmp_path / "run", **{"batch_size": 32, **settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_settings_of_finetuning_are_named(dino_run, tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    with pytest.raises(InputError, match="labels"):
+        FinetuneArguments(labels="many")
+    with pytest.raises(InputError, match="validation"):
+        finetune(({"train": splits["train"]}, info), tmp_path / "run", **FAST)
+    with pytest.raises(InputError, match="bands"):
+        finetune((splits, {**info, "bands": ["g"]}), tmp_path / "run", init=dino_run, **FAST)
+    with pytest.raises(InputError, match="already holds a run"):
+        finetune(tiny_cutouts, dino_run, **FAST)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        finetune(tiny_cutouts, tmp_path / "file" / "run", **FAST)
