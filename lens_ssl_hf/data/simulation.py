@@ -1,12 +1,12 @@
 """
 Simulated three-band (g, r, i) cutouts of strong lenses and of galaxies that are mistaken for them.
 
-Needs numpy alone. The file follows the light: populations, lensing, light profiles, PSF, noise, and the cutout they make.
+Needs numpy alone. The file follows the light: populations, lensing, light profiles, PSF, noise, and the cutout.
 
 How the two classes are kept alike: every cutout, of either class, starts from a lens system that passes the same
-visibility cuts. A lens shows it. A non-lens keeps its galaxy and the total flux of its arcs in each band, but that blue
-light is painted as spiral arms, a ring, companions or tidal tails, so that shape tells the classes apart and brightness,
-colour, seeing and depth do not. Only ellipticals leave the blue light out.
+visibility cuts. A lens shows it. A non-lens keeps its galaxy and the light of its arcs, but that blue light is painted
+as spiral arms, a ring, companions or tidal tails, and is a little redder since it belongs to the galaxy. So shape
+tells the classes apart; brightness, overall colour, seeing and depth hardly do. Only ellipticals leave it out.
 
 Scores on these cutouts validate software. They do not predict how a model does on the sky.
 """
@@ -18,7 +18,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -38,8 +38,9 @@ __all__ = [
 SIMULATOR_VERSION = "1"  # raise it whenever the pixels change: it is part of a data set's fingerprint
 BANDS = ("g", "r", "i")
 
-_MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: the cutout itself cannot wrap around
-_MAX_ARC_RADIUS = 2.4  # arcsec; arcs lie inside the central 32 pixels
+_MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: what wraps around stays in it
+_MAX_ARC_RADIUS = 2.2  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
+_MAX_EINSTEIN_RADIUS = 1.6  # arcsec
 _CHUNK = 16  # cutouts that travel together between processes
 _MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts are called impossible
 
@@ -47,8 +48,8 @@ _MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts a
 @dataclass(frozen=True)
 class SimulationConfig:
     """
-    What the simulated survey looks like and which lenses are visible in it. The defaults are those of the Wide layer of
-    the Hyper Suprime-Cam survey (HSC; Aihara et al. 2019, 2022).
+    What the simulated survey looks like and which lenses are visible in it. The defaults are those of the Wide layer
+    of the Hyper Suprime-Cam survey (HSC; Aihara et al. 2019, 2022).
 
     Args:
         size (`int`, *optional*, defaults to `64`): side of a cutout in pixels, even and at least 32.
@@ -60,6 +61,8 @@ class SimulationConfig:
             g, r, i, in arcsec.
         min_arc_snr (`float`, *optional*, defaults to `25.0`): least signal-to-noise ratio of the arcs in g, that is
             sqrt(sum(arc^2)) / sky noise over the pixels of the convolved arcs.
+        min_arc_contrast (`float`, *optional*, defaults to `0.4`): least share of the arcs in the g light at their
+            place (mean over the arcs' light), the rest being the galaxy's.
         min_radius_over_seeing (`float`, *optional*, defaults to `1.2`): least Einstein radius in units of the worst of
             the three seeings.
         masked_fraction (`float`, *optional*, defaults to `0.15`): share of the cutouts with masked (NaN) pixels.
@@ -74,6 +77,7 @@ class SimulationConfig:
     depth: tuple[float, float, float] = (26.5, 26.2, 26.0)
     seeing: tuple[float, float, float] = (0.77, 0.72, 0.60)
     min_arc_snr: float = 25.0
+    min_arc_contrast: float = 0.4
     min_radius_over_seeing: float = 1.2
     masked_fraction: float = 0.15
 
@@ -82,13 +86,12 @@ class SimulationConfig:
             raise InputError(f"size is {self.size}; give an even number of at least 32 pixels")
         if self.pixel_scale <= 0 or min(self.seeing) <= 0:
             raise InputError("pixel_scale and seeing must be positive, in arcsec")
-        if self.min_radius_over_seeing * min(self.seeing) > 0.7 * _MAX_ARC_RADIUS:
-            raise InputError(
-                f"min_radius_over_seeing is {self.min_radius_over_seeing}: such arcs leave the central 32 pixels; lower it"
-            )
+        if self.min_radius_over_seeing * max(self.seeing) > 0.9 * _MAX_EINSTEIN_RADIUS:
+            ratio = self.min_radius_over_seeing
+            raise InputError(f"min_radius_over_seeing {ratio} puts arcs outside the central 32 pixels; lower it")
 
 
-# ---- populations -----------------------------------------------------------------------------------------------------
+# ---- populations ---------------------------------------------------------------------------------
 
 # Flat LCDM, H0 = 70 km/s/Mpc, Omega_m = 0.3: comoving distance in Mpc on a grid of redshifts.
 _Z_GRID = np.linspace(0.0, 4.0, 2001)
@@ -96,8 +99,8 @@ _INVERSE_E = 1.0 / np.sqrt(0.3 * (1 + _Z_GRID) ** 3 + 0.7)
 _STEPS = (_INVERSE_E[1:] + _INVERSE_E[:-1]) / 2 * np.diff(_Z_GRID)
 _COMOVING = 299792.458 / 70.0 * np.concatenate([[0.0], np.cumsum(_STEPS)])
 
-# Colours of a passive galaxy against redshift (Eisenstein et al. 2001; Fukugita et al. 1995), and the correction of its
-# r magnitude for bandpass and passive evolution.
+# Colours of a passive galaxy against redshift (Fukugita et al. 1995; Eisenstein et al. 2001), and the correction of
+# its r magnitude for bandpass and passive evolution; approximate.
 _RED_Z = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 _RED_GR = np.array([0.90, 1.12, 1.36, 1.56, 1.64, 1.66, 1.66, 1.64, 1.60])
 _RED_RI = np.array([0.38, 0.44, 0.50, 0.57, 0.70, 0.88, 1.02, 1.12, 1.18])
@@ -129,6 +132,7 @@ class _System:
     einstein_radius: float
     arcs: np.ndarray
     arc_snr: float
+    blue: np.ndarray  # fluxes (3,) of the young stars that a non-lens shows in place of the arcs
 
 
 def _distance(z: float) -> float:
@@ -144,18 +148,18 @@ def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: flo
     Draw a massive early-type galaxy, its Einstein radius in arcsec and the redshift of the source, until the Einstein
     radius is large enough for the seeing and fits the cutout.
 
-    Velocity dispersions follow Choi et al. (2007), weighted with the lensing cross-section (proportional to sigma^4) as
-    in LensPop (Collett 2015); redshifts resemble SL2S and SuGOHI (Sonnenfeld et al. 2013, 2018); luminosities follow
-    the Faber-Jackson relation of Bernardi et al. (2003), sizes the curved size-luminosity relation of Hyde & Bernardi
-    (2009).
+    Velocity dispersions follow Choi et al. (2007), weighted with the lensing cross-section (proportional to sigma^4)
+    as in LensPop (Collett 2015); redshifts resemble SL2S and SuGOHI (Sonnenfeld et al. 2013, 2018); luminosities
+    follow the Faber-Jackson relation of Bernardi et al. (2003), sizes the curved size-luminosity relation of Hyde &
+    Bernardi (2009).
     """
     for _ in range(_MAX_DRAWS):
         sigma = 161.0 * rng.gamma((2.32 + 4) / 2.67) ** (1 / 2.67)  # km/s
-        z_lens = min(max(rng.normal(0.45, 0.15), 0.12), 0.85)
+        z_lens = min(max(rng.normal(0.55, 0.15), 0.2), 0.9)
         z_source = min(max(rng.normal(1.8, 0.5), z_lens + 0.4), 3.5)
         d_lens, d_source = _distance(z_lens), _distance(z_source)
         radius = 4 * math.pi * (sigma / 299792.458) ** 2 * (1 - d_lens / d_source) * 206264.8
-        if config.min_radius_over_seeing * seeing < radius < 0.8 * _MAX_ARC_RADIUS:
+        if config.min_radius_over_seeing * seeing < radius < _MAX_EINSTEIN_RADIUS:
             break
     else:
         raise InputError("no lens passes the cuts; lower min_radius_over_seeing or the seeing of the SimulationConfig")
@@ -183,7 +187,7 @@ def _draw_blue_colour(rng: np.random.Generator) -> np.ndarray:
     return 10 ** (0.4 * np.array([0.0, g_r, g_r + r_i]))
 
 
-# ---- lensing ---------------------------------------------------------------------------------------------------------
+# ---- lensing -------------------------------------------------------------------------------------
 
 
 def sie_deflection(
@@ -198,7 +202,7 @@ def sie_deflection(
     Args:
         x, y (`np.ndarray`): positions in arcsec, any shape; the result has their dtype.
         einstein_radius (`float`): in arcsec.
-        axis_ratio (`float`, *optional*, defaults to `1.0`): minor over major axis of the mass, in (0, 1]. 1 is the SIS.
+        axis_ratio (`float`, *optional*, defaults to `1.0`): minor over major axis, in (0, 1]; 1 is the SIS.
         angle (`float`, *optional*, defaults to `0.0`): of the major axis, in radians from x towards y.
 
     Returns:
@@ -218,15 +222,15 @@ def sie_deflection(
 
 
 def shear_deflection(x: np.ndarray, y: np.ndarray, shear: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Deflection in arcsec at `x`, `y` (arcsec) of an external shear of strength `shear`, stretched along `angle` (radians)."""
+    """Deflection, in arcsec at `x`, `y` (arcsec), of an external `shear` that stretches along `angle` (radians)."""
     g1, g2 = shear * math.cos(2 * angle), shear * math.sin(2 * angle)
     return g1 * x + g2 * y, g2 * x - g1 * y
 
 
 def _draw_source(rng: np.random.Generator, einstein_radius: float) -> list[tuple[float, ...]]:
     """
-    A clumpy star-forming galaxy as Sersic components `(fraction, x, y, r_eff, n, axis ratio, angle)`, arcsec: a disc of
-    0.1-0.4" (Collett 2015) and two to five clumps of up to 60 % of the light (Livermore et al. 2012), placed where it
+    A clumpy star-forming galaxy as Sersic components `(fraction, x, y, r_eff, n, axis ratio, angle)`, arcsec: a disc
+    of 0.1-0.4" (Collett 2015) and two to five clumps of 20-60 % of the light (Livermore et al. 2012), placed where it
     has more than one image.
     """
     offset = 0.6 * einstein_radius * math.sqrt(rng.uniform())
@@ -245,7 +249,7 @@ def _draw_source(rng: np.random.Generator, einstein_radius: float) -> list[tuple
 def _lens_image(
     x: np.ndarray, y: np.ndarray, lens: tuple[float, float, float, float, float], parts: list[tuple[float, ...]]
 ) -> np.ndarray:
-    """Surface brightness (per arcsec^2, source of unit flux) seen at `x`, `y` through `(radius, q, angle, shear, angle)`."""
+    """Light per arcsec^2 of a source of unit flux, seen at `x`, `y` through `(radius, q, angle, shear, angle)`."""
     radius, q, angle, shear, shear_angle = lens
     sie = sie_deflection(x, y, radius, q, angle)
     external = shear_deflection(x, y, shear, shear_angle)
@@ -253,7 +257,7 @@ def _lens_image(
     return sum(part[0] * _sersic(u - part[1], v - part[2], *part[3:]) for part in parts)
 
 
-# ---- light profiles --------------------------------------------------------------------------------------------------
+# ---- light profiles ------------------------------------------------------------------------------
 
 
 def _grid(side: int, step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -262,7 +266,7 @@ def _grid(side: int, step: float) -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :], axis[:, None]
 
 
-def _sersic(x: np.ndarray, y: np.ndarray, r_eff: float, n: float, q: float, angle: float, core: float = 0.0) -> np.ndarray:
+def _sersic(x, y, r_eff: float, n: float, q: float, angle: float, core: float = 0.0) -> np.ndarray:
     """Sersic profile of unit flux per arcsec^2; b_n after Ciotti & Bertin (1999). `core` (arcsec) softens the cusp."""
     cos, sin = math.cos(angle), math.sin(angle)
     u, v = cos * x + sin * y, cos * y - sin * x
@@ -274,6 +278,11 @@ def _sersic(x: np.ndarray, y: np.ndarray, r_eff: float, n: float, q: float, angl
 
 def _unit(image: np.ndarray) -> np.ndarray:
     return image / image.sum(dtype=np.float64).astype(np.float32)
+
+
+def _unit_inside(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Unit flux, faded out where arcs would not reach either."""
+    return _unit(image / (1 + ((x * x + y * y) / np.float32(0.8 * _MAX_ARC_RADIUS) ** 2) ** 4))
 
 
 def _polar(x, y, q: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -315,45 +324,47 @@ def _paint_elliptical(system: _System, rng, x, y, config) -> np.ndarray:
 
 def _paint_spiral(system: _System, rng, x, y, config) -> np.ndarray:
     """Bulge, old disc and two to four logarithmic arms with H II regions."""
-    galaxy, scale = system.galaxy, system.einstein_radius * rng.uniform(0.45, 0.75)
+    galaxy, scale = system.galaxy, system.einstein_radius * rng.uniform(0.4, 0.65)
     q, angle = rng.uniform(0.5, 1.0), rng.uniform(0, math.pi)
     r, phi = _polar(x - galaxy.x, y - galaxy.y, q, angle)
     arms = rng.choice([2, 2, 2, 3, 4])
-    pitch = math.tan(math.radians(rng.uniform(12, 28))) * rng.choice([-1, 1])
+    pitch = math.tan(math.radians(rng.uniform(14, 30))) * rng.choice([-1, 1])
     phase = phi - np.log(r / scale + 0.05) / np.float32(pitch) + rng.uniform(0, 2 * math.pi)
-    contrast = np.exp(rng.uniform(1.0, 2.5) * (np.cos(arms * phase) - 1))
+    contrast = np.exp(rng.uniform(1.5, 3.0) * (np.cos(arms * phase) - 1))
     envelope = np.exp(-r / np.float32(scale)) * (1 - np.exp(-((r / np.float32(0.7 * scale)) ** 2)))
-    blue = _add_knots(_unit(envelope * contrast), rng, rng.uniform(0.1, 0.3), rng.integers(10, 30))
-    disc = _unit(np.exp(-r / np.float32(scale)))
-    bulge = _render_galaxy(galaxy, x, y, config)
-    old = rng.uniform(0.2, 0.6)
-    return _layers((system.arcs.sum(axis=(1, 2)), blue), (old * galaxy.flux, disc), ((1 - old) * galaxy.flux, bulge))
+    blue = _add_knots(_unit_inside(envelope * contrast, x, y), rng, rng.uniform(0.1, 0.3), rng.integers(10, 30))
+    disc = _unit_inside(np.exp(-r / np.float32(scale)), x, y)
+    bulge = _render_galaxy(replace(galaxy, r_eff=rng.uniform(1.0, 1.6) * galaxy.r_eff), x, y, config)
+    young, red, in_disc = rng.uniform(1.0, 2.0), rng.uniform(0.7, 1.0) * galaxy.flux, rng.uniform(0.2, 0.5)
+    return _layers((young * system.blue, blue), (in_disc * red, disc), ((1 - in_disc) * red, bulge))
 
 
 def _paint_ring(system: _System, rng, x, y, config) -> np.ndarray:
     """A face-on star-forming ring around an early-type galaxy (Hoag-type, resonance and collisional rings)."""
-    galaxy, radius = system.galaxy, system.einstein_radius * rng.uniform(0.8, 1.3)
+    galaxy, radius = system.galaxy, min(system.einstein_radius * rng.uniform(0.75, 1.5), 1.6)
     r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.8, 1.0), rng.uniform(0, math.pi))
     width = radius * rng.uniform(0.12, 0.3)
     lopsided = 1 + rng.uniform(0.0, 0.6) * np.cos(phi - rng.uniform(0, 2 * math.pi))
-    ring = _unit(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided)
-    ring = _add_knots(ring, rng, rng.uniform(0.1, 0.4), rng.integers(5, 20))
-    return _layers((system.arcs.sum(axis=(1, 2)), ring), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
+    ring = _unit_inside(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided, x, y)
+    inner = _unit_inside(np.exp(-r / np.float32(0.6 * radius)), x, y)
+    share = rng.uniform(0.0, 0.4)
+    ring = _add_knots((1 - share) * ring + share * inner, rng, rng.uniform(0.1, 0.4), rng.integers(5, 20))
+    return _layers((system.blue, ring), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
 
 
 def _paint_companions(system: _System, rng, x, y, config) -> np.ndarray:
-    """One to three blue galaxies seen edge-on and turned tangentially, on one side or at odd angles: no lens makes them."""
+    """One to three blue galaxies seen edge-on and turned tangentially, as no lens would arrange them."""
     galaxy = system.galaxy
     count = rng.choice([1, 2, 2, 3])
     azimuth = rng.uniform(0, 2 * math.pi) + np.concatenate([[0.0], np.cumsum(rng.uniform(0.7, 1.7, size=count - 1))])
     light = 0
     for share, phi in zip(rng.dirichlet(np.full(count, 4.0)), azimuth):
-        radius = system.einstein_radius * rng.uniform(0.8, 1.35)
+        radius = min(system.einstein_radius * rng.uniform(0.8, 1.6), 1.8)
         tilt = phi + math.pi / 2 + rng.normal(0, 0.25)
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
         light = light + share * _sersic(u, v, rng.uniform(0.25, 0.5), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
-    blue = _add_knots(_unit(light), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
-    return _layers((system.arcs.sum(axis=(1, 2)), blue), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
+    blue = _add_knots(_unit_inside(light, x, y), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
+    return _layers((system.blue, blue), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
 
 
 def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
@@ -374,11 +385,9 @@ def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
         tails = tails + strength * np.exp(
             -0.5 * ((r - spine) / np.float32(0.18 * radius)) ** 2 - along / np.float32(rng.uniform(0.8, 2.0))
         )
-    blue = _add_knots(_unit(tails), rng, rng.uniform(0.1, 0.4), rng.integers(4, 12))
+    blue = _add_knots(_unit_inside(tails, x, y), rng, rng.uniform(0.1, 0.4), rng.integers(4, 12))
     first = _render_galaxy(galaxy, x, y, config)
-    return _layers(
-        (system.arcs.sum(axis=(1, 2)), blue), (share * galaxy.flux, first), ((1 - share) * galaxy.flux, second)
-    )
+    return _layers((system.blue, blue), (share * galaxy.flux, first), ((1 - share) * galaxy.flux, second))
 
 
 def _paint_lens(system: _System, rng, x, y, config) -> np.ndarray:
@@ -386,16 +395,16 @@ def _paint_lens(system: _System, rng, x, y, config) -> np.ndarray:
 
 
 _NONLENSES: dict[str, tuple[float, Callable]] = {  # subclass: share of the non-lenses, how it is painted
-    "elliptical": (0.10, _paint_elliptical),
-    "spiral": (0.25, _paint_spiral),
-    "ring": (0.25, _paint_ring),
-    "companions": (0.25, _paint_companions),
-    "merger": (0.15, _paint_merger),
+    "elliptical": (0.12, _paint_elliptical),
+    "spiral": (0.26, _paint_spiral),
+    "ring": (0.20, _paint_ring),
+    "companions": (0.20, _paint_companions),
+    "merger": (0.22, _paint_merger),
 }
 
 
 def _paint_neighbours(rng: np.random.Generator, x, y, config: SimulationConfig) -> np.ndarray:
-    """Field galaxies (number counts rising as 10^(0.3 m)), now and then a star or red satellites; the same for every class."""
+    """Field galaxies (number counts rising as 10^(0.3 m)) and now and then a star; the same for every class."""
     half = (x.shape[1] / 2) * config.pixel_scale
     light = np.zeros((3, y.shape[0], x.shape[1]), dtype=np.float32)
     for _ in range(rng.poisson(2.0 * (half / 8.0) ** 2)):
@@ -412,12 +421,12 @@ def _paint_neighbours(rng: np.random.Generator, x, y, config: SimulationConfig) 
     return light
 
 
-# ---- PSF -------------------------------------------------------------------------------------------------------------
+# ---- PSF -----------------------------------------------------------------------------------------
 
 
 def _draw_seeing(rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
     """FWHM (3,) in arcsec: log-normal around the survey's medians, half of the scatter common to the bands."""
-    worst = 0.7 * _MAX_ARC_RADIUS / config.min_radius_over_seeing
+    worst = 0.95 * _MAX_EINSTEIN_RADIUS / config.min_radius_over_seeing
     while True:
         seeing = np.array(config.seeing) * np.exp(rng.normal(0, 0.07) + rng.normal(0, 0.08, size=3))
         if seeing.max() < worst:
@@ -425,7 +434,7 @@ def _draw_seeing(rng: np.random.Generator, config: SimulationConfig) -> np.ndarr
 
 
 def _moffat(fwhm: float, beta: float, e1: float, e2: float, step: float) -> np.ndarray:
-    """Moffat (1969) kernel of unit sum, (33, 33) float32, with a slight ellipticity (`e1`, `e2`); `fwhm` and `step` in arcsec."""
+    """Moffat (1969) kernel of unit sum, (33, 33), slightly elliptical (`e1`, `e2`); `fwhm` and `step` in arcsec."""
     x, y = _grid(2 * _MARGIN + 1, step)
     alpha = fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1))
     r2 = (1 - e1) * x * x + (1 + e1) * y * y - 2 * e2 * x * y
@@ -440,13 +449,13 @@ def _transfer(kernels: np.ndarray, side: int) -> np.ndarray:
 
 
 def _convolve(scene: np.ndarray, transfer: np.ndarray) -> np.ndarray:
-    """Convolve scenes (..., n, n) and cut the margin off. What wraps around stays in the margin: the kernel is no wider."""
+    """Convolve scenes (..., n, n) and cut off the margin, in which all that wraps around stays."""
     side = scene.shape[-1]
     image = np.fft.irfft2(np.fft.rfft2(scene) * transfer, s=(side, side))
     return image[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].astype(np.float32, copy=False)
 
 
-# ---- noise -----------------------------------------------------------------------------------------------------------
+# ---- noise ---------------------------------------------------------------------------------------
 
 
 def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
@@ -457,7 +466,7 @@ def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig) -> np.nd
 
 
 def _add_noise(image: np.ndarray, sky: np.ndarray, rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
-    """Sky and Poisson noise (3, n, n), correlated between neighbouring pixels as warping leaves it, and a residual sky."""
+    """Add sky and Poisson noise, correlated between neighbouring pixels as warping leaves it, and a residual sky."""
     side = image.shape[-1]
     white = rng.standard_normal((3, side + 2, side + 2), dtype=np.float32)
     c = rng.uniform(0.0, 0.35)
@@ -489,13 +498,13 @@ def _mask(image: np.ndarray, rng: np.random.Generator, config: SimulationConfig)
         image[bands, (pixels[:, None] - row) ** 2 + (pixels - column) ** 2 <= rng.uniform(1, 3.5) ** 2] = np.nan
 
 
-# ---- the cutout ------------------------------------------------------------------------------------------------------
+# ---- the cutout ----------------------------------------------------------------------------------
 
 
 def _draw_visible_system(
     rng: np.random.Generator, config: SimulationConfig, seeing: np.ndarray, transfer_g: np.ndarray, sky_g: float
 ) -> _System:
-    """Draw systems until the arcs are inside the central pixels, magnified (mu > 3, Collett 2015) and of enough S/N in g."""
+    """Draw systems until the arcs are in the central pixels, magnified (mu > 3, Collett 2015) and visible in g."""
     side, oversampling = config.size + 2 * _MARGIN, 3
     window = 2 * math.ceil((_MAX_ARC_RADIUS + 0.3) / config.pixel_scale)
     step = config.pixel_scale / oversampling
@@ -507,7 +516,7 @@ def _draw_visible_system(
         galaxy, radius, _z_source = _draw_galaxy(rng, config, float(seeing.max()))
         q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
         lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
-        flux = _flux(25.5 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 3.5))) / 0.3, config)
+        flux = _flux(25.0 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 3.0))) / 0.3, config)
         fine = _lens_image(x - galaxy.x, y - galaxy.y, lens, _draw_source(rng, radius))
         arcs = fine.reshape(window, oversampling, window, oversampling).sum(axis=(1, 3)) * np.float32(step**2)
         magnification = arcs.sum()
@@ -515,9 +524,16 @@ def _draw_visible_system(
             continue
         scene = np.zeros((side, side), dtype=np.float32)
         scene[edge : edge + window, edge : edge + window] = arcs * np.float32(flux)
-        snr = float(np.sqrt((_convolve(scene, transfer_g) ** 2).sum())) / sky_g
-        if snr > config.min_arc_snr:
-            return _System(galaxy, radius, _layers((_draw_blue_colour(rng), scene)), snr)
+        seen = _convolve(scene, transfer_g)
+        snr = float(np.sqrt((seen**2).sum())) / sky_g
+        if snr <= config.min_arc_snr:
+            continue
+        glare = galaxy.flux[0] * _render_galaxy(galaxy, *_grid(config.size, config.pixel_scale), config)
+        contrast = (seen**2).sum() / (seen * (seen + glare)).sum()
+        if contrast > config.min_arc_contrast:
+            colour = _draw_blue_colour(rng)
+            redder = 10 ** (0.4 * np.array([-rng.uniform(0, 0.4), 0.0, rng.uniform(0, 0.15)]))
+            return _System(galaxy, radius, _layers((colour, scene)), snr, magnification * flux * colour * redder)
     raise InputError(f"no lens reaches min_arc_snr {config.min_arc_snr}; lower it in the SimulationConfig")
 
 
@@ -534,9 +550,9 @@ def simulate_cutout(
         config (`SimulationConfig`, *optional*): the survey; its defaults are HSC's.
 
     Returns:
-        `tuple[np.ndarray, dict]`: flux (3, size, size), float32, linear, NaN where masked; and the metadata `ra`, `dec`
-        (degrees), `bands`, `zero_point` (AB magnitude), `pixel_scale` (arcsec), `seeing` (FWHM in arcsec per band),
-        `einstein_radius` (arcsec, NaN for non-lenses) and `subclass`.
+        `tuple[np.ndarray, dict]`: flux (3, size, size), float32, linear, NaN where masked; and the metadata `ra`,
+        `dec` (degrees), `bands`, `zero_point` (AB magnitude), `pixel_scale` (arcsec), `seeing` (FWHM in arcsec per
+        band), `einstein_radius` (arcsec, NaN for non-lenses) and `subclass`.
 
     Raises:
         InputError: if no lens passes the visibility cuts of `config`.
@@ -548,7 +564,7 @@ def simulate_cutout(
 def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tuple[np.ndarray, dict, _System]:
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy=(seed, index))))
     side = config.size + 2 * _MARGIN
-    # The observing conditions come first, so that the visibility cuts, which redraw the rest, cannot depend on the class.
+    # Observing conditions come first: the visibility cuts, which redraw the rest, cannot select among them.
     seeing, sky = _draw_seeing(rng, config), _draw_sky_noise(rng, config)
     beta, (e1, e2) = rng.uniform(2.6, 3.8), rng.normal(0, 0.02, size=2)
     transfer = _transfer(np.stack([_moffat(fwhm, beta, e1, e2, config.pixel_scale) for fwhm in seeing]), side)
@@ -598,7 +614,7 @@ def simulate_cutouts(
         num_proc (`int`, *optional*): number of processes; by default one for each CPU core.
 
     Returns:
-        `Iterator[tuple[np.ndarray, dict]]`: what [`simulate_cutout`] returns. Few cutouts are held in memory at a time.
+        `Iterator[tuple[np.ndarray, dict]]`: what [`simulate_cutout`] returns. Only a few are held in memory.
 
     Raises:
         InputError: if the lengths differ, or if no lens passes the visibility cuts of `config`.
@@ -636,7 +652,7 @@ def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarr
 
 
 def _submit(executor: ProcessPoolExecutor, chunk: tuple) -> Future:
-    """Submit a chunk while `__main__` is out of sight: a spawned child would run the caller's script again for nothing."""
+    """Submit a chunk while `__main__` is out of sight: a spawned child would run the caller's script again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
