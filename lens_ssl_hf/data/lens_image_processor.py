@@ -1,6 +1,6 @@
 """
-Raw cutouts of 1 to 10 bands -> what a ViT reads, in one file without imports from the package: it can be published beside
-a model and used through `auto_map`.
+Raw cutouts of 1 to 10 bands -> what a ViT reads, in one file that needs nothing from the package: it can be published
+beside a model and used through `auto_map`.
 """
 
 from collections.abc import Sequence
@@ -72,8 +72,8 @@ def stretch_flux(
 
 def resample(pixels: np.ndarray, factor: float, is_flux: bool = True) -> np.ndarray:
     """
-    Enlarge (factor > 1) or shrink `(bands, H, W)` bilinearly, with a low-pass filter when shrinking. The flux of an object
-    stays what it was; display units (`is_flux=False`) keep their level.
+    Enlarge (factor > 1) or shrink `(bands, H, W)` bilinearly, with a low-pass filter when shrinking. The flux of an
+    object stays what it was; display units (`is_flux=False`) keep their level.
     """
     height, width = pixels.shape[-2:]
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
@@ -84,8 +84,8 @@ def resample(pixels: np.ndarray, factor: float, is_flux: bool = True) -> np.ndar
 
 class LensImageProcessor(BaseImageProcessor):
     r"""
-    Raw flux -> `pixel_values`: band selection and order, masked pixels, pixel scale, stretch, centre crop, rescaling and
-    normalisation. On display units it equals the stock `ViTImageProcessor`, for any number of bands.
+    Raw flux -> `pixel_values`: band selection and order, masked pixels, pixel scale, stretch, centre crop, rescaling
+    and normalisation. On display units it equals the stock `ViTImageProcessor`, for any number of bands.
 
     Args:
         bands (`list[str]`, *optional*):
@@ -146,8 +146,8 @@ class LensImageProcessor(BaseImageProcessor):
         """
         Args:
             images:
-                Array or tensor `(bands, H, W)`, PIL image, batch `(n, bands, H, W)`, or list of these. Floats are linear
-                flux, NaN where masked; 8-bit values and PIL images are display units.
+                Array or tensor `(bands, H, W)`, PIL image, batch `(n, bands, H, W)`, or list of these. Floats are
+                linear flux, NaN where masked; 8-bit values and PIL images are display units.
             input_bands (`Sequence[str]`, *optional*):
                 Names of the bands of `images`, where they are not the model's in the model's order.
             input_pixel_scale (`float`, *optional*):
@@ -192,7 +192,9 @@ class LensImageProcessor(BaseImageProcessor):
         top, left = (flux.shape[1] - height) // 2, (flux.shape[2] - width) // 2
         if top < 0 or left < 0:
             size = f"{flux.shape[1]} x {flux.shape[2]}"
-            raise InputError(f"{name} is {size} pixels, smaller than the crop of {height} x {width}: cut it out larger")
+            raise InputError(
+                f"{name} is {size} pixels, smaller than the crop of {height} x {width}: cut it out larger"
+            )
         flux = flux[:, top : top + height, left : left + width]
         display = stretch_flux(flux, **self.stretch) if self.do_stretch and not is_display else flux
         mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.image_mean, self.image_std))

@@ -27,8 +27,8 @@ class Stretch:
 
     Args:
         kind (`str`):
-            `"asinh"`, `"sqrt"` (both clipped to [0, 255]), `"linear"` (not clipped), or `"none"`: the values are display
-            units already.
+            `"asinh"`, `"sqrt"` (both clipped to [0, 255]), `"linear"` (not clipped), or `"none"`: the values are
+            display units already.
         black (`tuple[float, ...]`): flux shown as 0, per band.
         white (`tuple[float, ...]`): flux shown as 255, per band.
         softening (`tuple[float, ...]`): flux where the curve turns from linear to compressed, per band.
@@ -84,7 +84,9 @@ class Stretch:
         white = np.maximum(white, sky + 3 * softening)
         if not (np.isfinite(white).all() and (white > black).all() and (softening > 0).all()):
             band = int(np.flatnonzero(~((white > black) & (softening > 0)))[0]) + 1
-            raise InputError(f"band {band} of the training cutouts has no contrast: leave it out or use stretch='none'")
+            raise InputError(
+                f"band {band} of the training cutouts has no contrast: leave it out or use stretch='none'"
+            )
         return cls(kind, tuple(black), tuple(white), tuple(softening))
 
     def apply(self, flux: np.ndarray) -> np.ndarray:
@@ -177,8 +179,8 @@ class CutoutInfo:
 
 def cutout_info(dataset: Any) -> CutoutInfo:
     """
-    The [`CutoutInfo`] of a `Dataset` or `DatasetDict` that [`load_cutouts`] returned, also after `select`, `filter`, `map`
-    and `train_test_split`.
+    The [`CutoutInfo`] of a `Dataset` or `DatasetDict` that [`load_cutouts`] returned, also after `select`, `filter`,
+    `map` and `train_test_split`.
 
     Raises:
         [`InputError`]: the data set was not made by [`load_cutouts`].
@@ -198,8 +200,8 @@ def standardise(
     zero_point: float | None = None,
 ) -> np.ndarray:
     """
-    Bring a raw cutout to the bands, pixel scale and zero point that are asked for, as far as it states its own, and fill
-    its masked pixels.
+    Bring a raw cutout to the bands, pixel scale and zero point that are asked for, as far as it states its own, and
+    fill its masked pixels.
 
     Args:
         raw ([`RawCutout`]): what a reader returned.
@@ -286,6 +288,6 @@ def _check_plausible(display: np.ndarray, stretch: Stretch, name: str | Path) ->
     else:
         return
     raise InputError(
-        f"{name}: after the model's {stretch.kind} stretch {problem}, so its values are not flux in the model's units: "
+        f"{name}: after the model's {stretch.kind} stretch {problem}, so it is not flux in the model's units: "
         "convert the flux to the model's zero point, or give display units (0 to 255)"
     )

@@ -1,0 +1,116 @@
+"""The options of [`load_cutouts`], one dataclass for the command line, the Python call and the builder."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    """Where the cutouts come from and how they are brought to display units; see [`load_cutouts`]."""
+
+    dataset: str = field(
+        default="simulated",
+        metadata={
+            "help": (
+                "'simulated', a folder (lenses/ and nonlenses/, ...), a table (.csv, .parquet, .fits), a "
+                "directory that save_cutouts wrote, or the Hub id of one."
+            )
+        },
+    )
+    size: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Side of the stored cutouts in pixels (centre crop); by default 64 simulated, else the smallest found."
+            )
+        },
+    )
+    bands: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Bands to use, in order; names them where the files do not. Simulated default: i r g (red first)."
+            )
+        },
+    )
+    stretch: str = field(
+        default="auto",
+        metadata={
+            "help": "Flux to display units, fitted on the training split; auto: none for 8-bit pictures, else asinh.",
+            "choices": ["auto", "asinh", "sqrt", "linear", "none"],
+        },
+    )
+    pixel_scale: float | None = field(
+        default=None,
+        metadata={"help": "Arcsec per pixel of the stored cutouts; files that state another one are resampled."},
+    )
+    zero_point: float | None = field(
+        default=None, metadata={"help": "AB magnitude of flux 1; files that state another one are scaled to this one."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the simulation and of the splits that are made."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where built data sets are kept; by default the cache of datasets."}
+    )
+    num_proc: int | None = field(
+        default=None, metadata={"help": "Processes for the simulation; by default one per CPU core."}
+    )
+
+    train_size: int = field(default=3863, metadata={"help": "Simulated: labelled training cutouts."})
+    validation_size: int = field(default=429, metadata={"help": "Simulated: validation cutouts."})
+    test_size: int = field(default=758, metadata={"help": "Simulated: test cutouts."})
+    unlabelled_size: int = field(
+        default=0, metadata={"help": "Simulated: cutouts without labels, for pretraining only."}
+    )
+    lens_fraction: float = field(default=0.604, metadata={"help": "Simulated: share of lenses in every split."})
+    min_arc_snr: float = field(default=25.0, metadata={"help": "Simulated: least S/N of the arcs in g."})
+    min_radius_over_seeing: float = field(
+        default=1.2, metadata={"help": "Simulated: least Einstein radius in units of the seeing."}
+    )
+
+    hdu: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "FITS: number or name of the image HDU, by default the first image; several as 'G,R,I' are stacked."
+            )
+        },
+    )
+    file_pattern: str | None = field(
+        default=None,
+        metadata={"help": "Several single-band files per object, such as '{id}_{band}.fits'; needs bands."},
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of validation where the source gives no such split."}
+    )
+    test_fraction: float = field(default=0.2, metadata={"help": "Share of test where the source gives no such split."})
+    on_bad_file: str = field(
+        default="error",
+        metadata={
+            "help": "'error' stops at the first bad file; 'skip' leaves bad files out and lists them.",
+            "choices": ["error", "skip"],
+        },
+    )
+    bad_file_report: str = field(
+        default="bad_files.csv", metadata={"help": "Where 'skip' lists the files that it left out."}
+    )
+
+    file_column: str = field(default="file", metadata={"help": "Table: path of the cutout, relative to the table."})
+    label_column: str = field(
+        default="label",
+        metadata={"help": "Table: lens/nonlens, 1/0 or true/false; empty or -1 for cutouts without a label."},
+    )
+    split_column: str = field(default="split", metadata={"help": "Table: train, validation or test."})
+    fold_column: str = field(default="fold", metadata={"help": "Table: number of the fold; used with test_fold."})
+    group_column: str = field(
+        default="group", metadata={"help": "Table: what splits must not divide, such as a field of the sky."}
+    )
+    ra_column: str = field(default="ra", metadata={"help": "Table: right ascension in degrees."})
+    dec_column: str = field(default="dec", metadata={"help": "Table: declination in degrees."})
+    subclass_column: str = field(
+        default="subclass", metadata={"help": "Table: kind of object, for evaluation by kind."}
+    )
+    test_fold: int | None = field(
+        default=None, metadata={"help": "Table: this fold is the test split, the others are for training."}
+    )
+    validation_fold: int | None = field(
+        default=None, metadata={"help": "Table: this fold is the validation split; needs test_fold."}
+    )
