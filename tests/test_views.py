@@ -29,7 +29,9 @@ def test_uniforms_are_uniform_and_independent():
     assert u.min() >= 0 and u.max() < 1
     np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
     np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.003)
-    neighbours = np.concatenate([u[:-1], u[1:], uniforms(0, 1, torch.arange(19999), 0, 8), u[:-1][:, ::-1] ** 2], axis=1)
+    neighbours = np.concatenate(
+        [u[:-1], u[1:], uniforms(0, 1, torch.arange(19999), 0, 8), u[:-1][:, ::-1] ** 2], axis=1
+    )
     correlation = np.corrcoef(neighbours[:, :24].T) - np.eye(24)
     assert np.abs(correlation).max() < 0.03
 

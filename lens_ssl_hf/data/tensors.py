@@ -59,7 +59,9 @@ def as_tensors(split: Any) -> CutoutTensors:
     size = len(split)
     columns = split.with_format("torch", columns=["pixels", "label"])[:]
     text = {
-        name: [str(value) for value in split[name]] if name in split.column_names else [default(i) for i in range(size)]
+        name: [str(value) for value in split[name]]
+        if name in split.column_names
+        else [default(i) for i in range(size)]
         for name, default in (("id", str), ("group", str), ("subclass", lambda _: ""))
     }
     return CutoutTensors(

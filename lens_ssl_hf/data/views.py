@@ -128,7 +128,9 @@ class Views:
         """`count` views of each image, numbered from `first`: `(count, batch, bands, size, size)`."""
         return torch.stack([self.make(images, indices, settings, epoch, first + i) for i in range(count)])
 
-    def masks(self, indices: torch.Tensor, grid: int, count: int, epoch: int, first: int, num_views: int) -> torch.Tensor:
+    def masks(
+        self, indices: torch.Tensor, grid: int, count: int, epoch: int, first: int, num_views: int
+    ) -> torch.Tensor:
         """Block-wise masks of `num_views` views numbered from `first`: `(num_views, batch, count)` patch indices."""
         views = range(first, first + num_views)
         # Numbers 10 and on of a view's uniforms belong to its mask.

@@ -66,9 +66,7 @@ def hidden_states(
         `torch.Tensor` of shape `(batch, 1 + patches, hidden_size)`: [CLS] first, after the last layer norm.
     """
     interpolate = images.shape[-1] != backbone.config.image_size
-    return backbone(
-        images, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate
-    ).last_hidden_state
+    return backbone(images, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate).last_hidden_state
 
 
 def load_encoder(source: str | os.PathLike) -> ViTModel:
@@ -92,7 +90,9 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
         config = AutoConfig.from_pretrained(name)
         if config.model_type == "vit":
             is_classifier = "ViTForImageClassification" in (config.architectures or [])
-            cls, kwargs = (ViTForImageClassification, {}) if is_classifier else (ViTModel, {"add_pooling_layer": False})
+            cls, kwargs = (
+                (ViTForImageClassification, {}) if is_classifier else (ViTModel, {"add_pooling_layer": False})
+            )
         elif config.model_type.startswith("lens_"):
             cls, kwargs = AutoModel, {}
         else:
@@ -103,7 +103,9 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
             raise
         raise InputError(f"cannot load a model from {source} ({_first_line(error)}): give a run or a model") from error
     if loading["missing_keys"]:
-        raise InputError(f"{source} lacks the weights {sorted(loading['missing_keys'])[0]} and others: it is no whole ViT")
+        raise InputError(
+            f"{source} lacks the weights {sorted(loading['missing_keys'])[0]} and others: it is no whole ViT"
+        )
     cutouts = getattr(config, "cutouts", None)
     encoder = model if isinstance(model, ViTModel) else model.vit if config.model_type == "vit" else model.encoder
     if cutouts is not None:
@@ -116,7 +118,9 @@ def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
     if encoder.config.image_size == image_size:
         return encoder
     if image_size % encoder.config.patch_size:
-        raise InputError(f"crop_size {image_size} is not a multiple of the model's patch size {encoder.config.patch_size}")
+        raise InputError(
+            f"crop_size {image_size} is not a multiple of the model's patch size {encoder.config.patch_size}"
+        )
     config = ViTConfig(**{**encoder.config.to_dict(), "image_size": image_size})
     resized = ViTModel(config, add_pooling_layer=False, use_mask_token=encoder.embeddings.mask_token is not None)
     state = encoder.state_dict()

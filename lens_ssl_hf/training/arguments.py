@@ -63,7 +63,9 @@ class PretrainArguments(ViewArguments):
     teacher_temperature: float = _option(0.04, "Softmax temperature of the teacher (dino, ibot).")
     warmup_teacher_temperature: float = _option(0.04, "The teacher's temperature at the start.")
     patch_teacher_temperature: float = _option(0.07, "The teacher's temperature on patches (ibot).")
-    warmup_patch_teacher_temperature: float = _option(0.04, "The teacher's temperature on patches at the start (ibot).")
+    warmup_patch_teacher_temperature: float = _option(
+        0.04, "The teacher's temperature on patches at the start (ibot)."
+    )
     temperature_warmup_fraction: float = _option(0.3, "Share of the steps in which temperatures rise linearly.")
     teacher_momentum: float = _option(0.99, "EMA momentum of the teacher at the start; a cosine takes it to 1.")
     centre_momentum: float = _option(0.9, "EMA momentum of the centre (dino, ibot).")

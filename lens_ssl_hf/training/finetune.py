@@ -72,7 +72,9 @@ def finetune(
     arguments = make_arguments(FinetuneArguments, settings)
     accelerator = make_accelerator()
     if arguments.batch_size % accelerator.num_processes:
-        raise InputError(f"batch_size {arguments.batch_size} is not a multiple of {accelerator.num_processes} processes")
+        raise InputError(
+            f"batch_size {arguments.batch_size} is not a multiple of {accelerator.num_processes} processes"
+        )
     splits, info = splits_and_info(cutouts)
     train, validation = _labelled_splits(splits)
     center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
@@ -129,7 +131,9 @@ def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
     if number == "all":
         return torch.arange(len(labels))
     if int(number) > len(labels):
-        raise InputError(f"labels is {number} but the training split has {len(labels)} labelled cutouts: ask for fewer")
+        raise InputError(
+            f"labels is {number} but the training split has {len(labels)} labelled cutouts: ask for fewer"
+        )
     generator = torch.Generator().manual_seed(seed)
     lenses, nonlenses = ((labels == value).nonzero().flatten() for value in (1, 0))
     lenses = lenses[torch.randperm(len(lenses), generator=generator)]
@@ -257,7 +261,9 @@ def _train(
 
     def trial_loss() -> torch.Tensor:
         chosen = torch.arange(arguments.batch_size // accelerator.num_processes, device=device) % len(images)
-        return F.cross_entropy(model(views.make(images[chosen], chosen, settings, 0, 0)).logits.float(), labels[chosen])
+        return F.cross_entropy(
+            model(views.make(images[chosen], chosen, settings, 0, 0)).logits.float(), labels[chosen]
+        )
 
     precision = choose_precision(accelerator, arguments.precision, trial_loss)
     model.zero_grad(set_to_none=True)
@@ -312,7 +318,9 @@ def _train(
         if done % arguments.log_every == 0 or evaluates:
             means = averages.pop(accelerator)
             if not math.isfinite(means["loss"]):
-                raise InputError(f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32")
+                raise InputError(
+                    f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32"
+                )
             run.log(done, {"epoch": epoch, **means, "learning_rate": arguments.learning_rate * factor})
         if evaluates:
             scores = lens_probabilities(model, validation_images)

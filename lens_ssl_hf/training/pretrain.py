@@ -194,7 +194,9 @@ def _train(
     make_views = _ViewMaker(arguments, accelerator.device)
     model.to(accelerator.device).train()
     share = arguments.batch_size // accelerator.num_processes // arguments.gradient_accumulation_steps
-    precision = choose_precision(accelerator, arguments.precision, lambda: _trial_loss(model, images, make_views, share))
+    precision = choose_precision(
+        accelerator, arguments.precision, lambda: _trial_loss(model, images, make_views, share)
+    )
     model.zero_grad(set_to_none=True)
     if arguments.method == "simsiam":
         _reset_batch_norm(model)
@@ -225,7 +227,9 @@ def _train(
         if done % arguments.log_every == 0 or last_of_epoch:
             means = averages.pop(accelerator)
             if not math.isfinite(means["loss"]):
-                raise InputError(f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32")
+                raise InputError(
+                    f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32"
+                )
             run.log(done, {"epoch": done / steps_per_epoch, **means, **scheduled})
             bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
             outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes
@@ -248,7 +252,7 @@ _WATCHED = ("loss", "cls_loss", "patch_loss", "teacher_entropy", "output_std")
 
 
 def _trial_loss(model: torch.nn.Module, images: torch.Tensor, make_views: _ViewMaker, share: int) -> torch.Tensor:
-    indices = torch.arange(min(share, len(images)), device=images.device)
+    indices = torch.arange(min(share, 32), device=images.device)
     return model(**make_views(images[indices], indices, 0)).loss
 
 

@@ -1,0 +1,29 @@
+"""
+Fine-tune a lens / non-lens classifier on a few hundred labels.
+
+```bash
+accelerate launch scripts/run_finetune.py --init runs/dino --labels 300 --dataset my_cutouts/ --output_dir runs/dino-300
+accelerate launch scripts/run_finetune.py --backbone vits8 --labels 300 --dataset my_cutouts/ --output_dir runs/scratch-300
+```
+
+`--init` is a pretraining run, an exported folder, the Hub id of a stock ViT, or scratch (the default).
+"""
+
+from lens_ssl_hf.cli import load_dataset, parse, quiet
+from lens_ssl_hf.data.arguments import DataArguments
+from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.training.arguments import FinetuneArguments
+
+
+@exit_on_input_error
+def main() -> None:
+    data_arguments, arguments = parse(DataArguments, FinetuneArguments, description=__doc__)
+    from lens_ssl_hf import finetune
+
+    quiet()
+    run = finetune(load_dataset(data_arguments), **vars(arguments))
+    print(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
+
+
+if __name__ == "__main__":
+    main()
