@@ -46,7 +46,7 @@ class DataArguments:
     zero_point: float | None = field(
         default=None, metadata={"help": "AB magnitude of flux 1; files that state another one are scaled to this one."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the simulation and of the splits that are made."})
+    data_seed: int = field(default=0, metadata={"help": "Seed of the simulation and of the splits that are made."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where built data sets are kept; by default the cache of datasets."}
     )

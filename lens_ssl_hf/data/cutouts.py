@@ -117,7 +117,7 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
               ra, dec and subclass.
             - a directory that [`save_cutouts`] wrote, or the Hub id of one.
         **options:
-            Any field of [`DataArguments`], such as `size`, `bands`, `stretch`, `seed`, `test_fold`, `on_bad_file`.
+            Any field of [`DataArguments`], such as `size`, `bands`, `stretch`, `data_seed`, `test_fold`, `on_bad_file`.
 
     Returns:
         `datasets.DatasetDict` with the columns `id`, `pixels` (float32 `(bands, size, size)`, 0 to 255), `label`
@@ -164,7 +164,8 @@ def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
         return _load_from_hub(source, options)
     else:
         raise InputError(f"{source} does not exist: give 'simulated', a folder, a table or the Hub id of a data set")
-    builder = Cutouts(cache_dir=options.pop("cache_dir", None), config_name=name, dataset=source, **options)
+    cache_dir = options.pop("cache_dir", None)
+    builder = Cutouts(cache_dir=cache_dir, config_name=name, hash=_code_digest(), dataset=source, **options)
     builder.download_and_prepare()
     dataset_dict = builder.as_dataset()
     if left_out := cutout_info(dataset_dict).left_out:
@@ -172,6 +173,13 @@ def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
         _copy(Path(builder.cache_dir) / REPORT_FILE, report)
         logger.warning(f"{left_out} bad files of {source} are left out: see {report}")
     return dataset_dict
+
+
+def _code_digest() -> str:
+    """Hash of the code that makes the pixels; part of the cache's path, so that no cache outlives a change of it."""
+    modules = ("cutouts", "lens_image_processor", "processing", "readers", "simulation", "sources")
+    code = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
+    return hashlib.blake2b(code, digest_size=8).hexdigest()
 
 
 def _copy(source: Path, target: str) -> None:
@@ -229,7 +237,7 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
         if split != "unlabelled" and not 0 < num_lenses < count:
             raise InputError(f"{split}_size {count} leaves a class empty: simulate more")
         is_lens = np.arange(count) < num_lenses
-        np.random.default_rng((config.seed, first)).shuffle(is_lens)
+        np.random.default_rng((config.data_seed, first)).shuffle(is_lens)
         indices += range(first, first + count)
         lenses += is_lens.tolist()
     stream = _simulate(config, indices, lenses, simulation, bands)  # one pool of processes for all splits
@@ -255,10 +263,10 @@ def _simulate(
     config: CutoutsConfig, indices: list[int], lenses: list[bool], simulation: SimulationConfig, bands: list[str]
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     order = [BANDS.index(band) for band in bands]
-    cutouts = simulate_cutouts(config.seed, indices, lenses, simulation, num_proc=config.num_proc)
+    cutouts = simulate_cutouts(config.data_seed, indices, lenses, simulation, num_proc=config.num_proc)
     for index, lens, (flux, meta) in zip(indices, lenses, cutouts):
         labelled = index < _FIRST_INDEX["unlabelled"]
-        name = f"sim-{config.seed}-{index}"
+        name = f"sim-{config.data_seed}-{index}"
         columns = {"id": name, "group": name, "label": int(lens) if labelled else -1}
         columns["subclass"] = meta["subclass"] if labelled else ""
         columns["einstein_radius"] = meta["einstein_radius"] if labelled else float("nan")
@@ -296,7 +304,7 @@ def _open_files(config: CutoutsConfig) -> tuple[dict[str, Iterable], CutoutInfo]
     if config.size is None and len({checked[row.id].shape for row in rows}) > 1:
         logger.warning(f"cutouts differ in size: all are centre-cropped to {size} pixels, the size of {smallest.name}")
     source = f"{config.name} {config.dataset}"
-    splits = assign_splits(rows, source, config.validation_fraction, config.test_fraction, config.seed)
+    splits = assign_splits(rows, source, config.validation_fraction, config.test_fraction, config.data_seed)
 
     def read(members: list[Row]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         for row in members:
@@ -306,7 +314,7 @@ def _open_files(config: CutoutsConfig) -> tuple[dict[str, Iterable], CutoutInfo]
 
     kind = config.stretch if config.stretch != "auto" else "none" if display else "asinh"
     train = splits["train"]
-    sample = np.random.default_rng(config.seed).permutation(len(train))[:FIT_CUTOUTS]
+    sample = np.random.default_rng(config.data_seed).permutation(len(train))[:FIT_CUTOUTS]
     stretch = Stretch.fit((flux for flux, _ in read([train[i] for i in sorted(sample)])), kind)
     info = CutoutInfo(
         source=config.name,

@@ -15,9 +15,9 @@ STRETCHES = ("asinh", "sqrt", "linear", "none")
 PICTURE_BANDS = ("red", "green", "blue")
 
 # Where the fitted curve lies, in units of the sky noise sigma and of the brightness of the centres.
-SOFTENING_SIGMA = 3.0
-BLACK_SIGMA = 3.0
-WHITE_PERCENTILE = 99.5
+SOFTENING_SIGMA = 5.0
+BLACK_SIGMA = 2.0
+WHITE_PERCENTILE = 99.7
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Stretch:
         Fit the curve to cutouts of the training split.
 
         Per band: the sky and its noise come from the outer border of each cutout (median and MAD; the median over
-        cutouts), black lies 3 sigma below the sky, the softening is 3 sigma, and white is the 99.5th percentile of the
+        cutouts), black lies 2 sigma below the sky, the softening is 5 sigma, and white is the 99.7th percentile of the
         pixels in the central half.
 
         Args:

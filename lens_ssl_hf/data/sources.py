@@ -100,7 +100,7 @@ def list_folder(folder: Path, file_pattern: str | None, bands: Sequence[str] | N
         logger.warning(f"{ignored} files in {folder} are ignored: their names do not end in {', '.join(SUFFIXES)}")
     if not rows:
         raise InputError(
-            f"no cutouts in {folder}: put .npy, .npz, .fits, .png, ... files into its subfolders lenses/ and nonlenses/ "
+            f"no cutouts in {folder}: put .npy, .fits, .png, ... files into its subfolders lenses/ and nonlenses/ "
             "(or train_lenses/, train_nonlenses/, test_lenses/, ...; or train/lenses/, ...)"
         )
     return rows
@@ -252,7 +252,7 @@ def _split(cell: dict[str, str], label: int, where: str, options: Any) -> str | 
 
 
 def digest_rows(rows: list[Row], bad: BadFiles) -> list[Row]:
-    """Hash the content of every file into `row.digest`; missing files and copies are bad."""
+    """Hash the content of every file into `row.digest`; missing files and labelled copies are bad, others left out."""
     by_digest = defaultdict(list)
     for row in rows:
         digest = hashlib.blake2b(digest_size=16)
@@ -268,19 +268,22 @@ def digest_rows(rows: list[Row], bad: BadFiles) -> list[Row]:
         else:
             row.digest = digest.hexdigest()
             by_digest[row.digest].append(row)
-    dropped = set()
-    for copies in by_digest.values():
-        # Copies that disagree on the label are all wrong; of others the first one stays.
-        disagree = len({row.label for row in copies if row.label >= 0}) > 1
-        for row in copies if disagree else copies[1:]:
-            other = copies[0] if row is not copies[0] else copies[1]
-            what = "with another label" if disagree else f"({row.split} and {other.split})" if row.split else ""
-            error = InputError(
-                f"{row.name} has the same content as {other.name} {what}".strip() + ": remove one of them"
-            )
-            bad.add(row.name, error)
-            dropped.add(row.id)
-    return [row for row in rows if row.digest and row.id not in dropped]
+    kept = {row.id for copies in by_digest.values() for row in _without_copies(copies, bad)}
+    return [row for row in rows if row.id in kept]
+
+
+def _without_copies(copies: list[Row], bad: BadFiles) -> list[Row]:
+    """One of the rows with the same content, the first labelled one; further labelled ones are bad."""
+    labelled = [row for row in copies if row.label >= 0]
+    if not labelled:
+        return copies[:1]
+    # Copies that disagree on the label are all wrong; of others the first one stays.
+    disagree = len({row.label for row in labelled}) > 1
+    for row in labelled if disagree else labelled[1:]:
+        other = labelled[0] if row is not labelled[0] else labelled[1]
+        problem = f"{row.name} has the same content as {other.name}{' with another label' if disagree else ''}"
+        bad.add(row.name, InputError(f"{problem}: remove one of them"))
+    return [] if disagree else labelled[:1]
 
 
 def assign_splits(
@@ -288,7 +291,7 @@ def assign_splits(
 ) -> dict[str, list[Row]]:
     """
     Rows by split. Splits that the source does not give are drawn from train, stratified by label and subclass; no
-    group is ever divided. Unlabelled rows become the split `unlabelled`, except those of groups in validation or test.
+    group is ever divided. Unlabelled rows become the split `unlabelled`, except those of groups in the test split.
     """
     labelled = [row for row in rows if row.label >= 0]
     _check_classes(labelled, source)
@@ -317,12 +320,11 @@ def assign_splits(
     for split, members in splits.items():
         drawn = " (too few groups to divide: add cutouts, or give the splits)" if split in fractions else ""
         _check_classes(members, f"split {split!r} of {source}{drawn}")
-    held_out = ("validation", "test")
     unlabelled = [row for row in rows if row.label < 0]
-    kept = [r for r in unlabelled if r.split not in held_out and split_of.get(r.group) not in held_out]
+    kept = [row for row in unlabelled if "test" not in (row.split, split_of.get(row.group))]
     if len(kept) < len(unlabelled):
         count = len(unlabelled) - len(kept)
-        logger.warning(f"{count} unlabelled cutouts of {source} belong to validation or test groups and are left out")
+        logger.warning(f"{count} unlabelled cutouts of {source} belong to the test split or its groups and are left out")
     return splits | ({"unlabelled": kept} if kept else {})
 
 
