@@ -117,7 +117,7 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
               ra, dec and subclass.
             - a directory that [`save_cutouts`] wrote, or the Hub id of one.
         **options:
-            Any field of [`DataArguments`], such as `size`, `bands`, `stretch`, `data_seed`, `test_fold`, `on_bad_file`.
+            Any field of [`DataArguments`], such as `size`, `bands`, `stretch`, `data_seed`, `test_fold`.
 
     Returns:
         `datasets.DatasetDict` with the columns `id`, `pixels` (float32 `(bands, size, size)`, 0 to 255), `label`

@@ -226,7 +226,8 @@ def _as_raw(hdus: Any, key: int | str | None, path: Path) -> RawCutout:
     if key is None:
         chosen = next((h for h in hdus if _has_image(h)), None)
     else:
-        chosen = hdus[key] if key in hdus else None
+        name = key.upper() if isinstance(key, str) else key
+        chosen = next((h for i, h in enumerate(hdus) if name in (i, h.name)), None)
     if chosen is None or not _has_image(chosen):
         wanted = "no image HDU" if key is None else f"no image in HDU {key!r}"
         mend = f"choose hdu among {available}" if available else "it holds no image at all, leave it out"

@@ -324,7 +324,7 @@ def assign_splits(
     kept = [row for row in unlabelled if "test" not in (row.split, split_of.get(row.group))]
     if len(kept) < len(unlabelled):
         count = len(unlabelled) - len(kept)
-        logger.warning(f"{count} unlabelled cutouts of {source} belong to the test split or its groups and are left out")
+        logger.warning(f"{count} unlabelled cutouts of {source} belong to the test split: they are left out")
     return splits | ({"unlabelled": kept} if kept else {})
 
 

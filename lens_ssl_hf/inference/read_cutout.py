@@ -1,0 +1,85 @@
+"""Any cutout file -> the display units that a published model reads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.processing import CutoutInfo, to_display
+from ..data.readers import RawCutout, read_raw, read_raw_bands
+from ..errors import InputError
+
+
+def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | str | None = None) -> np.ndarray:
+    """
+    Read a cutout as a model expects it: its bands in order, at its pixel scale and zero point where the file states
+    its own, masked pixels filled, and with the stretch of its training data. 8-bit pictures are display units already.
+
+    ```python
+    >>> classifier = transformers.pipeline("image-classification", model)
+    >>> classifier(read_cutout("cutout.fits", like=model))
+    ```
+
+    Args:
+        path (`str`, `Path` or list of them):
+            A `.npy`, `.npz`, FITS, PNG, JPEG or TIFF file, or one single-band file for each of the model's bands, in
+            their order where the files do not name their bands.
+        like (model, configuration, `str` or `Path`):
+            The model, its configuration, its folder or its Hub id.
+        hdu (`int` or `str`, *optional*):
+            FITS only: see [`~lens_ssl_hf.data.readers.read_raw`].
+
+    Returns:
+        `np.ndarray` of shape `(bands, H, W)`: float32 display units, for `transformers.pipeline` or the processor.
+
+    Raises:
+        [`InputError`]: unreadable file, wrong bands, no valid pixel, smaller than the model's crop, values that cannot
+            be flux in the model's units, or a model that does not say how its cutouts were made.
+    """
+    config = model_config(like)
+    cutouts = config.get("cutouts")
+    if not cutouts:
+        raise InputError(
+            f"{_name(like)} does not say how its cutouts were made (config.cutouts): give display units to it"
+        )
+    if isinstance(path, str | Path):
+        raw, name = read_raw(path, hdu), path
+    else:
+        raw, name = read_raw_bands(list(path), hdu=hdu), path[0]
+    return as_display(raw, cutouts, name, config.get("num_channels"), config.get("image_size"))
+
+
+def as_display(
+    raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path, num_channels: int | None, min_size: int | None
+) -> np.ndarray:
+    """[`~lens_ssl_hf.data.processing.to_display`], with the model's number of bands and its crop checked."""
+    display = to_display(raw, cutouts, name)
+    if num_channels and len(display) != num_channels:
+        raise InputError(f"{name} has {len(display)} bands, the model needs {num_channels}: give it these")
+    height, width = display.shape[1:]
+    if min_size and min(height, width) < min_size:
+        raise InputError(
+            f"{name} is {height} x {width} pixels, smaller than the model's {min_size}: cut it out larger"
+        )
+    return display
+
+
+def model_config(like: Any) -> dict[str, Any]:
+    """The configuration of a model, configuration object, folder or Hub id, as a dictionary."""
+    if isinstance(like, CutoutInfo):
+        return {"cutouts": vars(like)}
+    if hasattr(like, "config"):
+        like = like.config
+    if hasattr(like, "to_dict"):
+        return like.to_dict()
+    from transformers import PreTrainedConfig
+
+    try:
+        return PreTrainedConfig.get_config_dict(str(like))[0]
+    except OSError as error:
+        raise InputError(f"{like} is neither the folder nor the Hub id of a model: correct it") from error
+
+
+def _name(like: Any) -> str:
+    return str(like) if isinstance(like, str | Path) else type(like).__name__

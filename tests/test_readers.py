@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from astropy.io import fits
+from PIL import Image
+
+from lens_ssl_hf.data.readers import band_name, read_raw, read_raw_bands
+from lens_ssl_hf.errors import InputError
+
+FLUX = np.random.default_rng(0).normal(size=(3, 20, 20)).astype("float32")
+
+
+def write_fits(path, data, **header):
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(data, fits.Header(header))]).writeto(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">i2"])
+def test_numpy_values_survive_dtype_and_byte_order(tmp_path, dtype):
+    values = (FLUX * 10).astype(dtype)
+    np.save(tmp_path / "a.npy", values)
+    np.savez(tmp_path / "a.npz", image=values, redshift=np.float64(0.5))
+    for name in ("a.npy", "a.npz"):
+        pixels = read_raw(tmp_path / name).pixels
+        assert pixels.dtype == np.float32 and pixels.dtype.isnative
+        np.testing.assert_allclose(pixels, values.astype("f8"), rtol=1e-6)
+
+
+def test_band_axis_moves_only_where_it_is_unambiguous(tmp_path):
+    np.save(tmp_path / "last.npy", np.moveaxis(FLUX, 0, 2))
+    np.save(tmp_path / "flat.npy", FLUX[0])
+    np.save(tmp_path / "both.npy", FLUX[:, :, :3])  # (3, 20, 3): the first axis wins
+    np.testing.assert_array_equal(read_raw(tmp_path / "last.npy").pixels, FLUX)
+    np.testing.assert_array_equal(read_raw(tmp_path / "flat.npy").pixels, FLUX[:1])
+    np.testing.assert_array_equal(read_raw(tmp_path / "both.npy").pixels, FLUX[:, :, :3])
+
+
+def test_fits_header_gives_bands_scale_and_zero_point(tmp_path):
+    angle, step = 0.3, 0.168 / 3600
+    wcs = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CD1_1": -step * np.cos(angle), "CD1_2": step * np.sin(angle)}
+    wcs |= {"CD2_1": step * np.sin(angle), "CD2_2": step * np.cos(angle)}
+    raw = read_raw(write_fits(tmp_path / "cube.fits", FLUX, BANDS="g,r,i", FLUXMAG0=10**10.8, **wcs))
+    np.testing.assert_array_equal(raw.pixels, FLUX)
+    assert raw.bands == ("g", "r", "i") and not raw.display
+    assert raw.pixel_scale == pytest.approx(0.168) and raw.zero_points == pytest.approx((27, 27, 27))
+
+
+def test_fits_hdus_are_chosen_by_number_and_name_and_stacked(tmp_path):
+    hdus = [fits.ImageHDU(plane, name=name) for plane, name in zip(FLUX, ("HSC-G", "HSC-R", "HSC-I"))]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    np.testing.assert_array_equal(read_raw(tmp_path / "a.fits").pixels, FLUX[:1])
+    np.testing.assert_array_equal(read_raw(tmp_path / "a.fits", hdu=2).pixels, FLUX[1:2])
+    stacked = read_raw(tmp_path / "a.fits", hdu="HSC-I,1")
+    assert stacked.bands == ("i", "g")
+    np.testing.assert_array_equal(stacked.pixels, FLUX[[2, 0]])
+    with pytest.raises(InputError, match=r"no image in HDU 7: choose hdu among 1 \(HSC-G\), 2"):
+        read_raw(tmp_path / "a.fits", hdu=7)
+
+
+def test_single_band_files_are_stacked(tmp_path):
+    paths = [write_fits(tmp_path / f"a_{band}.fits", plane, FILTER=f"HSC-{band}") for band, plane in zip("GRI", FLUX)]
+    raw = read_raw_bands(paths)
+    assert raw.bands == ("g", "r", "i")
+    np.testing.assert_array_equal(raw.pixels, FLUX)
+    odd = write_fits(tmp_path / "odd.fits", FLUX[0, :10])
+    with pytest.raises(InputError, match=r"odd\.fits is 10 x 20 pixels where .*a_G\.fits is 20 x 20"):
+        read_raw_bands([paths[0], odd])
+
+
+def test_pictures_are_display_units(tmp_path):
+    values = np.random.default_rng(1).integers(0, 256, (12, 14, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    Image.fromarray(FLUX[0]).save(tmp_path / "flux.tif")
+    for name in ("a.png", "a.tif"):
+        raw = read_raw(tmp_path / name)
+        assert raw.display
+        np.testing.assert_array_equal(raw.pixels, values.transpose(2, 0, 1))
+    raw = read_raw(tmp_path / "flux.tif")
+    assert not raw.display
+    np.testing.assert_array_equal(raw.pixels, FLUX[:1])
+
+
+def test_masked_pixels_are_nan(tmp_path):
+    values = FLUX.copy()
+    values[0, 0, 0], values[1, 1, 1] = np.inf, np.nan
+    np.save(tmp_path / "a.npy", values)
+    assert np.isnan(read_raw(tmp_path / "a.npy").pixels).sum() == 2
+
+
+def bad_files(folder):
+    np.save(folder / "whole.npy", FLUX)
+    (folder / "cut.npy").write_bytes((folder / "whole.npy").read_bytes()[:500])
+    np.savez(folder / "whole.npz", a=FLUX)
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
+    (folder / "empty.npy").write_bytes(b"")
+    np.save(folder / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save(folder / "text.npy", np.full((3, 20, 20), "x"))
+    np.save(folder / "flat.npy", np.zeros(5))
+    np.save(folder / "many.npy", np.zeros((11, 20, 20)))
+    np.save(folder / "nan.npy", FLUX * np.nan)
+    np.save(folder / "band.npy", np.where([[[0]], [[1]], [[0]]], np.nan, FLUX))
+    write_fits(folder / "whole.fits", FLUX)
+    (folder / "cut.fits").write_bytes((folder / "whole.fits").read_bytes()[:6000])
+    fits.HDUList([fits.PrimaryHDU()]).writeto(folder / "none.fits")
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:50])
+    (folder / "words.png").write_text("not a picture")
+    (folder / "a.txt").write_text("1")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    {
+        "missing.npy": "does not exist",
+        "a.txt": "is not a cutout file: convert it",
+        "cut.npy": r"truncated\?",
+        "cut.npz": r"truncated\?",
+        "empty.npy": r"truncated\?",
+        "object.npy": "holds pickled objects, not numbers",
+        "text.npy": "values, not numbers",
+        "flat.npy": r"has shape \(5,\): save it as \(bands, height, width\)",
+        "many.npy": "more than 10 bands",
+        "nan.npy": r"no valid pixel \(all NaN\)",
+        "band.npy": "no valid pixel in band 2",
+        "cut.fits": r"truncated\?",
+        "none.fits": "no image HDU",
+        "cut.png": r"truncated\?",
+        "words.png": "cannot be read as a picture",
+    }.items(),
+)
+def test_bad_file_gives_one_sentence_that_names_it(tmp_path, name, message):
+    bad_files(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        read_raw(tmp_path / name)
+    assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
+
+
+def test_band_names():
+    names = ["HSC-G", "g DECam SDSS c0001 4720.0 1520.0", "i.MP9702", "HSC-R2", "Y", "VIS", "green"]
+    assert [band_name(name) for name in names] == ["g", "g", "i", "r", "y", "VIS", "green"]
