@@ -1,4 +1,4 @@
-"""Find strong gravitational lenses with few labels: self-supervised Vision Transformers in the Hugging Face ecosystem."""
+"""Find strong gravitational lenses with few labels: self-supervised Vision Transformers for the Hugging Face world."""
 
 import importlib
 import sys

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave us. The message is one sentence that names the file, column or argument and the mend."""
+    """A mistake in what the user gave: one sentence that names the file, column or argument and the mend."""
 
 
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:

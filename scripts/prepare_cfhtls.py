@@ -5,8 +5,8 @@ Cut windows around the objects of the CFHTLS Space Warps stamps, and write one t
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
 ```
 
-Windows come from stamps whose sky group is not in the test split; they have no label, so that only pretraining sees them.
-The corners with text are never touched. The table is then a data set for every script:
+Windows come from stamps whose sky group is not in the test split; they have no label, so that only pretraining sees
+them. The corners with text are never touched. The table is then a data set for every script:
 `--dataset runs/cfhtls/data/catalogue.csv`.
 """
 
@@ -31,7 +31,7 @@ class Arguments:
 
 
 def find_objects(luminance, window: int, number: int) -> list[tuple[int, int]]:
-    """(row, column) of the brightest local maxima whose windows keep clear of the edge; the stamp's centre is one of them."""
+    """(row, column) of the stamp's centre and of the brightest local maxima whose windows keep clear of the edge."""
     import numpy as np
     from scipy import ndimage
 

@@ -2,8 +2,10 @@
 Fine-tune a lens / non-lens classifier on a few hundred labels.
 
 ```bash
-accelerate launch scripts/run_finetune.py --init runs/dino --labels 300 --dataset my_cutouts/ --output_dir runs/dino-300
-accelerate launch scripts/run_finetune.py --backbone vits8 --labels 300 --dataset my_cutouts/ --output_dir runs/scratch-300
+accelerate launch scripts/run_finetune.py --dataset my_cutouts/ --labels 300 \
+    --init runs/dino --output_dir runs/dino-300
+accelerate launch scripts/run_finetune.py --dataset my_cutouts/ --labels 300 \
+    --backbone vits8 --output_dir runs/scratch-300
 ```
 
 `--init` is a pretraining run, an exported folder, the Hub id of a stock ViT, or scratch (the default).

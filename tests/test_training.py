@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_label_subsets_are_nested_stratified_and_seeded():
     labels = (torch.arange(1000) % 5 == 0).long()
     subsets = [set(label_subset(labels, str(n), seed=3).tolist()) for n in (10, 100, 333, 1000)]
     assert [len(subset) for subset in subsets] == [10, 100, 333, 1000]
-    assert all(small <= large for small, large in zip(subsets, subsets[1:]))
+    assert all(small <= large for small, large in pairwise(subsets))
     assert [int(labels[list(subset)].sum()) for subset in subsets] == [2, 20, 67, 200]
     assert set(label_subset(labels, "100", seed=4).tolist()) != subsets[1]
     with pytest.raises(InputError, match="1000 labelled"):
@@ -147,7 +148,7 @@ def test_schedules():
     values = [cosine(1.0, 0.1, step, 100, warmup_steps=10) for step in range(101)]
     assert values[0] == pytest.approx(0.1) and values[9] == values[10] == 1.0
     assert values[55] == pytest.approx(0.55) and values[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(values[10:], values[11:]))
+    assert all(a >= b for a, b in pairwise(values[10:]))
     assert [linear(0.04, 0.07, step, 3) for step in (0, 1, 3, 9)] == pytest.approx([0.04, 0.05, 0.07, 0.07])
 
 

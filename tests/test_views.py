@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lens_ssl_hf.data.views import Views, ViewSettings, affine_crop, block_mask, gaussian_blur, uniforms
+from lens_ssl_hf.data.views import Views, ViewSettings, affine_crop, gaussian_blur, uniforms
 
 GENERATOR = torch.Generator().manual_seed(0)
 SETTINGS = ViewSettings(size=32, field=32, blur_probability=0.5)

@@ -90,8 +90,8 @@ def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
 
 def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
     """
-    Write all splits of a `DatasetDict` to one safetensors file that trains and predicts where only torch, transformers,
-    accelerate and safetensors are installed.
+    Write all splits of a `DatasetDict` to one safetensors file, enough to train and predict where only torch,
+    transformers, accelerate and safetensors are installed.
     """
     splits, info = splits_and_info(cutouts)
     tensors, text = {}, {}

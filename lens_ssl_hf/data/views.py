@@ -1,8 +1,8 @@
 """
 Batched augmentations on the tensor's device, each image with its own parameters.
 
-Every parameter of a view is a function of (seed, epoch, sample index, view number) alone: a counter-based hash instead of
-a random generator with a state. Batch size, number of processes and resuming therefore cannot change a view.
+Every parameter of a view is a function of (seed, epoch, sample index, view number) alone: a counter-based hash instead
+of a random generator with a state. Batch size, number of processes and resuming therefore cannot change a view.
 """
 
 import math
@@ -23,13 +23,13 @@ class ViewSettings:
     Args:
         size (`int`): side of the view, in pixels.
         field (`int`): side of the central field that a view of scale 1 shows, in pixels of the image.
-        scale (`tuple[float, float]`, *optional*, defaults to `(0.4, 1.0)`): area of the crop as a fraction of the field.
+        scale (`tuple[float, float]`, *optional*, defaults to `(0.4, 1.0)`): area of the crop in fields.
         rotate (`bool`, *optional*, defaults to `True`): rotate by any angle; orientation carries no information.
         flip (`bool`, *optional*, defaults to `True`): mirror half of the views.
-        gain (`float`, *optional*, defaults to `0.2`): contrast factor from `1 - gain` to `1 + gain`, common to the bands.
-        offset (`float`, *optional*, defaults to `0.2`): brightness shift from `-offset` to `offset`, common to the bands.
+        gain (`float`, *optional*, defaults to `0.2`): contrast factor `1 - gain` to `1 + gain`, common to the bands.
+        offset (`float`, *optional*, defaults to `0.2`): brightness shift of up to `offset`, common to the bands.
         blur_probability (`float`, *optional*, defaults to `0.0`): share of the views that are blurred.
-        blur_sigma (`tuple[float, float]`, *optional*, defaults to `(0.3, 1.0)`): sigma of the Gaussian blur in view pixels.
+        blur_sigma (`tuple[float, float]`, *optional*, defaults to `(0.3, 1.0)`): sigma of the blur in view pixels.
         noise_sigma (`float`, *optional*, defaults to `0.1`): noise of sigma between 0 and this is added.
     """
 

@@ -1,4 +1,4 @@
-"""The self-supervised models, each a `PreTrainedModel` around a stock ViT, and their registration with the Auto classes."""
+"""The self-supervised models, `PreTrainedModel`s around a stock ViT, registered with the Auto classes."""
 
 from transformers import AutoConfig, AutoModel
 

@@ -42,7 +42,7 @@ class IBOTOutput(DINOOutput):
 
 
 class IBOT(DINO):
-    """DINO whose student sees masked global views; one head serves [CLS] and patches, each with a centre of its own."""
+    """DINO whose student sees masked global views; one head serves [CLS] and patches, with a centre each."""
 
     config_class = IBOTConfig
     base_model_prefix = "ibot"

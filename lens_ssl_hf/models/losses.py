@@ -19,14 +19,14 @@ def negative_cosine_similarity(prediction: torch.Tensor, projection: torch.Tenso
 
 
 def teacher_probabilities(logits: torch.Tensor, centre: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Centred and sharpened teacher output, `softmax((logits - centre) / temperature)` (Caron et al. 2021, eq. 1, 4)."""
+    """Centred, sharpened teacher output `softmax((logits - centre) / temperature)` (Caron et al. 2021, eq. 1, 4)."""
     return F.softmax((logits.float() - centre) / temperature, dim=-1)
 
 
 def dino_loss(student_logits: torch.Tensor, teacher_probs: torch.Tensor, student_temperature: float) -> torch.Tensor:
     """
-    Cross-entropy between the teacher on each global view and the student on every *other* view, the mean over pairs and
-    batch (Caron et al. 2021, eq. 3).
+    Cross-entropy between the teacher on each global view and the student on every *other* view, the mean over pairs
+    and batch (Caron et al. 2021, eq. 3).
 
     Args:
         student_logits (`torch.Tensor` of shape `(views, batch, K)`): the global views first, in the teacher's order.

@@ -52,7 +52,7 @@ def finetune(
     **settings: Any,
 ) -> Path:
     """
-    Fine-tune a classifier on a stratified subset of the `train` split; the weights of the best validation AUC are kept.
+    Fine-tune a classifier on a stratified subset of `train`; the weights of the best validation AUC are kept.
 
     Args:
         cutouts (`DatasetDict`, or path of a `.safetensors` file): from [`load_cutouts`] or [`save_tensors`].
@@ -205,8 +205,8 @@ def layer_decay_groups(
     model: ViTForImageClassification, learning_rate: float, head_learning_rate: float, layer_decay: float, decay: float
 ) -> list[dict]:
     """
-    Optimizer groups with a peak learning rate per layer: `learning_rate * layer_decay^(layers above)` (Clark et al. 2020;
-    Bao et al. 2022), `head_learning_rate` for the classifier. No weight decay on norms and biases.
+    Optimizer groups with a peak learning rate per layer: `learning_rate * layer_decay^(layers above)` (Clark et al.
+    2020; Bao et al. 2022), `head_learning_rate` for the classifier. No weight decay on norms and biases.
     """
     depth = model.config.num_hidden_layers
     groups: dict[tuple[float, bool], dict] = {}

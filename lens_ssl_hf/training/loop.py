@@ -48,7 +48,7 @@ def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     if min(height, width) < size:
         raise InputError(
-            f"cutouts of {height}x{width} pixels are smaller than crop_size {size}: lower crop_size or give larger ones"
+            f"cutouts of {height}x{width} pixels are smaller than crop_size {size}: lower crop_size or give larger"
         )
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[..., top : top + size, left : left + size]
@@ -147,7 +147,7 @@ class Averages:
 
 
 def progress_bar(accelerator: Accelerator, description: str, start: int, total: int) -> tqdm:
-    """A bar with an estimate of the time left, on the main process; a line every 30 s where nobody watches a terminal."""
+    """A bar with an estimate of the time left, on the main process; a line every 30 s outside of terminals."""
     return tqdm(
         desc=description,
         initial=start,

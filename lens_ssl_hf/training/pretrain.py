@@ -49,7 +49,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         settings: fields of [`PretrainArguments`], such as `backbone="vitt8"` or `epochs=60`.
 
     Returns:
-        `Path`: the run directory. Its `model/` holds the SSL model with heads; [`export`] makes a stock backbone of it.
+        `Path`: the run directory. Its `model/` holds the SSL model with heads; [`export`] makes a backbone of it.
 
     Raises:
         [`InputError`]: a setting, the data or the output directory cannot be used.
@@ -355,7 +355,7 @@ def _step(
 def _mean_outputs(outputs: list[Any], accelerator: Accelerator) -> Any:
     """The outputs' means over micro-batches; those of the centres over the processes too."""
     first = outputs[0]
-    for name, value in first.items():
+    for name in first:
         mean = torch.stack([output[name].detach() for output in outputs]).mean(dim=0)
         first[name] = accelerator.reduce(mean, "mean") if "centre" in name else mean
     return first

@@ -110,7 +110,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that this package runs from, with -dirty where it was changed; `None` when installed."""
+    """Revision of the checkout that this package runs from, -dirty where it was changed; `None` when installed."""
     try:
         arguments = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()

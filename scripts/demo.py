@@ -1,0 +1,103 @@
+"""
+The whole path in a few minutes on two CPU cores: simulate, pretrain, fine-tune, compare, export, load with transformers.
+
+```bash
+make demo
+```
+
+It shows that everything works. It is far too short to show what self-supervision is good for.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lens_ssl_hf.cli import parse, quiet
+from lens_ssl_hf.errors import exit_on_input_error
+
+ROOT = Path(__file__).parents[1]
+DATA = {"train_size": 1500, "validation_size": 300, "test_size": 500}
+PRETRAIN = {"backbone": "vitt8", "epochs": 8, "warmup_epochs": 1, "eval_every": 2}
+FINETUNE = {"labels": 300, "steps": 160, "eval_every": 20}
+
+
+@dataclass
+class DemoArguments:
+    output_dir: str = field(
+        default="demo", metadata={"help": "The folder to write; a finished part is not done again."}
+    )
+
+
+@exit_on_input_error
+def main() -> None:
+    (arguments,) = parse(DemoArguments, description=__doc__)
+    start = time.time()
+    import numpy as np
+
+    from lens_ssl_hf import evaluate, export, finetune, load_cutouts, pretrain
+
+    quiet()
+    folder = Path(arguments.output_dir)
+    say("1/6  simulated cutouts: lenses, and galaxies that look like them")
+    cutouts = load_cutouts("simulated", cache_dir=str(folder / "cache"), **DATA)
+    say(f"2/6  DINO on {len(cutouts['train'])} cutouts without labels")
+    dino = pretrain(cutouts, folder / "dino", "dino", resume="auto", **PRETRAIN)
+    say(f"3/6  {FINETUNE['labels']} labels: fine-tuned from DINO, and the same ViT from scratch")
+    runs = {
+        "DINO": finetune(cutouts, folder / "dino-300", init=dino, resume="auto", **FINETUNE),
+        "from scratch": finetune(cutouts, folder / "scratch-300", backbone="vitt8", resume="auto", **FINETUNE),
+    }
+    say("4/6  evaluation on the test split")
+    metrics = {name: evaluate(run, cutouts["test"]) for name, run in runs.items()}
+    say("5/6  export as stock transformers models")
+    backbone = export(dino, folder / "lens-dino-vitt8")
+    classifier = export(runs["DINO"], folder / "lens-dino-vitt8-classifier")
+    say("6/6  loading them in a process that does not know this package")
+    example = folder / "example.npy"
+    np.save(example, np.asarray(cutouts["test"][0]["pixels"], dtype=np.float32))
+    use_export = ROOT / "scripts" / "use_export.py"
+    subprocess.run([sys.executable, use_export, backbone, classifier, example], check=True)
+
+    print(f"\nSimulated cutouts, {len(cutouts['test'])} for testing, {FINETUNE['labels']} labels, one seed:")
+    print_table({name: (values["roc_auc"], values["accuracy"]) for name, values in metrics.items()})
+    print(
+        "This run proves the path, not the science: minutes of training on simulated cutouts say nothing about the sky."
+    )
+    print_longer_run()
+    print(f"pictures   {runs['DINO']}/evaluation/roc.png, contact_sheet.png; {dino}/curves.png")
+    print(f"card       {classifier}/README.md")
+    print(f"took       {(time.time() - start) / 60:.1f} minutes")
+
+
+def say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def print_table(rows: dict[str, tuple[dict, dict]]) -> None:
+    print(f"    {'':14} {'ROC AUC (95 %)':24} accuracy (95 %)")
+    for name, cells in rows.items():
+        auc, accuracy = (f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" for cell in cells)
+        print(f"    {name:14} {auc:24} {accuracy}")
+
+
+def print_longer_run() -> None:
+    """The committed result of a longer run, for comparison."""
+    path = ROOT / "model_cards" / "results" / "simulated.json"
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text())
+    epochs = results["pretraining"]["dino"]["arguments"]["epochs"]
+    print(f"A longer run ({epochs} epochs, {path.relative_to(ROOT)}), simulated too:")
+    for row in results["rows"]:
+        auc = row["roc_auc"]
+        print(
+            f"    {row['init_method']:8} {row['num_labels']:5} labels, {row['seeds']} seeds   "
+            f"ROC AUC {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()
