@@ -423,6 +423,9 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
             for i in range(shards):
                 path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
                 split.shard(shards, i, contiguous=True).to_parquet(str(path))
+                # The cache of load_dataset goes by file names: other content must have another name.
+                digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+                path.rename(path.with_stem(f"{path.stem}-{digest}"))
         (temporary / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_readme(dataset_dict, info), encoding="utf-8")
         temporary.chmod(0o755)
@@ -438,7 +441,10 @@ def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo) -> str:
     import yaml
 
     features = next(iter(dataset_dict.values())).features
-    splits = [{"name": name, "num_examples": len(split)} for name, split in dataset_dict.items()]
+    splits = [
+        {"name": name, "num_bytes": split.data.nbytes, "num_examples": len(split)}
+        for name, split in dataset_dict.items()
+    ]
     header = {
         "configs": [
             {

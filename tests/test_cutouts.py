@@ -1,0 +1,406 @@
+import csv
+import dataclasses
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from PIL import Image
+
+from lens_ssl_hf.data import cutouts as cutouts_module
+from lens_ssl_hf.data.arguments import DataArguments
+from lens_ssl_hf.data.cutouts import load_cutouts, save_cutouts
+from lens_ssl_hf.data.processing import Stretch, cutout_info, fill_masked
+from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
+from lens_ssl_hf.errors import InputError
+
+SMALL = {"train_size": 8, "validation_size": 4, "test_size": 4, "lens_fraction": 0.5, "num_proc": 1}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+
+
+def load(source, **options):
+    return load_cutouts(source, cache_dir="cache", **options)
+
+
+def flux(seed, size=20, bands=3):
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(size=(bands, size, size)).astype("float32")
+    pixels[:, size // 2 - 2 : size // 2 + 2, size // 2 - 2 : size // 2 + 2] += rng.uniform(5, 60)
+    return pixels
+
+
+def make_folder(root, counts, **kwargs):
+    """`counts` is {class folder: number of cutouts}."""
+    seed = 0
+    for name, count in counts.items():
+        (Path(root) / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            np.save(Path(root) / name / f"{i:03d}.npy", flux(seed := seed + 1, **kwargs))
+    return Path(root)
+
+
+def make_table(path, rows, columns=("file", "label")):
+    path = Path(path)
+    path.parent.mkdir(exist_ok=True)
+    for i, row in enumerate(rows):
+        if not (path.parent / row[0]).exists():
+            np.save(path.parent / row[0], flux(i))
+    with open(path, "w", newline="") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+    return path
+
+
+def rows_of(count, *extra):
+    return [(f"{i}.npy", "lens" if i % 2 else "nonlens", *(f(i) for f in extra)) for i in range(count)]
+
+
+def labels(split):
+    return Counter(split["label"])
+
+
+# Simulated
+
+
+def test_simulated_cutouts_are_the_simulator_s_after_the_stretch():
+    data = load("simulated", **SMALL, unlabelled_size=3)
+    info = cutout_info(data)
+    assert {name: len(split) for name, split in data.items()} == {
+        "train": 8,
+        "validation": 4,
+        "test": 4,
+        "unlabelled": 3,
+    }
+    assert labels(data["train"]) == {0: 4, 1: 4} and labels(data["unlabelled"]) == {-1: 3}
+    assert info.simulated and info.bands == ["i", "r", "g"] and info.size == 64 and info.zero_point == 27.0
+    assert set(data["unlabelled"]["subclass"]) == {""} and np.isnan(data["unlabelled"]["einstein_radius"]).all()
+
+    example = data["test"].with_format("numpy")[1]
+    index = int(example["id"].split("-")[-1])
+    raw, meta = simulate_cutout(0, index, bool(example["label"]), SimulationConfig())
+    expected = Stretch.from_dict(info.stretch).apply(fill_masked(raw[::-1]))
+    np.testing.assert_array_equal(example["pixels"], expected)
+    assert example["pixels"].dtype == np.float32
+    assert example["seeing"].tolist() == pytest.approx(list(meta["seeing"])[::-1])
+    assert example["subclass"] == meta["subclass"]
+
+
+def test_size_of_one_simulated_split_does_not_change_the_others():
+    first = load("simulated", **SMALL)
+    second = load("simulated", **SMALL | {"train_size": 10})
+    assert first["test"]["id"] == second["test"]["id"] and first["test"]["label"] == second["test"]["label"]
+    assert cutout_info(first).fingerprint != cutout_info(second).fingerprint
+
+
+# Folders
+
+
+@pytest.mark.parametrize("names", ["{0}", "{1}_{0}", "{1}/{0}"])
+def test_folder_layouts(names):
+    splits = [""] if "{1}" not in names else ["train", "test"] if "_" in names else ["train", "val", "test"]
+    counts = {names.format(kind, split): 20 for split in splits for kind in ("lenses", "nonlenses")}
+    data = load(make_folder("data", counts | {"unlabelled": 3}))
+    assert set(data) == {"train", "validation", "test", "unlabelled"}
+    expected = {
+        "{0}": {"train": 14, "validation": 2, "test": 4},
+        "{1}_{0}": {"train": 18, "validation": 2, "test": 20},
+        "{1}/{0}": {"train": 20, "validation": 20, "test": 20},
+    }[names]
+    for split, count in expected.items():
+        assert labels(data[split]) == {0: count, 1: count}
+    assert labels(data["unlabelled"]) == {-1: 3}
+    ids = [name for split in data.values() for name in split["id"]]
+    assert len(set(ids)) == len(ids)
+    assert data["train"].features["label"].names == ["nonlens", "lens"]
+
+
+def test_stretch_is_fitted_on_the_training_split_alone():
+    root = make_folder("data", {f"{s}_{k}": 6 for s in ("train", "test") for k in ("lenses", "nonlenses")})
+    before = load(root)
+    for path in root.glob("test_*/*.npy"):
+        np.save(path, np.load(path) * 7)
+    after = load(root)
+    assert cutout_info(before).stretch == cutout_info(after).stretch
+    assert cutout_info(before).fingerprint != cutout_info(after).fingerprint
+    train = [np.load(root / f"{name}.npy") for name in (Path(i).with_suffix("") for i in after["train"]["id"])]
+    assert Stretch.fit(train).to_dict() == cutout_info(after).stretch
+
+
+def test_one_changed_pixel_gives_new_data_and_nothing_else_does():
+    root = make_folder("data", {"lenses": 10, "nonlenses": 10})
+    first = load(root)
+    assert load(root)["train"].cache_files == first["train"].cache_files
+    path = root / first["train"]["id"][0]
+    pixels = np.load(path)
+    pixels[1, 10, 10] += 3
+    np.save(path, pixels)
+    second = load(root)
+    changed = np.array(first["train"]["pixels"]) != np.array(second["train"]["pixels"])
+    assert changed[0, 1, 10, 10] and cutout_info(first).fingerprint != cutout_info(second).fingerprint
+    assert cutout_info(load(root, stretch="sqrt")).stretch["kind"] == "sqrt"
+
+
+def test_single_band_files_by_pattern():
+    for kind, first in {"lenses": 0, "nonlenses": 10}.items():
+        Path("data", kind).mkdir(parents=True)
+        for i in range(10):
+            for band, plane in zip("gri", flux(first + i)):
+                fits.PrimaryHDU(plane, fits.Header({"PIXSCALE": 0.2})).writeto(f"data/{kind}/{i}_x_{band}.fits")
+    data = load("data", file_pattern="{id}_{band}.fits", bands=["i", "g"], stretch="linear")
+    info = cutout_info(data)
+    assert info.bands == ["i", "g"] and info.pixel_scale == 0.2 and len(data["train"]) == 14
+    example = data["train"].with_format("numpy")[0]
+    kind, name = example["id"].split("/")
+    raw = flux(int(name.split("_")[0]) + 10 * (kind == "nonlenses"))
+    np.testing.assert_allclose(example["pixels"], Stretch.from_dict(info.stretch).apply(raw[[2, 0]]), rtol=1e-5)
+    Path("data/lenses/3_x_g.fits").unlink()
+    with pytest.raises(InputError, match=r"3_x_g\.fits is missing beside data/lenses/3_x_i\.fits"):
+        load("data", file_pattern="{id}_{band}.fits", bands=["i", "g"])
+
+
+def test_cutouts_of_different_sizes_are_cropped_at_the_centre(caplog):
+    root = make_folder("data", {"lenses": 10, "nonlenses": 9})
+    np.save(root / "nonlenses/large.npy", np.pad(flux(99), ((0, 0), (5, 5), (5, 5)), constant_values=1e3))
+    data = load(root, stretch="linear")
+    assert cutout_info(data).size == 20 and "centre-cropped to 20 pixels" in caplog.text
+    everything = datasets.concatenate_datasets(list(data.values())).with_format("numpy")
+    large = next(row for row in everything if row["id"] == "nonlenses/large.npy")
+    np.testing.assert_allclose(
+        large["pixels"], Stretch.from_dict(cutout_info(data).stretch).apply(flux(99)), rtol=1e-5
+    )
+    assert np.array(load(root, size=16)["test"]["pixels"]).shape[1:] == (3, 16, 16)
+
+
+# Catalogues
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "fits"])
+def test_catalogue_formats_and_columns(kind):
+    rows = rows_of(
+        24,
+        lambda i: "train" if i < 12 else "val" if i < 18 else "test",
+        lambda i: i // 2,
+        lambda i: 10.0 + i,
+        lambda i: "odd" if i % 2 else "",
+    )
+    rows[-1] = ("23.npy", "", "", 11, 33.0, "odd")  # unlabelled, and of a group in the test split
+    columns = ("name", "label", "split", "group", "ra", "kind")
+    table = make_table("data/t.csv", rows, columns)
+    if kind != "csv":
+        typed = Table(rows=[(r[0], {"lens": 1, "nonlens": 0, "": -1}[r[1]], *r[2:]) for r in rows], names=columns)
+        table = table.with_suffix(f".{kind}")
+        typed.to_pandas().to_parquet(table) if kind == "parquet" else typed.write(table)
+    options = {"file_column": "name", "subclass_column": "kind"}
+    data = load(table, **options)
+    assert {name: len(part) for name, part in data.items()} == {"train": 12, "validation": 6, "test": 5}
+    example = next(row for row in data["train"] if row["id"] == "1.npy")
+    assert (example["label"], example["group"], example["ra"], example["dec"]) == (1, "0", 11.0, None)
+    assert example["subclass"] == "odd"
+
+
+def test_made_splits_are_stratified_and_never_divide_a_group():
+    rows = [(f"{i}.npy", i % 3 == 0, f"g{i // 4}") for i in range(120)]
+    table = make_table("data/t.csv", rows, ("file", "label", "group"))
+    data, other = load(table), load(table, data_seed=1)
+    groups = {name: set(split["group"]) for name, split in data.items()}
+    assert sum(map(len, groups.values())) == len(set().union(*groups.values())) == 30
+    for name, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
+        assert labels(data[name])[1] == pytest.approx(40 * share, abs=2)
+        assert labels(data[name])[0] == pytest.approx(80 * share, abs=4)
+    assert set(other["test"]["group"]) != groups["test"] == set(load(table)["test"]["group"])
+
+
+def test_folds_and_unlabelled_cutouts_of_the_test_fold(caplog):
+    rows = [(f"{i}.npy", i // 3 % 2 if i < 54 else "", i % 3, f"g{i % 6}") for i in range(60)]
+    table = make_table("data/t.csv", rows, ("file", "label", "fold", "group"))
+    data = load(table, test_fold=1, validation_fold=2)
+    assert all(int(name.split(".")[0]) % 3 == 1 for name in data["test"]["id"])
+    assert all(int(name.split(".")[0]) % 3 == 2 for name in data["validation"]["id"])
+    assert len(data["unlabelled"]) == 4 and "2 unlabelled cutouts" in caplog.text
+    assert not set(data["unlabelled"]["group"]) & set(data["test"]["group"])
+
+
+def test_real_catalogue(real_data):
+    data = load(real_data / "catalog.csv", subclass_column="kind")
+    kinds = {name: Counter(split["subclass"]) for name, split in data.items()}
+    assert kinds["train"] == {"lens": 71, "hard_nonlens": 102, "field_nonlens": 242}
+    assert kinds["test"] == {"lens": 24, "hard_nonlens": 35, "field_nonlens": 82}
+    assert cutout_info(data).size == 32 and cutout_info(data).stretch["kind"] == "none"
+    example = data["test"].with_format("numpy")[0]
+    picture = np.asarray(Image.open(real_data / example["id"])).transpose(2, 0, 1)
+    edge = (picture.shape[-1] - 32) // 2
+    np.testing.assert_array_equal(example["pixels"], picture[:, edge : edge + 32, edge : edge + 32])
+
+
+# Bad input
+
+
+def nothing_written(folder="cache"):
+    return not [path for path in Path(folder).rglob("*") if path.suffix in (".arrow", ".json", ".csv", ".incomplete")]
+
+
+def test_empty_folder_and_one_class():
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match=r"no cutouts in empty: put .* lenses/ and nonlenses/"):
+        load("empty")
+    make_folder("data", {"lenses": 10})
+    with pytest.raises(InputError, match="data holds only lens cutouts: add some with the label nonlens"):
+        load("data")
+    assert not Path("cache").exists() or nothing_written()
+
+
+def spoil(root, name):
+    path = root / "lenses" / "005.npy"
+    other = np.load(root / "nonlenses" / "003.npy")
+    if name == "truncated":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        arrays = {"object": np.array([None]), "bands": flux(1, bands=5), "small": flux(1, size=12), "copy": other}
+        np.save(path, arrays.get(name, flux(1) * np.nan), allow_pickle=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    {
+        "truncated": r"truncated\?\): save or copy it again",
+        "object": "holds pickled objects, not numbers",
+        "bands": "has 5 bands where most cutouts have 3 bands",
+        "small": "is 12 x 12 pixels, smaller than size 16",
+        "nan": r"has no valid pixel \(all NaN\)",
+        "copy": "same content as",
+    }.items(),
+)
+def test_bad_file_stops_or_is_skipped_and_listed(problem, message, caplog):
+    root = make_folder("data", {"lenses": 20, "nonlenses": 20})
+    path = spoil(root, problem)
+    with pytest.raises(InputError, match=message) as error:
+        load(root, size=16)
+    assert str(path) in str(error.value) and nothing_written()
+    for _ in range(2):  # the second time from the cache
+        data = load(root, size=16, on_bad_file="skip", bad_file_report="report.csv")
+        with open("report.csv") as stream:
+            listed = {row["file"]: row["problem"] for row in csv.DictReader(stream)}
+        left_out = 2 if problem == "copy" else 1  # copies with different labels are both wrong
+        assert len(listed) == cutout_info(data).left_out == left_out and str(path) in listed
+        assert sum(len(split) for split in data.values()) == 40 - left_out
+        assert f"{left_out} bad files of data are left out: see report.csv" in caplog.text
+        Path("report.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    ("columns", "change", "options", "message"),
+    [
+        (("name", "label"), None, {}, r"has no column 'file' \(it has name, label\): name yours with file_column"),
+        (("file", "label"), None, {"group_column": "sky"}, "has no column 'sky'"),
+        (("file", "label"), None, {"test_fold": 1}, "has no column 'fold'"),
+        (
+            ("file", "label"),
+            ("3.npy", "maybe"),
+            {},
+            "row 4: unknown label 'maybe' in column 'label': use lens/nonlens",
+        ),
+        (("file", "label"), ("2.npy", "lens"), {}, "names 2.npy twice, in rows 3 and 4: remove one of them"),
+        (("file", "label"), ("gone.npy", "lens"), {}, r"data/gone\.npy does not exist: restore the file"),
+        (("file", "split"), None, {"label_column": "split", "split_column": "label"}, "has no column 'label'"),
+        (("file", "label", "ra"), ("3.npy", "lens", "north"), {}, "row 4: 'north' in column 'ra' is not a number"),
+        (("file", "label", "split"), ("3.npy", "lens", "dev2"), {}, "row 4: unknown split 'dev2' in column 'split'"),
+    ],
+)
+def test_bad_tables(columns, change, options, message):
+    rows = [(*row, "")[: len(columns)] for row in rows_of(20)]
+    table = make_table("data/t.csv", rows, columns)
+    if change:
+        rows[3] = change
+        with open(table, "w", newline="") as stream:
+            csv.writer(stream).writerows([columns, *rows])
+    with pytest.raises(InputError, match=message) as error:
+        load(table, **options)
+    assert "\n" not in str(error.value) and nothing_written()
+
+
+def test_a_group_in_two_splits_is_refused():
+    rows = rows_of(12, lambda i: ["train", "test"][i // 6], lambda i: "same" if i in (1, 11) else i)
+    table = make_table("data/t.csv", rows, ("file", "label", "split", "group"))
+    with pytest.raises(InputError, match=r"group 'same' in .* is in the splits train and test: keep a group in one"):
+        load(table)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("nowhere/at/all", {}, "does not exist: give 'simulated', a folder, a table"),
+        ("simulated", {"lens_fraction": 1.5}, "lens_fraction"),
+        ("simulated", {"test_size": 0}, "test_size 0 leaves a class empty"),
+        ("simulated", {"test_fold": 1}, "test_fold has no meaning for simulated cutouts"),
+        ("simulated", {"bands": ["z"]}, "bands z cannot be simulated: choose among g r i"),
+        ("simulated", {"stretch": "log"}, "stretch is 'log': choose one of auto, asinh"),
+        ("simulated", {"crop": 3}, "load_cutouts has no option 'crop'"),
+    ],
+)
+def test_bad_options(source, options, message):
+    with pytest.raises(InputError, match=message):
+        load(source, **options)
+
+
+def test_unwritable_cache_is_named():
+    Path("cache").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write the cache .*choose another folder with cache_dir"):
+        load("simulated", **SMALL)
+
+
+# Saving
+
+
+def test_saved_cutouts_load_with_plain_datasets_and_with_their_info():
+    data = load("simulated", **SMALL)
+    save_cutouts(data, "saved")
+    plain = datasets.load_dataset("saved", cache_dir="cache")
+    again = load("saved")
+    for split in ("train", "validation", "test"):
+        assert plain[split].features == again[split].features == data[split].features
+        np.testing.assert_array_equal(np.array(plain[split]["pixels"]), np.array(data[split]["pixels"]))
+        assert again[split]["id"] == data[split]["id"]
+    assert cutout_info(again) == cutout_info(data)
+    with pytest.raises(InputError, match="saved exists already"):
+        save_cutouts(data, "saved")
+    with pytest.raises(InputError, match="saved is built already, size cannot change it"):
+        load("saved", size=32)
+    assert sorted(path.name for path in Path().iterdir()) == ["cache", "saved"]  # nothing temporary
+
+    shutil.rmtree("saved")
+    data["train"] = data["train"].select([3, 1])
+    save_cutouts(data, "saved")
+    assert load("saved")["train"]["id"] == data["train"]["id"]  # not the cache of what was there before
+    next(Path("saved/data").glob("train*")).write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="saved cannot be read"):
+        load_cutouts("saved", cache_dir="other_cache")
+
+
+def test_info_survives_what_users_do_to_a_split():
+    data = load("simulated", **SMALL)
+    info, train = cutout_info(data), data["train"]
+    for changed in (
+        train.select([1]),
+        train.filter(lambda label: label == 1, input_columns="label"),
+        train.shuffle(0),
+    ):
+        assert cutout_info(changed) == info
+    assert cutout_info(train.train_test_split(0.5)) == info
+    with pytest.raises(InputError, match="make it with load_cutouts"):
+        cutout_info(datasets.Dataset.from_dict({"a": [1]}))
+
+
+def test_every_option_is_known_and_has_help():
+    fields = dataclasses.fields(DataArguments)
+    assert all(field.metadata["help"] for field in fields)
+    special = cutouts_module._SIMULATED | cutouts_module._FILES | cutouts_module._CATALOGUE
+    assert special < {field.name for field in fields}
