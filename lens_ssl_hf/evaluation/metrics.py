@@ -1,0 +1,435 @@
+"""
+What is measured on a labelled test set, and how sure one can be of it.
+
+Every measure is an `evaluate.Metric` over scikit-learn that works offline, with a second formula in plain numpy over
+weighted cutouts, from which the bootstrap gets its speed. [`measures`] is the one list of them; [`measure`] computes
+all with their intervals.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
+
+from ..errors import InputError
+
+NUM_CALIBRATION_BINS = 15
+MIN_SUBCLASS = 5  # cutouts, fewer give no AUC worth a number
+# TPR0 and TPR10 of small sets say nothing about rare objects: the allowed false positives must be at most one in 100.
+MAX_FPR_OF_COUNTS = 1e-2
+
+
+class Ranked:
+    """
+    A labelled set, ranked once, under many weightings: the bootstrap's draws.
+
+    Args:
+        labels (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens.
+        scores (`np.ndarray` of shape `(n,)`): P(lens).
+        weights (`np.ndarray` of shape `(draws, n)`): how often each cutout is in each draw.
+
+    Attributes:
+        true_positives, false_positives (`np.ndarray` of shape `(draws, thresholds)`):
+            Weight of the lenses and non-lenses that score at least the threshold; thresholds fall, ties share one.
+    """
+
+    def __init__(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray):
+        order = np.argsort(-scores, kind="stable")
+        self.labels, self.scores, self.weights = labels[order], scores[order], weights[:, order]
+        ends = np.flatnonzero(np.append(np.diff(self.scores) != 0, True))
+        self.true_positives = np.cumsum(self.weights * (self.labels == 1), axis=1)[:, ends]
+        self.false_positives = np.cumsum(self.weights * (self.labels == 0), axis=1)[:, ends]
+        self.positives, self.negatives = self.true_positives[:, -1], self.false_positives[:, -1]
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Weighted mean `(draws,)` of `values` `(n,)`, given in the ranked order."""
+        return self.weights @ values / self.weights.sum(axis=1)
+
+    def completeness(self, allowed: np.ndarray) -> np.ndarray:
+        """Highest true-positive rate `(draws,)` with at most `allowed` `(draws,)` false positives."""
+        permitted = self.false_positives <= allowed[:, None] + 1e-9
+        return (self.true_positives * permitted).max(axis=1) / self.positives
+
+
+class LensMetric(evaluate.Metric):
+    """
+    A measure of P(lens) against labels: `metric.compute(prediction_scores=scores, references=labels)`.
+
+    Subclasses give `key`, `title`, `definition`, `value` (scikit-learn, one set) and `weighted` (numpy, all draws of
+    the bootstrap).
+    """
+
+    key: str
+    title: str
+    definition: str
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.definition,
+            citation="",
+            inputs_description="prediction_scores: P(lens), 0 to 1; references: 1 lens, 0 non-lens",
+            features=datasets.Features(
+                {"prediction_scores": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, prediction_scores: Sequence[float], references: Sequence[int]) -> dict[str, float | None]:
+        labels, scores = np.asarray(references), np.asarray(prediction_scores)
+        return {self.key: None if self.refusal(labels, scores) else float(self.value(labels, scores))}
+
+    def refusal(self, labels: np.ndarray, scores: np.ndarray) -> str | None:
+        """Why this set cannot measure it; `None` where it can."""
+        return None
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        raise NotImplementedError
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Accuracy(LensMetric):
+    """Share of right answers at P(lens) >= 0.5. It depends on the share of lenses in the set."""
+
+    key, title, definition = "accuracy", "Accuracy", "share of right answers at P(lens) >= 0.5"
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        return accuracy_score(labels, scores >= 0.5)
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        return ranked.mean((ranked.scores >= 0.5) == ranked.labels)
+
+
+class ROCAUC(LensMetric):
+    """Probability that a lens scores higher than a non-lens, ties counted half."""
+
+    key, title, definition = "roc_auc", "ROC AUC", "probability that a lens scores higher than a non-lens"
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        return roc_auc_score(labels, scores)
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        higher = np.pad(ranked.true_positives, ((0, 0), (1, 0)))
+        width = np.diff(ranked.false_positives, prepend=0)
+        return (width * (higher[:, 1:] + higher[:, :-1])).sum(axis=1) / (2 * ranked.positives * ranked.negatives)
+
+
+class AveragePrecision(LensMetric):
+    """Mean precision over the recalls of the ranked list. It depends on the share of lenses in the set."""
+
+    key, title, definition = "average_precision", "Average precision", "mean precision over the ranks of the lenses"
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        return average_precision_score(labels, scores)
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        found = np.diff(ranked.true_positives, prepend=0)
+        precision = ranked.true_positives / np.maximum(ranked.true_positives + ranked.false_positives, 1e-12)
+        return (found * precision).sum(axis=1) / ranked.positives
+
+
+class Completeness(LensMetric):
+    """Highest true-positive rate at a false-positive rate of at most `fpr`."""
+
+    def __init__(self, fpr: float = 1e-2):
+        self.fpr, name = fpr, _power(fpr)
+        self.key, self.title = f"completeness_at_fpr_{name}", f"Completeness at FPR {name}"
+        self.definition = f"highest true-positive rate at a false-positive rate of at most {name}"
+        super().__init__()
+
+    def refusal(self, labels: np.ndarray, scores: np.ndarray) -> str | None:
+        return _too_few(labels, round(1 / self.fpr))
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+        return tpr[fpr <= self.fpr + 1e-12].max()
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        return ranked.completeness(self.fpr * ranked.negatives)
+
+
+class CompletenessBefore(LensMetric):
+    """
+    TPR0 and TPR10 of the Bologna lens-finding challenge (Metcalf et al. 2019, arXiv:1802.03609): highest
+    true-positive rate before the first (`TPR0`) or the tenth (`TPR10`) false positive. They are extreme values of this
+    set: they fall as it grows, and their bootstrap intervals lie too high.
+    """
+
+    def __init__(self, false_positive: int = 1):
+        self.false_positive = false_positive
+        self.title = "TPR0" if false_positive == 1 else f"TPR{false_positive}"
+        self.key = self.title.lower()
+        self.definition = f"highest true-positive rate before false positive {false_positive}"
+        super().__init__()
+
+    def refusal(self, labels: np.ndarray, scores: np.ndarray) -> str | None:
+        return _too_few(labels, round(self.false_positive / MAX_FPR_OF_COUNTS))
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+        return tpr[fpr * (labels == 0).sum() < self.false_positive - 0.5].max()
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        return ranked.completeness(np.full(len(ranked.weights), self.false_positive - 1.0))
+
+
+class Purity(LensMetric):
+    """
+    Expected share of lenses among the candidates of a search where a share `prevalence` of all objects are lenses:
+    `prevalence * TPR / (prevalence * TPR + (1 - prevalence) * FPR)`.
+
+    Args:
+        prevalence (`float`): share of lenses on the sky that is searched.
+        fpr (`float`, *optional*): at the threshold of this false-positive rate; by default at P(lens) >= 0.5.
+    """
+
+    def __init__(self, prevalence: float, fpr: float | None = None):
+        self.prevalence, self.completeness = prevalence, None if fpr is None else Completeness(fpr)
+        where = "P(lens) >= 0.5" if fpr is None else f"FPR {_power(fpr)}"
+        self.key = "purity_at_threshold_0.5" if fpr is None else f"purity_at_fpr_{_power(fpr)}"
+        self.title = f"Purity at {where}, prevalence {_power(prevalence)}"
+        self.definition = f"expected share of lenses among the candidates at {where}, 1 lens in {1 / prevalence:.0f}"
+        super().__init__()
+
+    def refusal(self, labels: np.ndarray, scores: np.ndarray) -> str | None:
+        if self.completeness is not None:
+            return self.completeness.refusal(labels, scores)
+        accepted = scores >= 0.5
+        if not (accepted & (labels == 1)).any():
+            return "no lens scores 0.5 or more"
+        if not (accepted & (labels == 0)).any():
+            negatives = int((labels == 0).sum())
+            fpr = 1 - 0.05 ** (1 / negatives)  # 95 % upper limit when none of n was seen
+            bound = self._purity(accepted[labels == 1].mean(), fpr)
+            return f"none of {negatives} non-lenses scores 0.5 or more: above {bound:.2g} at 95 % confidence"
+        return None
+
+    def _purity(self, tpr: Any, fpr: Any) -> Any:
+        lenses, others = self.prevalence * tpr, (1 - self.prevalence) * fpr
+        return lenses / np.maximum(lenses + others, 1e-300)
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        if self.completeness is not None:
+            return self._purity(self.completeness.value(labels, scores), self.completeness.fpr)
+        accepted = scores >= 0.5
+        return self._purity(accepted[labels == 1].mean(), accepted[labels == 0].mean())
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        if self.completeness is not None:
+            return self._purity(self.completeness.weighted(ranked), self.completeness.fpr)
+        accepted = ranked.scores >= 0.5
+        tpr = ranked.weights @ (accepted & (ranked.labels == 1)) / ranked.positives
+        return self._purity(tpr, ranked.weights @ (accepted & (ranked.labels == 0)) / ranked.negatives)
+
+
+class CalibrationError(LensMetric):
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599) of P(lens), over 15 bins of equal width."""
+
+    key, title = "expected_calibration_error", "Expected calibration error"
+    definition = f"mean |share of lenses - P(lens)| over {NUM_CALIBRATION_BINS} bins of equal width"
+
+    @staticmethod
+    def _bins(scores: np.ndarray) -> np.ndarray:
+        return np.minimum((scores * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        gaps = np.bincount(self._bins(scores), weights=labels - scores, minlength=NUM_CALIBRATION_BINS)
+        return np.abs(gaps).sum() / len(labels)
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        members = np.eye(NUM_CALIBRATION_BINS)[self._bins(ranked.scores)]
+        gaps = ranked.weights @ (members * (ranked.labels - ranked.scores)[:, None])
+        return np.abs(gaps).sum(axis=1) / ranked.weights.sum(axis=1)
+
+
+class BrierScore(LensMetric):
+    """Mean squared error of P(lens); 0 is best, 0.25 is what P = 0.5 gets."""
+
+    key, title, definition = "brier_score", "Brier score", "mean squared error of P(lens)"
+
+    def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        return brier_score_loss(labels, scores)
+
+    def weighted(self, ranked: Ranked) -> np.ndarray:
+        return ranked.mean((ranked.scores - ranked.labels) ** 2)
+
+
+def measures(prevalence: float = 1e-3) -> list[LensMetric]:
+    """All that is measured, in the order of tables and cards."""
+    return [
+        Accuracy(),
+        ROCAUC(),
+        AveragePrecision(),
+        Completeness(1e-2),
+        Completeness(1e-3),
+        CompletenessBefore(1),
+        CompletenessBefore(10),
+        Purity(prevalence, fpr=1e-2),
+        Purity(prevalence),
+        CalibrationError(),
+        BrierScore(),
+    ]
+
+
+def measure(
+    labels: Sequence[int],
+    scores: Sequence[float],
+    groups: Sequence[Any] | None = None,
+    subclasses: Sequence[str] | None = None,
+    prevalence: float = 1e-3,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """
+    All measures of [`measures`], and the ROC AUC of the lenses against each subclass of non-lenses alone
+    (`auc_vs_<subclass>`), with 95 % intervals.
+
+    Args:
+        labels (`Sequence[int]` of length `n`): 1 lens, 0 non-lens.
+        scores (`Sequence[float]` of length `n`): P(lens), 0 to 1.
+        groups (`Sequence`, *optional*): what the bootstrap draws as a whole; by default each cutout by itself.
+        subclasses (`Sequence[str]`, *optional*): kind of each cutout; empty where unknown.
+        prevalence (`float`, *optional*, defaults to `1e-3`): share of lenses for the expected purity.
+        num_bootstrap (`int`, *optional*, defaults to `1000`): draws; 0 gives no intervals.
+        seed (`int`, *optional*, defaults to `0`): seed of the draws.
+
+    Returns:
+        `dict[str, dict]`: per measure `title`, `value`, `low` and `high` (2.5 and 97.5 percentile); `value` is `None`
+        and `reason` says why where the set is too small for it.
+
+    Raises:
+        [`InputError`]: a class is missing, a score is no probability, or the prevalence does not lie between 0 and 1.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    groups = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    _check(labels, scores, prevalence)
+    found = _measure_all(measures(prevalence), labels, scores, groups, num_bootstrap, seed)
+    kinds = np.asarray([""] * len(labels) if subclasses is None else subclasses)
+    for kind in sorted(set(kinds[labels == 0]) - {""}):
+        keep = (labels == 1) | (kinds == kind)
+        key, title = f"auc_vs_{re.sub(r'[^0-9a-z]+', '_', kind.lower())}", f"ROC AUC, lenses against {kind} alone"
+        count = int((kinds[labels == 0] == kind).sum())
+        if count < MIN_SUBCLASS:
+            found[key] = _entry(title, reason=f"needs {MIN_SUBCLASS} cutouts of this kind, the set has {count}")
+            continue
+        alone = _measure_all([ROCAUC()], labels[keep], scores[keep], groups[keep], num_bootstrap, seed)
+        found[key] = {**alone["roc_auc"], "title": title}
+    return found
+
+
+def _check(labels: np.ndarray, scores: np.ndarray, prevalence: float) -> None:
+    if not 0 < prevalence < 1:
+        raise InputError(f"prevalence is {prevalence}: give the share of lenses, between 0 and 1")
+    if not set(np.unique(labels)) <= {0, 1}:
+        raise InputError("labels must be 1 (lens) or 0 (non-lens): leave unlabelled cutouts out")
+    for value, name in ((1, "lens"), (0, "non-lens")):
+        if not (labels == value).any():
+            raise InputError(f"there is no {name} among the {len(labels)} labelled cutouts: both classes are needed")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise InputError("scores must be probabilities between 0 and 1, and not NaN: check the predictions")
+
+
+def _measure_all(
+    metrics: list[LensMetric],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    reasons = {metric.key: metric.refusal(labels, scores) for metric in metrics}
+    possible = [metric for metric in metrics if not reasons[metric.key]]
+    intervals = bootstrap(possible, labels, scores, groups, num_bootstrap, seed)
+    found = {}
+    for metric in metrics:
+        value = metric.compute(prediction_scores=scores, references=labels)[metric.key]
+        found[metric.key] = _entry(metric.title, value, *intervals.get(metric.key, (None, None)), reasons[metric.key])
+    return found
+
+
+def _entry(
+    title: str,
+    value: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    entry = {"title": title, "value": value, "low": low, "high": high}
+    return entry if reason is None else {**entry, "reason": reason}
+
+
+def bootstrap(
+    metrics: list[LensMetric],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, tuple[float, float]]:
+    """
+    Percentile intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley 1997), so
+    that cutouts of the same sky do not count as independent. Draws without both classes are drawn again.
+
+    Args:
+        metrics (`list[LensMetric]`): what is computed on each draw.
+        labels, scores, groups (`np.ndarray` of shape `(n,)`): the set.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: lower and upper end per measure; empty where there is one group only.
+    """
+    groups = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(groups.max()) + 1
+    if num_bootstrap < 1 or num_groups < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    share = max(1, 4_000_000 // len(labels))  # draws at a time, for the memory's sake
+    values: dict[str, list[np.ndarray]] = {metric.key: [] for metric in metrics}
+    for start in range(0, num_bootstrap, share):
+        draws = min(share, num_bootstrap - start)
+        ranked = Ranked(labels, scores, _draw(rng, labels, groups, num_groups, draws))
+        for metric in metrics:
+            values[metric.key].append(metric.weighted(ranked))
+    tail = 100 * (1 - confidence) / 2
+    ends = partial(np.percentile, q=(tail, 100 - tail))
+    return {key: tuple(ends(np.concatenate(parts)).tolist()) for key, parts in values.items()}
+
+
+def _draw(rng: np.random.Generator, labels: np.ndarray, groups: np.ndarray, num_groups: int, draws: int) -> np.ndarray:
+    """How often each cutout is drawn, `(draws, n)` float64."""
+    counts = np.empty((draws, num_groups))
+    lenses = np.bincount(groups, weights=labels == 1, minlength=num_groups)
+    others = np.bincount(groups, weights=labels == 0, minlength=num_groups)
+    missing = np.ones(draws, dtype=bool)
+    while missing.any():
+        again = int(missing.sum())
+        drawn = rng.integers(num_groups, size=(again, num_groups)) + num_groups * np.arange(again)[:, None]
+        counts[missing] = np.bincount(drawn.ravel(), minlength=again * num_groups).reshape(again, num_groups)
+        missing = (counts @ lenses == 0) | (counts @ others == 0)
+    return counts[:, groups]
+
+
+def threshold_at_fpr(labels: np.ndarray, scores: np.ndarray, fpr: float) -> float | None:
+    """Lowest score that is a threshold of at most this false-positive rate; `None` where no score is."""
+    rates, _, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    permitted = np.isfinite(thresholds) & (rates <= fpr + 1e-12)
+    return float(thresholds[permitted].min()) if permitted.any() else None
+
+
+def _too_few(labels: np.ndarray, needed: int) -> str | None:
+    negatives = int((labels == 0).sum())
+    return None if negatives >= needed else f"needs {needed} non-lenses, the set has {negatives}"
+
+
+def _power(value: float) -> str:
+    """`0.01` -> `1e-2`; numbers that are no powers of ten in plain form."""
+    exponent = round(np.log10(value))
+    return f"1e{exponent}" if np.isclose(value, 10.0**exponent, rtol=1e-9) else f"{value:g}"

@@ -1,0 +1,157 @@
+"""How much a frozen backbone knows: a linear classifier and nearest neighbours on its [CLS] features."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.tensors import CutoutTensors, splits_and_info
+from ..errors import InputError
+from ..training.loop import center_crop, extract_cls, normalise
+from ..training.monitors import knn_scores, roc_auc
+from ..training.run_directory import write_json
+from .evaluate import Predictions, compatibility, describe, read_run, report_on, title_of
+
+logger = logging.getLogger(__name__)
+
+REGULARISATIONS = tuple(10.0**power for power in range(-4, 3))
+
+
+def extract_features(
+    encoder: torch.nn.Module,
+    tensors: CutoutTensors,
+    image_mean: list[float],
+    image_std: list[float],
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> torch.Tensor:
+    """
+    [CLS] features of a stock `ViTModel`, in float32 on the CPU.
+
+    Args:
+        encoder (`ViTModel`): from [`load_encoder`] or an export.
+        tensors ([`CutoutTensors`]): cutouts in display units; the centre is cropped to the encoder's image size.
+        image_mean, image_std (`list[float]`): per band, after division by 255.
+
+    Returns:
+        `torch.Tensor` of shape `(n, hidden_size)`.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = encoder.to(device).float()
+    features = []
+    for pixels in tensors.pixels.split(batch_size):
+        crops = center_crop(pixels.to(device), encoder.config.image_size)
+        features.append(extract_cls(encoder, normalise(crops, image_mean, image_std), batch_size).cpu())
+    return torch.cat(features)
+
+
+def linear_probe(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    validation: np.ndarray,
+    validation_labels: np.ndarray,
+    features: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """
+    Logistic regression on standardised features; its regularisation is the one of the best validation AUC.
+
+    Args:
+        train, validation, features (`np.ndarray` of shape `(n, hidden_size)`): to fit, to choose C, to score.
+        train_labels, validation_labels (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens.
+
+    Returns:
+        `tuple[np.ndarray, float]`: P(lens) `(n,)` of `features`, and the C that was chosen.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    best = (-1.0, None, 0.0)
+    for strength in REGULARISATIONS:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+        scores = classifier.fit(train, train_labels).predict_proba(validation)[:, 1]
+        auc = roc_auc(torch.as_tensor(validation_labels), torch.from_numpy(scores))
+        if auc > best[0]:
+            best = (auc, classifier, strength)
+    return best[1].predict_proba(features)[:, 1], best[2]
+
+
+def probe(
+    run: str | os.PathLike,
+    cutouts: Any,
+    output_dir: str | os.PathLike | None = None,
+    split: str = "test",
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """
+    Measure a pretraining run by the two probes, fitted on the labelled part of `train` (C on `validation`).
+
+    Args:
+        run (`str` or `os.PathLike`): a pretraining run.
+        cutouts (`DatasetDict` or path of a `.safetensors` file): with train, validation and `split`.
+        output_dir (`str` or `os.PathLike`, *optional*): where to write, by default `evaluation/` of the run.
+        settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate`].
+
+    Returns:
+        `dict`: `probes` maps `linear` and `knn` to a report as [`evaluate`] returns it.
+
+    Raises:
+        [`InputError`]: the run has not finished, or a split or its labels are missing.
+    """
+    from ..models.backbones import load_encoder
+
+    facts = read_run(run)
+    encoder = load_encoder(run)
+    splits, info = _labelled_splits(cutouts, ("train", "validation", split))
+    held_out = splits[split]
+    num_bands = encoder.config.num_channels
+    known = getattr(encoder.config, "cutouts", None) or {}
+    warnings = compatibility(known, num_bands, held_out, info, str(run))
+    for warning in warnings:
+        logger.warning(warning)
+    statistics = facts["image_mean"], facts["image_std"]
+    features = {name: extract_features(encoder, one, *statistics, device=device) for name, one in splits.items()}
+    labels = {name: tensors.labels.cpu() for name, tensors in splits.items()}
+    linear, strength = linear_probe(
+        *(array.numpy() for name in ("train", "validation") for array in (features[name], labels[name])),
+        features[split].numpy(),
+    )
+    nearest = knn_scores(features["train"], labels["train"], features[split]).double().clamp(0, 1).numpy()
+    predictions = {
+        name: Predictions(held_out.ids, labels[split].numpy(), held_out.groups, held_out.subclasses, scores)
+        for name, scores in (("linear", linear), ("knn", nearest))
+    }
+    reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}
+    reports["linear"]["C"] = strength
+    report = {**describe(info, split), "model": str(run), "warnings": warnings, "probes": reports}
+    output_dir = Path(run) / "evaluation" if output_dir is None else Path(output_dir)
+    _write(output_dir, report, predictions)
+    return report
+
+
+def _write(output_dir: Path, report: dict[str, Any], predictions: dict[str, Predictions]) -> None:
+    from .plots import plot_roc
+
+    names = {"linear": "linear probe", "knn": "nearest neighbours"}
+    metrics = {names[name]: found["metrics"] for name, found in report["probes"].items()}
+    for name, prediction in predictions.items():
+        prediction.save(output_dir / f"predictions_{name}.parquet")
+    curves = {names[name]: one for name, one in predictions.items()}
+    plot_roc(curves, output_dir / "roc.png", metrics, title_of(report))
+    write_json(output_dir / "metrics.json", report)
+
+
+def _labelled_splits(cutouts: Any, names: tuple[str, ...]) -> tuple[dict[str, CutoutTensors], dict[str, Any]]:
+    splits, info = splits_and_info(cutouts)
+    found = {}
+    for name in names:
+        if name not in splits:
+            raise InputError(f"the data set has no {name} split: probing a backbone needs {', '.join(names)}")
+        found[name] = splits[name].select((splits[name].labels >= 0).nonzero().flatten())
+        if set(found[name].labels.tolist()) != {0, 1}:
+            raise InputError(f"the {name} split lacks labelled lenses or non-lenses: probing a backbone needs both")
+    return found, info
