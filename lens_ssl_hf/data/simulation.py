@@ -5,8 +5,8 @@ Needs numpy alone. The file follows the light: populations, lensing, light profi
 
 How the two classes are kept alike: every cutout, of either class, starts from a lens system that passes the same
 visibility cuts. A lens shows it. A non-lens keeps its galaxy and the light of its arcs, but that blue light is painted
-as spiral arms, a ring, companions or tidal tails, and is a little redder since it belongs to the galaxy. So shape
-tells the classes apart; brightness, overall colour, seeing and depth hardly do. Only ellipticals leave it out.
+as spiral arms, a ring, companions, tidal tails or a smooth galaxy, and is a little redder since it belongs to the
+galaxy. So shape tells the classes apart; brightness, overall colour, seeing and depth hardly do.
 
 Scores on these cutouts validate software. They do not predict how a model does on the sky.
 """
@@ -18,7 +18,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -39,8 +39,8 @@ SIMULATOR_VERSION = "1"  # raise it whenever the pixels change: it is part of a 
 BANDS = ("g", "r", "i")
 
 _MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: what wraps around stays in it
-_MAX_ARC_RADIUS = 2.2  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
-_MAX_EINSTEIN_RADIUS = 1.6  # arcsec
+_MAX_ARC_RADIUS = 2.0  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
+_MAX_EINSTEIN_RADIUS = 1.45  # arcsec
 _CHUNK = 16  # cutouts that travel together between processes
 _MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts are called impossible
 
@@ -319,31 +319,33 @@ def _layers(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 def _paint_elliptical(system: _System, rng, x, y, config) -> np.ndarray:
-    return _layers((system.galaxy.flux, _render_galaxy(system.galaxy, x, y, config)))
+    """An early-type galaxy alone, with some or little of its light from young stars."""
+    flux = system.galaxy.flux + rng.uniform(0.3, 1.0) * system.blue
+    return _layers((flux, _render_galaxy(system.galaxy, x, y, config)))
 
 
 def _paint_spiral(system: _System, rng, x, y, config) -> np.ndarray:
-    """Bulge, old disc and two to four logarithmic arms with H II regions."""
-    galaxy, scale = system.galaxy, system.einstein_radius * rng.uniform(0.4, 0.65)
-    q, angle = rng.uniform(0.5, 1.0), rng.uniform(0, math.pi)
-    r, phi = _polar(x - galaxy.x, y - galaxy.y, q, angle)
+    """A bulge with its stellar halo, an old disc and two to four logarithmic arms with H II regions."""
+    galaxy, scale = system.galaxy, system.einstein_radius * np.float32(rng.uniform(0.45, 0.75))
+    r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.55, 1.0), rng.uniform(0, math.pi))
     arms = rng.choice([2, 2, 2, 3, 4])
-    pitch = math.tan(math.radians(rng.uniform(14, 30))) * rng.choice([-1, 1])
-    phase = phi - np.log(r / scale + 0.05) / np.float32(pitch) + rng.uniform(0, 2 * math.pi)
-    contrast = np.exp(rng.uniform(1.5, 3.0) * (np.cos(arms * phase) - 1))
-    envelope = np.exp(-r / np.float32(scale)) * (1 - np.exp(-((r / np.float32(0.7 * scale)) ** 2)))
-    blue = _add_knots(_unit_inside(envelope * contrast, x, y), rng, rng.uniform(0.1, 0.3), rng.integers(10, 30))
-    disc = _unit_inside(np.exp(-r / np.float32(scale)), x, y)
-    bulge = _render_galaxy(replace(galaxy, r_eff=rng.uniform(1.0, 1.6) * galaxy.r_eff), x, y, config)
-    young, red, in_disc = rng.uniform(1.0, 2.0), rng.uniform(0.7, 1.0) * galaxy.flux, rng.uniform(0.2, 0.5)
-    return _layers((young * system.blue, blue), (in_disc * red, disc), ((1 - in_disc) * red, bulge))
+    pitch = np.float32(math.tan(math.radians(rng.uniform(15, 30))) * rng.choice([-1, 1]))
+    phase = phi - np.log(r / scale + 0.05) / pitch + np.float32(rng.uniform(0, 2 * math.pi))
+    contrast = np.exp(np.float32(rng.uniform(2.0, 4.0)) * (np.cos(arms * phase) - 1))
+    envelope = np.exp(-r / scale) * (1 - np.exp(-((r / (0.7 * scale)) ** 2)))
+    blue = _unit_inside(envelope * contrast, x, y)
+    blue = _add_knots(blue, rng, rng.uniform(0.1, 0.3), rng.integers(10, 30))
+    spheroid = _render_galaxy(galaxy, x, y, config)
+    moved = np.float32(rng.uniform(0.5, 0.9)) * np.exp(-((r / np.float32(1.4)) ** 4)) * spheroid
+    old = spheroid - moved + np.float32(rng.uniform(0.4, 0.9)) * moved.sum() * _unit_inside(np.exp(-r / scale), x, y)
+    return _layers((rng.uniform(1.0, 2.2) * system.blue, blue), (galaxy.flux, old))
 
 
 def _paint_ring(system: _System, rng, x, y, config) -> np.ndarray:
     """A face-on star-forming ring around an early-type galaxy (Hoag-type, resonance and collisional rings)."""
-    galaxy, radius = system.galaxy, min(system.einstein_radius * rng.uniform(0.75, 1.5), 1.6)
+    galaxy, radius = system.galaxy, min(system.einstein_radius * rng.uniform(0.75, 1.4), 1.4)
     r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.8, 1.0), rng.uniform(0, math.pi))
-    width = radius * rng.uniform(0.12, 0.3)
+    width = radius * rng.uniform(0.12, 0.25)
     lopsided = 1 + rng.uniform(0.0, 0.6) * np.cos(phi - rng.uniform(0, 2 * math.pi))
     ring = _unit_inside(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided, x, y)
     inner = _unit_inside(np.exp(-r / np.float32(0.6 * radius)), x, y)
@@ -359,7 +361,7 @@ def _paint_companions(system: _System, rng, x, y, config) -> np.ndarray:
     azimuth = rng.uniform(0, 2 * math.pi) + np.concatenate([[0.0], np.cumsum(rng.uniform(0.7, 1.7, size=count - 1))])
     light = 0
     for share, phi in zip(rng.dirichlet(np.full(count, 4.0)), azimuth):
-        radius = min(system.einstein_radius * rng.uniform(0.8, 1.6), 1.8)
+        radius = min(system.einstein_radius * rng.uniform(0.8, 1.6), 1.6)
         tilt = phi + math.pi / 2 + rng.normal(0, 0.25)
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
         light = light + share * _sersic(u, v, rng.uniform(0.25, 0.5), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
@@ -370,8 +372,8 @@ def _paint_companions(system: _System, rng, x, y, config) -> np.ndarray:
 def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
     """Two early-type nuclei and one or two blue tidal tails that wind out of them."""
     galaxy, radius = system.galaxy, system.einstein_radius
-    share, phi0 = rng.uniform(0.5, 0.85), rng.uniform(0, 2 * math.pi)
-    separation = radius * rng.uniform(0.4, 1.1)
+    share, phi0 = rng.uniform(0.55, 0.9), rng.uniform(0, 2 * math.pi)
+    separation = min(radius * rng.uniform(0.4, 0.9), 1.1)
     u, v = x - separation * math.cos(phi0), y - separation * math.sin(phi0)
     second = _sersic(
         u, v, galaxy.r_eff * rng.uniform(0.4, 0.9), 3.0, rng.uniform(0.5, 1.0), rng.uniform(0, math.pi), 0.05
@@ -381,7 +383,7 @@ def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
     tails = 0
     for start, strength in zip((phi0, phi0 + math.pi), (1.0, rng.uniform(0, 1))):
         along = np.mod(handedness * (phi - np.float32(start)), np.float32(2 * math.pi))
-        spine = radius * np.float32(rng.uniform(0.6, 1.0)) * np.exp(np.float32(winding) * along)
+        spine = radius * np.float32(rng.uniform(0.6, 0.9)) * np.exp(np.float32(winding) * along)
         tails = tails + strength * np.exp(
             -0.5 * ((r - spine) / np.float32(0.18 * radius)) ** 2 - along / np.float32(rng.uniform(0.8, 2.0))
         )
@@ -391,15 +393,15 @@ def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
 
 
 def _paint_lens(system: _System, rng, x, y, config) -> np.ndarray:
-    return _paint_elliptical(system, rng, x, y, config) + system.arcs
+    return _layers((system.galaxy.flux, _render_galaxy(system.galaxy, x, y, config))) + system.arcs
 
 
 _NONLENSES: dict[str, tuple[float, Callable]] = {  # subclass: share of the non-lenses, how it is painted
     "elliptical": (0.12, _paint_elliptical),
-    "spiral": (0.26, _paint_spiral),
-    "ring": (0.20, _paint_ring),
-    "companions": (0.20, _paint_companions),
-    "merger": (0.22, _paint_merger),
+    "spiral": (0.24, _paint_spiral),
+    "ring": (0.22, _paint_ring),
+    "companions": (0.22, _paint_companions),
+    "merger": (0.20, _paint_merger),
 }
 
 
@@ -532,7 +534,7 @@ def _draw_visible_system(
         contrast = (seen**2).sum() / (seen * (seen + glare)).sum()
         if contrast > config.min_arc_contrast:
             colour = _draw_blue_colour(rng)
-            redder = 10 ** (0.4 * np.array([-rng.uniform(0, 0.4), 0.0, rng.uniform(0, 0.15)]))
+            redder = 10 ** (0.4 * (rng.uniform(0, 0.3) * np.array([-0.5, 0.5, 0.7])))
             return _System(galaxy, radius, _layers((colour, scene)), snr, magnification * flux * colour * redder)
     raise InputError(f"no lens reaches min_arc_snr {config.min_arc_snr}; lower it in the SimulationConfig")
 
