@@ -3,7 +3,7 @@ Build a data set once: a directory of Parquet, or one safetensors file for a mac
 
 ```bash
 python scripts/build_dataset.py --dataset my_cutouts/ --output my_dataset/            # load_dataset("my_dataset")
-python scripts/build_dataset.py --dataset my_cutouts/ --output my_dataset.safetensors # --dataset my_dataset.safetensors
+python scripts/build_dataset.py --dataset my_cutouts/ --output my_dataset.safetensors # --dataset of every script
 ```
 """
 

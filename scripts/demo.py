@@ -1,5 +1,5 @@
 """
-The whole path in a few minutes on two CPU cores: simulate, pretrain, fine-tune, compare, export, load with transformers.
+The whole path in minutes on two CPU cores: simulate, pretrain, fine-tune, compare, export, load with transformers.
 
 ```bash
 make demo
@@ -51,7 +51,7 @@ def main() -> None:
         "from scratch": finetune(cutouts, folder / "scratch-300", backbone="vitt8", resume="auto", **FINETUNE),
     }
     say("4/6  evaluation on the test split")
-    metrics = {name: evaluate(run, cutouts["test"]) for name, run in runs.items()}
+    metrics = {name: evaluate(run, cutouts["test"])["metrics"] for name, run in runs.items()}
     say("5/6  export as stock transformers models")
     backbone = export(dino, folder / "lens-dino-vitt8")
     classifier = export(runs["DINO"], folder / "lens-dino-vitt8-classifier")
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"\nSimulated cutouts, {len(cutouts['test'])} for testing, {FINETUNE['labels']} labels, one seed:")
     print_table({name: (values["roc_auc"], values["accuracy"]) for name, values in metrics.items()})
     print(
-        "This run proves the path, not the science: minutes of training on simulated cutouts say nothing about the sky."
+        "It proves the path, not the science: minutes of training on simulated cutouts say nothing about the sky."
     )
     print_longer_run()
     print(f"pictures   {runs['DINO']}/evaluation/roc.png, contact_sheet.png; {dino}/curves.png")
