@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..errors import InputError
 from .arguments import DataArguments
-from .processing import STRETCHES, CutoutInfo, Stretch, cutout_info, standardise
+from .processing import PICTURE_BANDS, STRETCHES, CutoutInfo, Stretch, cutout_info, standardise
 from .readers import RawCutout, read_raw, read_raw_bands
 from .simulation import BANDS, SIMULATOR_VERSION, SimulationConfig, simulate_cutouts
 from .sources import LABELS, BadFiles, Row, assign_splits, digest_rows, list_catalogue, list_folder
@@ -357,14 +357,15 @@ def _same_bands(rows: list[Row], checked: dict[str, _Checked], config: CutoutsCo
 
     def bands(row: Row) -> tuple[int, tuple[str, ...]]:
         found = checked[row.id]
-        return found.shape[0], () if config.bands else tuple(sorted(found.bands or ()))
+        named = not config.bands and found.bands and found.bands != PICTURE_BANDS
+        return found.shape[0], tuple(sorted(found.bands)) if named else ()
 
     common = Counter(map(bands, rows)).most_common(1)[0][0] if rows else None
     for row in rows:
         if (found := bands(row)) != common:
-            have, others = (f"{count} bands {' '.join(names)}".strip() for count, names in (found, common))
-            mend = "leave it out, or choose bands"
-            config.bad.add(row.name, InputError(f"{row.name} has {have} where most cutouts have {others}: {mend}"))
+            have, others = (f"{n} band{'s' * (n > 1)} {' '.join(names)}".strip() for n, names in (found, common))
+            sentence = f"{row.name} has {have} where most cutouts have {others}: leave it out, or choose bands"
+            config.bad.add(row.name, InputError(sentence))
     return [row for row in rows if bands(row) == common]
 
 

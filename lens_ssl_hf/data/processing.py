@@ -244,8 +244,7 @@ def _band_order(raw: RawCutout, name: str | Path, bands: list[str]) -> list[int]
         raise InputError(f"{name} has the bands {', '.join(raw.bands)}, but {', '.join(bands)} are needed: add them")
     if len(raw.pixels) != len(bands):
         raise InputError(
-            f"{name} has {len(raw.pixels)} bands, but {len(bands)} are needed ({', '.join(bands)}): "
-            "give a file with these bands"
+            f"{name} has {len(raw.pixels)} bands, but {len(bands)} are needed ({', '.join(bands)}): give these bands"
         )
     return list(range(len(bands)))
 

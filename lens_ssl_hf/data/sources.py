@@ -204,7 +204,7 @@ def _open_table(table: Path) -> tuple[Any, list[str]]:
         if name.endswith((".fits", ".fit", ".fits.gz")):
             from astropy.table import Table
 
-            frame = Table.read(table)
+            frame = Table.read(table, format="fits")
             return frame, list(frame.colnames)
         import pandas
 
@@ -213,7 +213,7 @@ def _open_table(table: Path) -> tuple[Any, list[str]]:
         else:
             frame = pandas.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
         return frame, [str(column) for column in frame.columns]
-    except (OSError, ValueError, TypeError, IndexError) as error:  # the parsers' own errors are ValueErrors
+    except (OSError, ValueError, TypeError, LookupError) as error:  # the parsers' own errors are ValueErrors
         raise InputError(f"{table} cannot be read as a table (truncated?): save it again") from error
 
 
