@@ -418,7 +418,9 @@ def _draw(rng: np.random.Generator, labels: np.ndarray, groups: np.ndarray, num_
 
 
 def threshold_at_fpr(labels: np.ndarray, scores: np.ndarray, fpr: float) -> float | None:
-    """Lowest score that is a threshold of at most this false-positive rate; `None` where no score is."""
+    """Lowest score that is a threshold of at most this false-positive rate; `None` where the set cannot tell."""
+    if _too_few(labels, round(1 / fpr)):
+        return None
     rates, _, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     permitted = np.isfinite(thresholds) & (rates <= fpr + 1e-12)
     return float(thresholds[permitted].min()) if permitted.any() else None

@@ -1,0 +1,137 @@
+"""A run directory -> a folder that plain transformers loads: stock weights, image processor, card and pictures."""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from ..errors import InputError
+from ..evaluation.evaluate import read_run
+from ..evaluation.plots import plot_curves
+from ..models.backbones import load_encoder
+from .card import CardFacts, write_card
+
+PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
+_FILES = r"config\.json|preprocessor_config\.json|README\.md|model.*\.safetensors(\.index\.json)?|\w+\.png"
+
+
+def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | None = None) -> Path:
+    """
+    Export a run as a stock transformers model in float32: a pretraining run as a `ViTModel` whose `pooler_output` is
+    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`.
+
+    Args:
+        run (`str` or `os.PathLike`): a finished run directory.
+        folder (`str` or `os.PathLike`):
+            The folder to write, whose name becomes the model's; an earlier export there is replaced.
+        base_model (`str`, *optional*):
+            Hub id of the backbone that a classifier was fine-tuned from, for the card's metadata; by default `--init`
+            of the run where that was a Hub id.
+
+    Returns:
+        `Path`: the folder, with weights, config.json, preprocessor_config.json, README.md and pictures.
+
+    Raises:
+        [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.
+    """
+    run, folder = Path(run), Path(folder)
+    facts = read_run(run)
+    if not (run / "model" / "config.json").is_file():
+        raise InputError(f"the {facts['task']} run {run} has no final model: go on with it with --resume auto")
+    if folder.exists() and not _may_be_replaced(folder):
+        raise InputError(f"{folder} holds something else than an earlier export: choose another folder")
+    model = backbone_of(run) if facts["task"] == "pretrain" else classifier_of(run)
+    if (run / "metrics.jsonl").is_file():
+        plot_curves(run)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
+    try:
+        model.save_pretrained(partial)
+        processor_of(facts, model.config).save_pretrained(partial)
+        for picture in PICTURES:
+            if (run / picture).is_file():
+                shutil.copy(run / picture, partial)
+        write_card(CardFacts.from_run(run, folder.name, base_model), partial)
+        for file in partial.iterdir():
+            file.chmod(0o644)
+        partial.chmod(0o755)
+        _replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def backbone_of(run: str | os.PathLike) -> ViTModel:
+    """
+    The encoder of a pretraining run (the teacher's for DINO and iBOT) as a stock `ViTModel` without mask token.
+
+    Its pooler is the identity: `AutoModel` builds a pooler whether or not the weights hold one, and a random one would
+    be mistaken for features.
+    """
+    encoder = load_encoder(run)
+    config = ViTConfig(**{**encoder.config.to_dict(), "pooler_act": "linear"})
+    config.pooler_output_size = config.hidden_size
+    model = ViTModel(config).float().eval()
+    state = {name: value for name, value in encoder.state_dict().items() if name != "embeddings.mask_token"}
+    state["pooler.dense.weight"] = torch.eye(config.hidden_size)
+    state["pooler.dense.bias"] = torch.zeros(config.hidden_size)
+    model.load_state_dict(state)
+    return model
+
+
+def classifier_of(run: str | os.PathLike) -> ViTForImageClassification:
+    """The classifier of a fine-tuning run, in float32."""
+    try:
+        return ViTForImageClassification.from_pretrained(Path(run) / "model", dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"the model of {run} cannot be read ({error}): train again") from error
+
+
+def processor_of(facts: dict[str, Any], config: ViTConfig) -> Any:
+    """
+    The processor of a run: the stock one for three bands, `LensImageProcessor` for other numbers, which the stock one
+    cannot read. Both take display units.
+    """
+    mean, std, size = facts["image_mean"], facts["image_std"], facts["crop_size"]
+    if config.num_channels == 3:
+        from ..training.finetune import image_processor
+
+        return image_processor(3, size, mean, std)
+    from ..data.lens_image_processor import LensImageProcessor
+
+    cutouts = {key: facts["data"][key] for key in ("bands", "pixel_scale", "stretch")}
+    return LensImageProcessor(**cutouts, do_stretch=False, crop_size=size, image_mean=mean, image_std=std)
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether `folder` is empty, or an export of ours with nothing else in it."""
+    if not folder.is_dir():
+        return False
+    names = [file.name for file in folder.iterdir()]
+    if not names:
+        return True
+    if not {"config.json", "README.md"} <= set(names) or not all(re.fullmatch(_FILES, name) for name in names):
+        return False
+    return '"cutouts"' in (folder / "config.json").read_text()
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put `partial` in the place of `folder`; what was there is only removed once the new one stands."""
+    old = partial.with_name(partial.name + ".old")
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
+    shutil.rmtree(old, ignore_errors=True)
