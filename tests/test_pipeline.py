@@ -115,7 +115,9 @@ def test_display_units_outside_their_range_are_refused(classify):
 
 
 def test_five_bands_go_through_the_registered_processor(tmp_path):
-    AutoImageProcessor.register(lens_ssl_hf.DINO.config_class, image_processor_classes={"pil": LensImageProcessor})
+    AutoImageProcessor.register(
+        lens_ssl_hf.DINO.config_class, image_processor_classes={"pil": LensImageProcessor}, exist_ok=True
+    )
     bands = ["g", "r", "i", "z", "y"]
     folder, stretch = save_model(tmp_path, bands, LensImageProcessor(bands, 0.2, stretch={"kind": "none"}))
     LensImageProcessor(bands, 0.2, stretch, image_mean=[0.2] * 5, image_std=[0.3] * 5).save_pretrained(folder)
