@@ -181,7 +181,7 @@ def test_thresholds_are_adjustable():
     strict = SimulationConfig(min_arc_snr=150.0, min_radius_over_seeing=1.4)
     loose = SimulationConfig(min_arc_snr=5.0, min_arc_contrast=0.0, min_radius_over_seeing=0.5)
     faint, small = [], []
-    for index in range(20):
+    for index in range(40):
         _, metadata, system = simulation._simulate(4, index, True, strict)
         assert system.arc_snr > 150 and metadata["einstein_radius"] > 1.4 * max(metadata["seeing"])
         _, metadata, system = simulation._simulate(4, index, True, loose)
@@ -230,7 +230,7 @@ def cutouts():
 
 
 def held_out_auc(features, labels, subclasses):
-    """AUC of gradient boosting trained on the first half: of the second half, and of each subclass against the lenses."""
+    """AUC of gradient boosting trained on the first half: of the second half, and by subclass."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
 
@@ -238,7 +238,7 @@ def held_out_auc(features, labels, subclasses):
     model = HistGradientBoostingClassifier(random_state=0).fit(features[:half], labels[:half])
     scores, labels, subclasses = model.predict_proba(features[half:])[:, 1], labels[half:], subclasses[half:]
     each = {}
-    for subclass in sorted(set(subclasses[~labels])):
+    for subclass in sorted(set(subclasses[~labels].tolist())):
         chosen = labels | (subclasses == subclass)
         each[subclass] = roc_auc_score(labels[chosen], scores[chosen])
     return roc_auc_score(labels, scores), each

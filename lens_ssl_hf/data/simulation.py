@@ -14,7 +14,6 @@ Scores on these cutouts validate software. They do not predict how a model does 
 import math
 import os
 import sys
-import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -518,7 +517,7 @@ def _draw_visible_system(
         galaxy, radius, _z_source = _draw_galaxy(rng, config, float(seeing.max()))
         q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
         lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
-        flux = _flux(25.0 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 3.0))) / 0.3, config)
+        flux = _flux(25.5 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 3.5))) / 0.3, config)
         fine = _lens_image(x - galaxy.x, y - galaxy.y, lens, _draw_source(rng, radius))
         arcs = fine.reshape(window, oversampling, window, oversampling).sum(axis=(1, 3)) * np.float32(step**2)
         magnification = arcs.sum()
@@ -574,7 +573,7 @@ def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tu
     ra, dec = rng.uniform(left, right), rng.uniform(bottom, top)
     extinction = 10 ** (-0.4 * _REDDENING * min(rng.lognormal(math.log(0.03), 0.5), 0.15))
 
-    system = _draw_visible_system(rng, config, seeing, transfer[0], float(sky[0]))
+    system = _draw_visible_system(rng, config, seeing, transfer[0], float(sky[0] / extinction[0]))
     x, y = _grid(side, config.pixel_scale)
     if lens:
         subclass, paint = "lens", _paint_lens
@@ -613,7 +612,7 @@ def simulate_cutouts(
         indices (`Sequence[int]`): of the cutouts, see [`simulate_cutout`].
         lenses (`Sequence[bool]`): which of them are lenses; as long as `indices`.
         config (`SimulationConfig`, *optional*): the survey; its defaults are HSC's.
-        num_proc (`int`, *optional*): number of processes; by default one for each CPU core.
+        num_proc (`int`, *optional*): number of processes; by default one for each CPU core on Linux, else 1.
 
     Returns:
         `Iterator[tuple[np.ndarray, dict]]`: what [`simulate_cutout`] returns. Only a few are held in memory.
@@ -626,7 +625,7 @@ def simulate_cutouts(
     config = config or SimulationConfig()
     starts = range(0, len(indices), _CHUNK)
     chunks = [(seed, list(indices[i : i + _CHUNK]), list(lenses[i : i + _CHUNK]), config) for i in starts]
-    num_proc = min(num_proc or len(os.sched_getaffinity(0)), len(chunks))
+    num_proc = min(num_proc or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1), len(chunks))
     return _in_processes(chunks, num_proc) if num_proc > 1 else _in_order(chunks)
 
 
@@ -642,22 +641,14 @@ def _in_order(chunks: list[tuple]) -> Iterator[tuple[np.ndarray, dict]]:
 
 
 def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarray, dict]]:
-    # Spawned, because a fork of a process in which torch runs threads can hang. The children call no BLAS.
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as executor:
+    # A forked child starts at once, where a spawned one would import torch with the package. It is safe beside torch's
+    # threads since the children call numpy's elementwise functions and FFT only: no torch, no BLAS, no OpenMP.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(num_proc, mp_context=context) as executor:
         pending: deque[Future] = deque()
         for chunk in chunks:
-            pending.append(_submit(executor, chunk))
+            pending.append(executor.submit(_simulate_chunk, chunk))
             if len(pending) > 2 * num_proc:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
-
-
-def _submit(executor: ProcessPoolExecutor, chunk: tuple) -> Future:
-    """Submit a chunk while `__main__` is out of sight: a spawned child would run the caller's script again."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        return executor.submit(_simulate_chunk, chunk)
-    finally:
-        sys.modules["__main__"] = main
