@@ -63,9 +63,7 @@ def main() -> None:
 
     print(f"\nSimulated cutouts, {len(cutouts['test'])} for testing, {FINETUNE['labels']} labels, one seed:")
     print_table({name: (values["roc_auc"], values["accuracy"]) for name, values in metrics.items()})
-    print(
-        "It proves the path, not the science: minutes of training on simulated cutouts say nothing about the sky."
-    )
+    print("It proves the path, not the science: minutes of training on simulated cutouts say nothing about the sky.")
     print_longer_run()
     print(f"pictures   {runs['DINO']}/evaluation/roc.png, contact_sheet.png; {dino}/curves.png")
     print(f"card       {classifier}/README.md")

@@ -10,6 +10,7 @@ them. The corners with text are never touched. The table is then a data set for 
 `--dataset runs/cfhtls/data/catalogue.csv`.
 """
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ MARGIN = 20  # rows and columns at the edge of a stamp that may carry text
 @dataclass
 class Arguments:
     data_dir: str = field(metadata={"help": "Folder with catalog.csv, stamps.csv, cutouts/ and stamps/."})
-    output_dir: str = field(metadata={"help": "Folder to write: catalogue.csv and windows/."})
+    output_dir: str = field(metadata={"help": "Folder to write: catalogue.csv, cutouts/ and windows/."})
     window: int = field(default=32, metadata={"help": "Side of a window in pixels."})
     objects_per_stamp: int = field(
         default=10, metadata={"help": "Windows per stamp at most, the brightest objects first."}
@@ -58,10 +59,10 @@ def main() -> None:
     if not (source / "catalog.csv").is_file() or not (source / "stamps.csv").is_file():
         raise InputError(f"data_dir {source} holds no catalog.csv and stamps.csv: give the cfhtls_spacewarps folder")
     catalogue, stamps = pd.read_csv(source / "catalog.csv"), pd.read_csv(source / "stamps.csv")
-    catalogue["file"] = [str(source / name) for name in catalogue["file"]]
     held_out = set(catalogue.loc[catalogue["split"] == "test", "group"])
     windows = []
     (target / "windows").mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source / "cutouts", target / "cutouts", dirs_exist_ok=True)
     for stamp in tqdm([row for row in stamps.itertuples() if row.group not in held_out], desc="stamps"):
         image = np.asarray(Image.open(source / stamp.file).convert("RGB"))
         half = arguments.window // 2

@@ -1,4 +1,4 @@
-"""Compare initialisations: fine-tune every (initialisation, labels, seed), evaluate on test, and put intervals on it."""
+"""Compare initialisations: fine-tune and evaluate every (initialisation, labels, seed), and put intervals on it."""
 
 import json
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..errors import InputError
 from ..training.finetune import finetune
 from ..training.run_directory import write_json
-from .evaluate import evaluate
+from .evaluate import Predictions, evaluate, read_run
+from .metrics import ROCAUC, Ranked, draw_groups
 
 
 def run_study(
@@ -35,7 +35,7 @@ def run_study(
         settings: fields of [`FinetuneArguments`], the same for every cell.
 
     Returns:
-        `list[dict]`: one entry per cell with `init_method`, `num_labels`, `seed`, `directory`.
+        `list[dict]`: per cell `init_method`, `num_labels`, `seed`, `validation_auc`, `metrics` and `directory`.
     """
     cells = []
     todo = [(init, budget, seed) for budget in labels for init in inits for seed in range(seeds)]
@@ -47,105 +47,88 @@ def run_study(
             finetune(cutouts, directory, init=init, labels=budget, seed=seed, resume="auto", **settings)
         if not (directory / "evaluation" / "metrics.json").is_file():
             evaluate(directory, cutouts["test"])
-        facts = json.loads((directory / "run.json").read_text())
+        facts = read_run(directory)
         cell = {name: facts[name] for name in ("init_method", "num_labels", "seed", "validation_auc")}
-        cells.append({**cell, "directory": str(directory)})
+        metrics = json.loads((directory / "evaluation" / "metrics.json").read_text())["metrics"]
+        values = {name: entry["value"] for name, entry in metrics.items()}
+        cells.append({**cell, "metrics": values, "directory": str(directory)})
     return cells
 
 
 def compare(cells: list[dict[str, Any]], num_bootstrap: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """
     Mean AUC per (initialisation, labels) with 95 % intervals, and its difference to scratch at the same labels, from a
-    hierarchical bootstrap: seeds are drawn with replacement, then test groups, the same groups for both.
+    hierarchical bootstrap: test groups are drawn with replacement, the same for both sides, and seeds for each side.
 
     Args:
         cells (`list[dict]`): from [`run_study`].
 
     Returns:
-        `list[dict]`: `init_method`, `num_labels`, `seeds`, and per AUC (`roc_auc`, `auc_vs_<subclass>`) a dictionary with
-        `value`, `low`, `high` and, where there is a scratch of the same budget, `difference`, `difference_low`,
+        `list[dict]`: `init_method`, `num_labels`, `seeds`, and per AUC (`roc_auc`, `auc_vs_<subclass>`) a dictionary
+        with `value`, `low`, `high` and, where there is a scratch of the same budget, `difference`, `difference_low`,
         `difference_high`.
     """
-    predictions = {}
+    predictions: dict[tuple[int, str], list[Predictions]] = {}
     for cell in cells:
-        table = pd.read_parquet(Path(cell["directory"]) / "evaluation" / "predictions.parquet")
+        table = Predictions.load(Path(cell["directory"]) / "evaluation" / "predictions.parquet").labelled()
         predictions.setdefault((cell["num_labels"], cell["init_method"]), []).append(table)
     first = next(iter(predictions.values()))[0]
-    if any(not table["id"].equals(first["id"]) for tables in predictions.values() for table in tables):
+    if any(table.id != first.id for tables in predictions.values() for table in tables):
         raise InputError("the runs were evaluated on different test sets: evaluate them on one")
+    is_lens, subclass = first.label == 1, np.array(first.subclass)
     sets = {"roc_auc": np.ones(len(first), dtype=bool)}
-    for subclass in sorted(set(first.loc[first["label"] == 0, "subclass"]) - {""}):
-        sets[f"auc_vs_{subclass}"] = ((first["label"] == 1) | (first["subclass"] == subclass)).to_numpy()
+    for kind in sorted(set(subclass[~is_lens]) - {""}):
+        sets[f"auc_vs_{kind}"] = is_lens | (subclass == kind)
     rows = []
-    for (num_labels, method), tables in sorted(
-        predictions.items(), key=lambda item: (item[0][0], item[0][1] != "scratch")
-    ):
-        row = {"init_method": method, "num_labels": num_labels, "seeds": len(tables)}
+    for num_labels, method in sorted(predictions, key=lambda cell: (cell[0], cell[1] != "scratch")):
+        row: dict[str, Any] = {"init_method": method, "num_labels": num_labels}
+        row["seeds"] = len(predictions[num_labels, method])
         scratch = predictions.get((num_labels, "scratch"))
-        for name, chosen in sets.items():
-            labels, groups = first["label"].to_numpy()[chosen], first["group"].to_numpy()[chosen]
-            scores = np.stack([table["score"].to_numpy()[chosen] for table in tables])
-            row[name] = _interval(labels, groups, scores, None, num_bootstrap, seed)
+        for name, keep in sets.items():
+            ours = _Draws(predictions[num_labels, method], keep, num_bootstrap, seed, side=0)
+            row[name] = dict(zip(("value", "low", "high"), _interval(ours.value, ours.draws)))
             if method != "scratch" and scratch:
-                base = np.stack([table["score"].to_numpy()[chosen] for table in scratch])
-                row[name] |= _interval(labels, groups, scores, base, num_bootstrap, seed)
+                base = _Draws(scratch, keep, num_bootstrap, seed, side=1)
+                names = ("difference", "difference_low", "difference_high")
+                row[name] |= zip(names, _interval(ours.value - base.value, ours.draws - base.draws))
         rows.append(row)
     return rows
 
 
-def _interval(
-    labels: np.ndarray, groups: np.ndarray, scores: np.ndarray, base: np.ndarray | None, number: int, seed: int
-) -> dict[str, float]:
-    rng = np.random.default_rng(seed)
-    _, group_of = np.unique(groups, return_inverse=True)
-    members = [np.flatnonzero(group_of == group) for group in range(group_of.max() + 1)]
+class _Draws:
+    """Mean AUC over seeds: on the set, and on draws of test groups (the same for both sides) and of seeds."""
 
-    def statistic(rows: np.ndarray, base_rows: np.ndarray, sample: np.ndarray) -> float:
-        value = np.mean([_auc(labels[sample], scores[row][sample]) for row in rows])
-        if base is None:
-            return value
-        return value - np.mean([_auc(labels[sample], base[row][sample]) for row in base_rows])
-
-    draws = []
-    num_base = 1 if base is None else len(base)
-    while len(draws) < number:
-        sample = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        if 0 < labels[sample].sum() < len(sample):
-            rows, base_rows = rng.integers(len(scores), size=len(scores)), rng.integers(num_base, size=num_base)
-            draws.append(statistic(rows, base_rows, sample))
-    value = statistic(np.arange(len(scores)), np.arange(num_base), np.arange(len(labels)))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    names = ("value", "low", "high") if base is None else ("difference", "difference_low", "difference_high")
-    return dict(zip(names, (float(value), float(low), float(high))))
+    def __init__(self, tables: list[Predictions], keep: np.ndarray, num_bootstrap: int, seed: int, side: int):
+        labels, groups = tables[0].label[keep], np.array(tables[0].group)[keep]
+        weights = draw_groups(np.random.default_rng(seed), labels, groups, num_bootstrap)
+        metric = ROCAUC()
+        scores = [table.score[keep] for table in tables]
+        self.value = float(np.mean([metric.value(labels, score) for score in scores]))
+        aucs = np.stack([metric.weighted(Ranked(labels, score, weights)) for score in scores], axis=1)
+        chosen = np.random.default_rng([seed, side]).integers(len(tables), size=aucs.shape)
+        self.draws = np.take_along_axis(aucs, chosen, axis=1).mean(axis=1)
 
 
-def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    order = np.argsort(scores, kind="stable")
-    sorted_scores = scores[order]
-    first = np.searchsorted(sorted_scores, sorted_scores, side="left")
-    last = np.searchsorted(sorted_scores, sorted_scores, side="right")
-    ranks = (first + last + 1) / 2  # mean rank of ties, from 1
-    positive = labels[order] == 1
-    num_positive = positive.sum()
-    return (ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * (~positive).sum())
+def _interval(value: float, draws: np.ndarray) -> tuple[float, float, float]:
+    return (value, *np.percentile(draws, [2.5, 97.5]).tolist())
 
 
 def write_results(path: str | os.PathLike, cells: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Write the comparison and what it was made with to one JSON file that tables are made from."""
-    facts = json.loads((Path(cells[0]["directory"]) / "run.json").read_text())
-    pretraining = [json.loads((Path(cell["directory"]) / "run.json").read_text()).get("init_run") for cell in cells]
+    """Write the comparison, and what it was made with, to the JSON file that tables are made from."""
+    runs = [read_run(cell["directory"]) for cell in cells]
+    facts = runs[0]
+    own = ("output_dir", "init", "labels", "seed", "resume")
     result = {
         "data": facts["data"],
         "backbone": facts["backbone"],
-        "finetuning": {
-            k: v for k, v in facts["arguments"].items() if k not in ("output_dir", "init", "labels", "seed")
-        },
-        "pretraining": {run["method"]: run for run in pretraining if run},
+        "finetuning": {name: value for name, value in facts["arguments"].items() if name not in own},
+        "pretraining": {run["init_method"]: run["init_run"] for run in runs if run.get("init_run")},
         "versions": facts["versions"],
         "git_revision": facts["git_revision"],
         "device": facts["device"],
         "cells": cells,
         "rows": rows,
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(path), result)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
