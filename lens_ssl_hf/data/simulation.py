@@ -60,7 +60,7 @@ class SimulationConfig:
             g, r, i, in arcsec.
         min_arc_snr (`float`, *optional*, defaults to `25.0`): least signal-to-noise ratio of the arcs in g, that is
             sqrt(sum(arc^2)) / sky noise over the pixels of the convolved arcs.
-        min_arc_contrast (`float`, *optional*, defaults to `0.4`): least share of the arcs in the g light at their
+        min_arc_contrast (`float`, *optional*, defaults to `0.5`): least share of the arcs in the g light at their
             place (mean over the arcs' light), the rest being the galaxy's.
         min_radius_over_seeing (`float`, *optional*, defaults to `1.2`): least Einstein radius in units of the worst of
             the three seeings.
@@ -76,7 +76,7 @@ class SimulationConfig:
     depth: tuple[float, float, float] = (26.5, 26.2, 26.0)
     seeing: tuple[float, float, float] = (0.77, 0.72, 0.60)
     min_arc_snr: float = 25.0
-    min_arc_contrast: float = 0.4
+    min_arc_contrast: float = 0.5
     min_radius_over_seeing: float = 1.2
     masked_fraction: float = 0.15
 
