@@ -1,0 +1,116 @@
+"""Cards say what the run and its evaluation recorded, and huggingface_hub reads them back."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny_runs import write_classifier_run, write_pretrain_run
+
+from lens_ssl_hf import InputError, evaluate
+from lens_ssl_hf.hub.card import CardFacts, render_card, write_card
+
+
+@pytest.fixture
+def evaluated(tiny_cutouts, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    return run, evaluate(run, tiny_cutouts, num_bootstrap=30)
+
+
+def change(run, **values):
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, **values}))
+
+
+def test_metadata_is_read_back(evaluated, tmp_path):
+    run, report = evaluated
+    card = ModelCard.load(write_card(CardFacts.from_run(run, "lens-toy-classifier"), tmp_path))
+    assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-classification" and "gravitational-lensing" in card.data.tags
+    assert card.data.model_name == "lens-toy-classifier"
+    results = {result.metric_type: result for result in card.data.eval_results}
+    for name in ("accuracy", "roc_auc"):
+        entry = report["metrics"][name]
+        assert results[name].metric_value == round(entry["value"], 4)
+        assert f"(95 % {entry['low']:.3f} to {entry['high']:.3f})" in results[name].metric_name
+        assert results[name].dataset_split == "test" and results[name].dataset_revision == "0123456789abcdef"
+
+
+def test_every_number_of_the_table_comes_from_the_evaluation(evaluated):
+    run, report = evaluated
+    text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))
+    rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", text, flags=re.M))
+    for entry in report["metrics"].values():
+        if entry["value"] is None:
+            assert rows[entry["title"]] == f"not measured: {entry['reason']}"
+        else:
+            value, low, high = (float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", rows[entry["title"]]))
+            expected = pytest.approx((entry["value"], entry["low"], entry["high"]), abs=6e-4)
+            assert (value, low, high) == expected
+    assert "scripts/run_finetune.py --labels 20" in text
+    for heading in ("How to use it", "What it accepts", "Training data", "Results", "Bias, risks and misuse",
+                    "How to reproduce it", "Citation"):  # fmt: skip
+        assert f"\n## {heading}\n" in text
+    assert "![ROC curve](roc.png)" in text and "![Best-ranked" in text
+    assert "{{" not in text and "{%" not in text and "None" not in text
+
+
+def test_without_evaluation_there_is_no_number(tmp_path):
+    facts = CardFacts.from_run(write_classifier_run(tmp_path / "run"), "lens-toy-classifier")
+    card = render_card(facts)
+    assert "**This model has not been evaluated.**" in str(card)
+    assert card.data.eval_results is None and "metrics" not in card.data.to_dict()
+    backbone = str(render_card(CardFacts.from_run(write_pretrain_run(tmp_path / "ssl"), "lens-toy")))
+    assert "**These features have not been evaluated on a test split.**" in backbone
+    assert "ROC AUC 0.875, accuracy 0.750 on the validation split" in backbone  # the monitor's, from metrics.jsonl
+
+
+def test_a_backbones_card_shows_its_probes(tiny_cutouts, tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    report = evaluate(run, tiny_cutouts, num_bootstrap=20)
+    card = render_card(CardFacts.from_run(run, "lens-dino-vitt8"))
+    assert card.data.pipeline_tag == "image-feature-extraction" and "dino" in card.data.tags
+    values = [r.metric_value for r in card.data.eval_results if r.metric_type == "roc_auc"]
+    assert values == [round(report["probes"][name]["metrics"]["roc_auc"]["value"], 4) for name in ("linear", "knn")]
+    assert "### Linear probe on frozen features" in str(card)
+
+
+def test_simulated_data_are_said_to_be_simulated(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    loud = "> **Trained on simulated cutouts, not on the sky.**"
+    assert loud not in str(render_card(CardFacts.from_run(run, "a")))
+    change(run, data={**json.loads((run / "run.json").read_text())["data"], "simulated": True})
+    card = render_card(CardFacts.from_run(run, "a"))
+    assert loud in str(card) and "simulated-data" in card.data.tags
+
+
+def test_the_origin_of_the_weights(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    text = str(render_card(CardFacts.from_run(run, "a")))
+    assert "from scratch" in text and "base_model" not in text
+    change(run, init="somebody/lens-dino-vits8", init_method="pretrained")
+    card = render_card(CardFacts.from_run(run, "a"))
+    assert card.data.base_model == "somebody/lens-dino-vits8" and "weights of `somebody/lens-dino-vits8`" in str(card)
+    parent = json.loads((write_pretrain_run(tmp_path / "ssl") / "run.json").read_text())
+    change(
+        run, init=str(tmp_path / "ssl"), init_method="dino", init_run={**parent, "command": "run_ssl.py --method dino"}
+    )
+    card = render_card(CardFacts.from_run(run, "a", base_model="me/lens-dino-vitt8"))
+    assert card.data.base_model == "me/lens-dino-vitt8"
+    assert "with DINO on 96 unlabelled cutouts" in str(card) and "run_ssl.py --method dino" in str(card)
+
+
+def test_the_stretch_is_written_out(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    stretch = {"kind": "asinh", "black": [-0.5] * 3, "white": [19.5] * 3, "softening": [0.125] * 3}
+    change(run, data={**json.loads((run / "run.json").read_text())["data"], "stretch": stretch})
+    text = str(render_card(CardFacts.from_run(run, "a")))
+    assert "| g: black, white, softening | -0.5, 19.5, 0.125 |" in text and "f = arcsinh" in text
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "metrics.json").write_text('{"met')
+    with pytest.raises(InputError, match=r"metrics\.json is damaged: evaluate the run again"):
+        CardFacts.from_run(run, "a")

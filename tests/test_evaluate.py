@@ -1,0 +1,202 @@
+"""Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import STRETCH, make_split
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from tiny_runs import write_classifier_run, write_pretrain_run
+from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
+
+from lens_ssl_hf import InputError, evaluate, predict
+from lens_ssl_hf.data.tensors import CutoutTensors, save_tensors
+from lens_ssl_hf.evaluation.evaluate import Predictions
+from lens_ssl_hf.evaluation.plots import colour_image, contact_sheet, plot_curves, plot_roc
+from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
+from lens_ssl_hf.models.backbones import load_encoder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_classifier_run(tmp_path_factory.mktemp("runs") / "classifier")
+
+
+@pytest.fixture(scope="module")
+def report(run, tiny_cutouts):
+    return evaluate(run, tiny_cutouts, num_bootstrap=50)
+
+
+def test_scores_equal_those_of_the_pipeline(run):
+    split = make_split(9, seed=3, side=41)  # odd margins
+    scores = predict(run, split, batch_size=4).score
+    results = pipeline("image-classification", model=str(run / "model"))([image.numpy() for image in split.pixels])
+    expected = [next(r["score"] for r in result if r["label"] == "lens") for result in results]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert scores.std() > 0.05  # a constant would pass, too
+
+
+def test_predict_takes_a_run_a_folder_a_loaded_model_and_any_form_of_data(run, tiny_cutouts, tmp_path):
+    split = tiny_cutouts[0]["test"]
+    scores = predict(run, split).score
+    model = ViTForImageClassification.from_pretrained(run / "model")
+    processor = AutoImageProcessor.from_pretrained(run / "model")
+    path = save_tensors(tiny_cutouts, tmp_path / "toy.safetensors")
+    for source, cutouts in ((run / "model", tiny_cutouts), ((model, processor), path), (str(run), path)):
+        found = predict(source, cutouts)
+        assert np.array_equal(found.score, scores) and found.id == split.ids
+
+
+def test_predict_needs_only_torch_and_transformers(run, tiny_cutouts, tmp_path):
+    """On a bare machine: no datasets, evaluate, scikit-learn, pandas, pyarrow, matplotlib, astropy, Pillow."""
+    path = save_tensors(tiny_cutouts, tmp_path / "toy.safetensors")
+    code = f"""
+import sys
+for name in ("datasets", "evaluate", "sklearn", "pandas", "pyarrow", "matplotlib", "astropy", "PIL", "torchvision"):
+    sys.modules[name] = None
+from lens_ssl_hf import predict
+predict({str(run)!r}, {str(path)!r}).save({str(tmp_path / "predictions.csv")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    predictions = Predictions.load(tmp_path / "predictions.csv")
+    assert np.array_equal(predictions.score, predict(run, tiny_cutouts).score)
+    assert evaluate(tmp_path / "predictions.csv", num_bootstrap=0)["num_lenses"] == 24
+
+
+def test_evaluation_writes_its_files(run, report, tiny_cutouts):
+    folder = run / "evaluation"
+    assert json.loads((folder / "metrics.json").read_text()) == report
+    names = {"metrics.json", "predictions.parquet", "roc.png", "contact_sheet.png"}
+    assert {file.name for file in folder.iterdir()} == names
+    predictions, split = Predictions.load(folder / "predictions.parquet"), tiny_cutouts[0]["test"]
+    assert predictions.id == split.ids and predictions.subclass == split.subclasses
+    assert report["metrics"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(predictions.label, predictions.score))
+    assert report["dataset"] == "toy" and report["num_nonlenses"] == 24 and report["warnings"] == []
+    assert "auc_vs_field" in report["metrics"]
+
+
+def test_evaluation_can_start_from_predictions(run, report, tmp_path):
+    again = evaluate(run / "evaluation" / "predictions.parquet", output_dir=tmp_path / "again", num_bootstrap=50)
+    assert again["metrics"] == report["metrics"]
+    assert (tmp_path / "again" / "roc.png").is_file() and not (tmp_path / "again" / "contact_sheet.png").exists()
+
+
+def test_unlabelled_cutouts_are_scored_but_not_measured(run, tiny_cutouts, tmp_path):
+    split = tiny_cutouts[0]["test"]
+    labels = split.labels.clone()
+    labels[:10] = -1
+    mixed = CutoutTensors(split.pixels, labels, split.ids, split.groups, split.subclasses)
+    found = evaluate(run, mixed, tmp_path, num_bootstrap=0)
+    assert found["num_lenses"] + found["num_nonlenses"] == 38
+    assert len(Predictions.load(tmp_path / "predictions.parquet")) == 48
+    keep = labels >= 0
+    expected = roc_auc_score(labels[keep], predict(run, mixed).score[keep])
+    assert found["metrics"]["roc_auc"]["value"] == pytest.approx(expected)
+
+
+def test_other_cutouts_than_the_models(run, tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    swapped = (splits, {**info, "bands": ["i", "r", "g"]})
+    with pytest.raises(InputError, match="takes bands in the order g r i, not i r g"):
+        evaluate(run, swapped)
+    with pytest.raises(InputError, match=r"the cutouts have 4 bands but .* takes 3"):
+        evaluate(run, make_split(8, 0, bands=4))
+    with pytest.raises(InputError, match="smaller than crop_size 32"):
+        evaluate(run, make_split(8, 0, side=30))
+    stretched = {**info, "stretch": {**STRETCH, "kind": "asinh"}, "pixel_scale": 0.2}
+    warnings = evaluate(run, (splits, stretched), tmp_path, num_bootstrap=0)["warnings"]
+    assert "another stretch" in warnings[0] and "0.168 arcsec pixels, these cutouts have 0.2" in warnings[1]
+
+
+def test_refusals(run, tiny_cutouts, tmp_path):
+    split = tiny_cutouts[0]["test"]
+
+    def labelled(values, pixels=split.pixels):
+        return CutoutTensors(pixels, values, split.ids, split.groups, split.subclasses)
+
+    nan = split.pixels.clone()
+    nan[5, 0, 20, 20] = torch.nan
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "bad.csv").write_text("id,score\na,0.5\n")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "run.json").write_text('{"task": "finetune"}')
+    cases = [
+        (lambda: evaluate(run, labelled(torch.full_like(split.labels, -1))), "none of the cutouts has a label"),
+        (lambda: evaluate(run, labelled(torch.ones_like(split.labels))), "no non-lens among the 48"),
+        (lambda: evaluate(run), "cutouts are missing"),
+        (lambda: evaluate(run, tiny_cutouts, split="holdout"), "no holdout split"),
+        (lambda: evaluate(run, tiny_cutouts, tmp_path / "file" / "out", num_bootstrap=0), "choose a writable place"),
+        (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 gives no finite score"),
+        (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
+        (lambda: predict(str(tmp_path / "absent"), split), "cannot load a classifier from"),
+        (lambda: Predictions.load(tmp_path / "bad.csv"), "no column 'label'"),
+        (lambda: evaluate(tmp_path / "none.parquet"), "cannot read predictions"),
+    ]
+    for call, sentence in cases:
+        with pytest.raises(InputError, match=sentence) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_pretraining_run_is_probed(tiny_cutouts, tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    report = evaluate(run, tiny_cutouts, num_bootstrap=20)
+    assert set(report["probes"]) == {"linear", "knn"}
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == report
+    predictions = Predictions.load(run / "evaluation" / "predictions_linear.parquet")
+    auc = roc_auc_score(predictions.label, predictions.score)
+    assert report["probes"]["linear"]["metrics"]["roc_auc"]["value"] == pytest.approx(auc)
+    with pytest.raises(InputError, match="cutouts must be a DatasetDict"):
+        evaluate(run, tiny_cutouts[0]["test"])
+
+
+def test_features_are_the_models_cls_and_the_probe_is_scikit_learns(tiny_cutouts, tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    splits, facts = tiny_cutouts[0], json.loads((run / "run.json").read_text())
+    encoder = load_encoder(run)
+    features = {name: extract_features(encoder, one, facts["image_mean"], facts["image_std"], 32).numpy()
+                for name, one in splits.items()}  # fmt: skip
+    image = splits["test"].pixels[:1, :, 4:36, 4:36] / 255
+    mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
+    with torch.no_grad():
+        cls = encoder.eval()((image - mean) / std).last_hidden_state[:, 0]
+    np.testing.assert_allclose(features["test"][:1], cls, atol=1e-5)
+    sets = [array for name in ("train", "validation") for array in (features[name], splits[name].labels.numpy())]
+    scores, strength = linear_probe(*sets, features["test"])
+    scaler = StandardScaler().fit(sets[0])
+    model = LogisticRegression(C=strength, max_iter=1000).fit(scaler.transform(sets[0]), sets[1])
+    np.testing.assert_allclose(scores, model.predict_proba(scaler.transform(features["test"]))[:, 1], atol=1e-9)
+
+
+def test_colours_follow_the_bands():
+    pixels = np.stack([np.full((2, 2), value) for value in (10.0, 20.0, 30.0)])
+    assert colour_image(pixels, ["g", "r", "i"])[0, 0].tolist() == [30, 20, 10]
+    assert colour_image(pixels, ["HSC-I", "HSC-R", "HSC-G"])[0, 0].tolist() == [10, 20, 30]
+    assert colour_image(pixels, ["red", "green", "blue"])[0, 0].tolist() == [10, 20, 30]
+    assert colour_image(pixels, ["band 1", "band 2", "band 3"])[0, 0].tolist() == [10, 20, 30]
+    assert colour_image(pixels[:1], ["VIS"])[0, 0].tolist() == [10, 10, 10]
+    assert colour_image(pixels[:2], ["g", "i"])[0, 0].tolist() == [20, 15, 10]
+    five = np.stack([np.full((2, 2), value) for value in (-5.0, 20.0, 30.0, 40.0, 300.0)])
+    assert colour_image(five, ["u", "g", "r", "i", "z"])[0, 0].tolist() == [40, 30, 20]
+    assert colour_image(five)[0, 0].tolist() == [0, 30, 255]  # clipped
+
+
+def test_pictures(run, tmp_path):
+    labels, scores = np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.3, 0.1])
+    names = list("abcd")
+    predictions = Predictions(names, labels, names, ["lens", "spiral", "lens", ""], scores)
+    pixels = np.zeros((4, 3, 20, 20), dtype=np.float32)
+    pixels[2, 0] = 255  # red only
+    sheet = contact_sheet(pixels, predictions, tmp_path / "sheet.png", ["i", "r", "g"], crop_size=10)
+    colours = {tuple(c) for c in np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)}
+    assert {(255, 0, 0), (0, 0, 0), (0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)} <= colours  # pixels and frames
+    for path in (plot_roc({"a": predictions, "b": predictions}, tmp_path / "roc.png"), plot_curves(run)):
+        assert min(Image.open(path).size) > 400
+    with pytest.raises(InputError, match=r"no readable metrics\.jsonl"):
+        plot_curves(tmp_path)

@@ -1,0 +1,130 @@
+"""Exports are stock: they load without missing or unexpected keys, also where this package does not exist."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_split
+from tiny_runs import BANDS, write_classifier_run, write_pretrain_run
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTModel
+
+from lens_ssl_hf import InputError, LensImageProcessor, export, predict
+from lens_ssl_hf.hub.export import backbone_of
+from lens_ssl_hf.models.backbones import load_encoder
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot", "simsiam"])
+def test_a_backbone_is_a_stock_vit_whose_pooler_output_is_cls(method, tmp_path):
+    run = write_pretrain_run(tmp_path / "run", method)
+    folder = export(run, tmp_path / "lens-backbone")
+    model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is ViTModel and model.dtype == torch.float32
+    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
+    assert model.embeddings.mask_token is None
+    assert model.config.cutouts == json.loads((folder / "config.json").read_text())["cutouts"]
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        found, expected = model.eval()(images), load_encoder(run).eval()(images)
+    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+    assert torch.equal(found.pooler_output, found.last_hidden_state[:, 0])
+    # and pretraining can go on to fine-tuning from it
+    assert torch.equal(load_encoder(folder).eval()(images).last_hidden_state, expected.last_hidden_state)
+
+
+def test_a_classifier_is_stock_and_scores_as_the_run_does(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    folder = export(run, tmp_path / "lens-classifier")
+    model, loading = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert model.config.id2label == {0: "nonlens", 1: "lens"} and model.config.cutouts["bands"] == BANDS[:3]
+    split = make_split(6, 0)
+    assert np.array_equal(predict(folder, split).score, predict(run, split).score)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["image_processor_type"].startswith("ViTImageProcessor") and not processor["do_resize"]
+    assert processor["crop_size"] == {"height": 32, "width": 32} and processor["rescale_factor"] == 1 / 255
+    assert {"README.md", "curves.png", "model.safetensors"} <= {file.name for file in folder.iterdir()}
+
+
+def test_exports_work_where_the_package_does_not_exist(tmp_path):
+    backbone = export(write_pretrain_run(tmp_path / "ssl"), tmp_path / "lens-dino-tiny")
+    run = write_classifier_run(tmp_path / "run")
+    classifier = export(run, tmp_path / "lens-dino-tiny-classifier")
+    split = make_split(2, 0)
+    np.save(tmp_path / "cutout.npy", split.pixels[0].numpy())
+    code = f"""
+import sys
+sys.modules["lens_ssl_hf"] = None  # importing it fails
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, pipeline
+pixels = np.load("cutout.npy")
+picture = np.moveaxis(pixels.round().astype("uint8"), 0, -1)
+Image.fromarray(picture).save("cutout.png")
+model, loading = AutoModel.from_pretrained({str(backbone)!r}, output_loading_info=True)
+assert not loading["missing_keys"] and not loading["unexpected_keys"]
+features = model(**AutoImageProcessor.from_pretrained({str(backbone)!r})(picture, return_tensors="pt")).pooler_output
+pooled = pipeline("image-feature-extraction", model={str(backbone)!r}, pool=True)("cutout.png")
+assert np.allclose(pooled, features.detach(), atol=1e-5)
+classify = pipeline("image-classification", model={str(classifier)!r})
+for result in (classify(pixels), classify("cutout.png")):
+    print(next(r["score"] for r in result if r["label"] == "lens"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    scores = [float(line) for line in done.stdout.split()]
+    assert scores[0] == pytest.approx(predict(run, split).score[0], abs=1e-5)
+    assert scores[1] == pytest.approx(scores[0], abs=0.02)  # 8 bits
+
+
+def test_four_bands_get_the_processor_that_reads_them(tmp_path):
+    run = write_classifier_run(tmp_path / "run", bands=4)
+    folder = export(run, tmp_path / "lens-four")
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    assert isinstance(processor, LensImageProcessor) and not processor.do_stretch
+    split = make_split(3, 0, bands=4)
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**processor(list(split.pixels.numpy()))).logits
+    np.testing.assert_allclose(predict(folder, split).score, logits.softmax(-1)[:, 1], atol=1e-5)
+
+
+def test_an_export_is_replaced_but_nothing_else_is(tmp_path):
+    first, second = write_classifier_run(tmp_path / "first"), write_pretrain_run(tmp_path / "second")
+    folder = tmp_path / "nested" / "lens-model"
+    export(first, folder)
+    export(second, folder)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["ViTModel"]
+    assert [file.name for file in folder.parent.iterdir()] == ["lens-model"]  # nothing half-written beside it
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds something else than an earlier export"):
+        export(first, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="holds something else"):
+        export(first, first)
+
+
+def test_refusals(tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"no run directory \(no readable run\.json\)"):
+        export(tmp_path, tmp_path / "out")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write"):
+        export(run, tmp_path / "file" / "out")
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match="has no final model: go on with it with --resume auto"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bf16_weights_are_exported_as_float32(tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    AutoModel.from_pretrained(run / "model").bfloat16().save_pretrained(run / "model")
+    assert {parameter.dtype for parameter in backbone_of(run).parameters()} == {torch.float32}
+    config = json.loads((export(run, tmp_path / "out") / "config.json").read_text())
+    assert config["dtype"] == "float32"

@@ -1,0 +1,165 @@
+"""Measures against scikit-learn and by hand; what the bootstrap's intervals must do."""
+
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
+
+from lens_ssl_hf import InputError
+from lens_ssl_hf.evaluation.metrics import ROCAUC, Ranked, bootstrap, measure, measures, threshold_at_fpr
+
+
+def toy_set(size, seed=0, separation=1.5, decimals=None):
+    """Labels and P(lens); rounding makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(size) < 0.4).astype(int)
+    scores = 1 / (1 + np.exp(-(separation * (2 * labels - 1) + 1.5 * rng.standard_normal(size))))
+    return labels, scores if decimals is None else scores.round(decimals)
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_weighted_formulas_equal_scikit_learn_on_the_resampled_set(decimals):
+    labels, scores = toy_set(1500, decimals=decimals)
+    weights = np.random.default_rng(1).multinomial(1500, np.full(1500, 1 / 1500), size=3).astype(float)
+    ranked = Ranked(labels, scores, weights)
+    for metric in measures(prevalence=0.01):
+        for draw, found in enumerate(metric.weighted(ranked)):
+            rows = np.repeat(np.arange(1500), weights[draw].astype(int))
+            assert found == pytest.approx(metric.value(labels[rows], scores[rows]), abs=1e-12), metric.key
+
+
+def test_values_by_hand():
+    labels = np.array([1, 1, 0, 1, 0, 0])
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.1])
+    found = {metric.key: float(metric.value(labels, scores)) for metric in measures(prevalence=0.1)}
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["roc_auc"] == pytest.approx((3 + 3 + 1.5) / 9)  # wins of each lens, the tie counts half
+    assert found["average_precision"] == pytest.approx((1 + 1 + 3 / 5) / 3)
+    assert found["tpr0"] == found["completeness_at_fpr_1e-2"] == pytest.approx(2 / 3)
+    assert found["tpr10"] == 1
+    assert found["purity_at_fpr_1e-2"] == pytest.approx(0.1 * 2 / 3 / (0.1 * 2 / 3 + 0.9 * 0.01))
+    assert found["purity_at_threshold_0.5"] == pytest.approx(0.1 / (0.1 + 0.9 * 2 / 3))
+    assert found["brier_score"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.16 + 0.36 + 0.01) / 6)
+    # the bins of 1/15: 0.9 | 0.8 | 0.7 | 0.6 twice, one of them a lens | 0.1
+    assert found["expected_calibration_error"] == pytest.approx((0.1 + 0.2 + 0.7 + 2 * 0.1 + 0.1) / 6)
+
+
+def test_the_metrics_stand_alone_offline():
+    labels, scores = toy_set(200)
+    for metric in measures():
+        computed = metric.compute(prediction_scores=scores.tolist(), references=labels.tolist())
+        assert list(computed) == [metric.key]
+    by_key = {metric.key: metric for metric in measures()}
+    expected = {
+        "average_precision": average_precision_score,
+        "brier_score": brier_score_loss,
+        "roc_auc": roc_auc_score,
+    }
+    for key, function in expected.items():
+        value = by_key[key].compute(prediction_scores=scores, references=labels)[key]
+        assert value == pytest.approx(function(labels, scores), abs=1e-12)
+
+
+def test_what_a_set_is_too_small_for_is_refused_with_the_reason():
+    labels, scores = np.repeat([1, 0], [40, 400]), np.concatenate([np.linspace(0.3, 1, 40), np.linspace(0, 0.8, 400)])
+    found = measure(labels, scores, num_bootstrap=50)
+    for key in ("completeness_at_fpr_1e-3", "tpr10"):
+        assert found[key]["value"] is found[key]["low"] is None
+        assert found[key]["reason"] == "needs 1000 non-lenses, the set has 400"
+    assert found["completeness_at_fpr_1e-2"]["value"] is not None and found["tpr0"]["value"] is not None
+    assert "reason" not in found["tpr0"]
+    perfect = measure(labels, labels * 0.9, num_bootstrap=0)["purity_at_threshold_0.5"]
+    bound = 1e-3 / (1e-3 + 0.999 * (1 - 0.05 ** (1 / 400)))  # no false positive among 400
+    assert perfect["value"] is None and f"above {bound:.2g} at 95 % confidence" in perfect["reason"]
+    assert threshold_at_fpr(labels[:100], scores[:100], 1e-2) is None
+    threshold = threshold_at_fpr(labels, scores, 1e-2)
+    assert (scores[labels == 0] >= threshold).sum() == 4 and threshold in scores
+
+
+def test_auc_of_subclasses():
+    labels, scores = toy_set(300)
+    kinds = np.where(labels == 1, "lens", np.where(np.arange(300) % 3 == 0, "hard nonlens", "field"))
+    kinds[np.flatnonzero(labels == 0)[:3]] = "comet"
+    found = measure(labels, scores, subclasses=kinds, num_bootstrap=50)
+    keep = (labels == 1) | (kinds == "hard nonlens")
+    assert found["auc_vs_hard_nonlens"]["value"] == pytest.approx(roc_auc_score(labels[keep], scores[keep]))
+    assert found["auc_vs_comet"]["value"] is None and "has 3" in found["auc_vs_comet"]["reason"]
+    assert "auc_vs_lens" not in found
+
+
+def test_intervals_contain_the_value_and_repeat():
+    labels, scores = toy_set(2500)
+    found = measure(labels, scores, num_bootstrap=200)
+    for key, entry in found.items():
+        if key != "tpr0":  # an extreme value
+            assert entry["low"] <= entry["value"] <= entry["high"], key
+    assert found == measure(labels, scores, num_bootstrap=200)
+    assert found != measure(labels, scores, num_bootstrap=200, seed=1)
+
+
+def test_interval_of_the_auc_has_the_width_of_theory():
+    labels, scores = toy_set(1000)
+    low, high = bootstrap([ROCAUC()], labels, scores, np.arange(1000))["roc_auc"]
+    # DeLong et al. 1988: variance from the placement values of each class
+    higher = scores[labels == 1][:, None] > scores[labels == 0][None]
+    variance = higher.mean(axis=1).var(ddof=1) / higher.shape[0] + higher.mean(axis=0).var(ddof=1) / higher.shape[1]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.1)
+
+
+def test_duplicated_cutouts_of_one_group_do_not_narrow_the_interval():
+    labels, scores = toy_set(150)
+    once = measure(labels, scores)["roc_auc"]
+    groups = np.tile(np.arange(150), 4)
+    grouped = measure(np.tile(labels, 4), np.tile(scores, 4), groups)["roc_auc"]
+    naive = measure(np.tile(labels, 4), np.tile(scores, 4))["roc_auc"]
+    width = {name: entry["high"] - entry["low"] for name, entry in (("once", once), ("g", grouped), ("n", naive))}
+    assert grouped["value"] == pytest.approx(once["value"])
+    assert width["g"] == pytest.approx(width["once"], rel=1e-6) and width["n"] < 0.6 * width["once"]
+
+
+def test_ranking_measures_are_invariant_under_monotone_transforms():
+    labels, scores = toy_set(400)
+    before, after = (measure(labels, s, num_bootstrap=100) for s in (scores, scores**3))
+    for key in ("roc_auc", "average_precision", "completeness_at_fpr_1e-2", "tpr0", "purity_at_fpr_1e-2"):
+        assert before[key] == after[key]
+    assert before["brier_score"] != after["brier_score"]
+
+
+def test_draws_without_one_class_are_drawn_again():
+    labels, scores = np.array([1, *[0] * 9]), np.linspace(0.9, 0.1, 10)
+    low, high = bootstrap([ROCAUC()], labels, scores, np.arange(10))["roc_auc"]
+    assert low == high == 1  # a draw without the only lens would be 0/0
+    assert bootstrap([ROCAUC()], labels, scores, np.zeros(10, dtype=int)) == {}  # one group has no interval
+
+
+def test_completeness_of_a_flat_roc_and_ties():
+    labels, scores = np.repeat([1, 0], 200), np.full(400, 0.5)
+    fpr, tpr, _ = roc_curve(labels, scores)
+    assert tpr.tolist() == [0, 1] and fpr.tolist() == [0, 1]
+    found = measure(labels, scores, num_bootstrap=0)
+    assert found["completeness_at_fpr_1e-2"]["value"] == found["tpr0"]["value"] == 0
+    assert found["roc_auc"]["value"] == 0.5 and found["roc_auc"]["low"] is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "options", "sentence"),
+    [
+        ([1, 1], [0.5, 0.6], {}, "no non-lens among"),
+        ([0, 0], [0.5, 0.6], {}, "no lens among"),
+        ([1, -1], [0.5, 0.6], {}, "leave unlabelled cutouts out"),
+        ([1, 0], [1.5, 0.6], {}, "probabilities between 0 and 1"),
+        ([1, 0], [np.nan, 0.6], {}, "probabilities between 0 and 1"),
+        ([1, 0], [0.5, 0.6], {"prevalence": 0}, "prevalence is 0"),
+    ],
+)
+def test_bad_input(labels, scores, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        measure(labels, scores, **options)
+
+
+def test_a_thousand_cutouts_take_less_than_five_seconds():
+    labels, scores = toy_set(1000)
+    start = time.perf_counter()
+    measure(labels, scores, groups=np.arange(1000) // 2)
+    assert time.perf_counter() - start < 5
