@@ -247,8 +247,8 @@ def _describe(facts: Mapping[str, Any]) -> str:
         method = names.get(facts["method"], facts["method"])
         return f"{method} pretraining of {backbone} on {facts.get('num_train_images')} cutouts"
     method = facts.get("init_method")
-    origin = "from scratch" if method == "scratch" else f"after {names.get(method, method)}"
-    return f"{backbone}, fine-tuned {origin} on {facts.get('num_labels')} labels"
+    origin = "trained from scratch" if method == "scratch" else f"fine-tuned after {names.get(method, method)}"
+    return f"{backbone}, {origin} on {facts.get('num_labels')} labels"
 
 
 def _score(value: float) -> str:
