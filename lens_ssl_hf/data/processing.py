@@ -290,3 +290,29 @@ def _check_plausible(display: np.ndarray, stretch: Stretch, name: str | Path) ->
         f"{name}: after the model's {stretch.kind} stretch {problem}, so it is not flux in the model's units: "
         "convert the flux to the model's zero point, or give display units (0 to 255)"
     )
+
+
+def processor_config(
+    cutouts: Mapping[str, Any], crop_size: int, image_mean: list[float], image_std: list[float]
+) -> dict[str, Any]:
+    """
+    The `preprocessor_config.json` of a model that reads display units: centre crop, x / 255, (x - mean) / std. It names
+    the stock `ViTImageProcessor` for three bands and [`LensImageProcessor`] for other numbers, which the stock one cannot
+    read. A dictionary, because the classes themselves need Pillow and training does not.
+
+    Args:
+        cutouts (`Mapping`): `bands`, `pixel_scale` and `stretch` of the training data.
+        crop_size (`int`): side of the crop in pixels.
+        image_mean, image_std (`list[float]`): one per band, of display units / 255.
+    """
+    common = {
+        "crop_size": {"height": crop_size, "width": crop_size},
+        "rescale_factor": 1 / 255,
+        "image_mean": image_mean,
+        "image_std": image_std,
+    }
+    if len(cutouts["bands"]) == 3:
+        steps = {"do_resize": False, "do_center_crop": True, "do_rescale": True, "do_normalize": True}
+        return {"image_processor_type": "ViTImageProcessor", **steps, **common}
+    own = {name: cutouts[name] for name in ("bands", "pixel_scale", "stretch")}
+    return {"image_processor_type": "LensImageProcessor", **own, "do_stretch": False, **common}

@@ -386,16 +386,14 @@ def bootstrap(
     Returns:
         `dict[str, tuple[float, float]]`: lower and upper end per measure; empty where there is one group only.
     """
-    groups = np.unique(groups, return_inverse=True)[1]
-    num_groups = int(groups.max()) + 1
-    if num_bootstrap < 1 or num_groups < 2:
+    if num_bootstrap < 1 or len(np.unique(groups)) < 2:
         return {}
     rng = np.random.default_rng(seed)
     share = max(1, 4_000_000 // len(labels))  # draws at a time, for the memory's sake
     values: dict[str, list[np.ndarray]] = {metric.key: [] for metric in metrics}
     for start in range(0, num_bootstrap, share):
         draws = min(share, num_bootstrap - start)
-        ranked = Ranked(labels, scores, _draw(rng, labels, groups, num_groups, draws))
+        ranked = Ranked(labels, scores, draw_groups(rng, labels, groups, draws))
         for metric in metrics:
             values[metric.key].append(metric.weighted(ranked))
     tail = 100 * (1 - confidence) / 2
@@ -403,8 +401,10 @@ def bootstrap(
     return {key: tuple(ends(np.concatenate(parts)).tolist()) for key, parts in values.items()}
 
 
-def _draw(rng: np.random.Generator, labels: np.ndarray, groups: np.ndarray, num_groups: int, draws: int) -> np.ndarray:
-    """How often each cutout is drawn, `(draws, n)` float64."""
+def draw_groups(rng: np.random.Generator, labels: np.ndarray, groups: np.ndarray, draws: int) -> np.ndarray:
+    """How often each cutout is in each draw of whole groups, `(draws, n)` float64; every draw holds both classes."""
+    groups = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(groups.max()) + 1
     counts = np.empty((draws, num_groups))
     lenses = np.bincount(groups, weights=labels == 1, minlength=num_groups)
     others = np.bincount(groups, weights=labels == 0, minlength=num_groups)

@@ -46,7 +46,7 @@ def run_study(
         if not (directory / "model").is_dir():
             finetune(cutouts, directory, init=init, labels=budget, seed=seed, resume="auto", **settings)
         if not (directory / "evaluation" / "metrics.json").is_file():
-            evaluate(directory, cutouts["test"])
+            evaluate(directory, cutouts)
         facts = read_run(directory)
         cell = {name: facts[name] for name in ("init_method", "num_labels", "seed", "validation_auc")}
         metrics = json.loads((directory / "evaluation" / "metrics.json").read_text())["metrics"]

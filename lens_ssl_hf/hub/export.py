@@ -5,15 +5,16 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from ..data.processing import processor_config
 from ..errors import InputError
 from ..evaluation.evaluate import read_run
 from ..evaluation.plots import plot_curves
 from ..models.backbones import load_encoder
+from ..training.run_directory import write_json
 from .card import CardFacts, write_card
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
@@ -55,7 +56,8 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
         raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
     try:
         model.save_pretrained(partial)
-        processor_of(facts, model.config).save_pretrained(partial)
+        processor = processor_config(facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
+        write_json(partial / "preprocessor_config.json", processor)
         for picture in PICTURES:
             if (run / picture).is_file():
                 shutil.copy(run / picture, partial)
@@ -93,22 +95,6 @@ def classifier_of(run: str | os.PathLike) -> ViTForImageClassification:
         return ViTForImageClassification.from_pretrained(Path(run) / "model", dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"the model of {run} cannot be read ({error}): train again") from error
-
-
-def processor_of(facts: dict[str, Any], config: ViTConfig) -> Any:
-    """
-    The processor of a run: the stock one for three bands, `LensImageProcessor` for other numbers, which the stock one
-    cannot read. Both take display units.
-    """
-    mean, std, size = facts["image_mean"], facts["image_std"], facts["crop_size"]
-    if config.num_channels == 3:
-        from ..training.finetune import image_processor
-
-        return image_processor(3, size, mean, std)
-    from ..data.lens_image_processor import LensImageProcessor
-
-    cutouts = {key: facts["data"][key] for key in ("bands", "pixel_scale", "stretch")}
-    return LensImageProcessor(**cutouts, do_stretch=False, crop_size=size, image_mean=mean, image_std=std)
 
 
 def _may_be_replaced(folder: Path) -> bool:

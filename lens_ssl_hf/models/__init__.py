@@ -1,6 +1,7 @@
 """The self-supervised models, `PreTrainedModel`s around a stock ViT, registered with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.utils import is_vision_available
 
 from .backbones import BACKBONES, backbone_config
 from .dino import DINO, DINOConfig, DINOOutput
@@ -12,6 +13,12 @@ METHODS = {"simsiam": SimSiam, "dino": DINO, "ibot": IBOT}
 for _model in METHODS.values():
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModel.register(_model.config_class, _model, exist_ok=True)
+
+if is_vision_available():  # a machine that only trains may lack Pillow
+    from ..data.lens_image_processor import LensImageProcessor
+
+    # Makes AutoImageProcessor find the class by its name, beside any configuration.
+    AutoImageProcessor.register(DINOConfig, image_processor_classes={"pil": LensImageProcessor}, exist_ok=True)
 
 __all__ = [
     "BACKBONES",

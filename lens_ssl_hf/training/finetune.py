@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from torch.nn import functional as F
 from transformers import ViTForImageClassification
 
+from ..data.processing import processor_config
 from ..data.tensors import CutoutTensors, splits_and_info
 from ..data.views import Views, ViewSettings
 from ..errors import InputError
@@ -36,7 +37,7 @@ from .loop import (
     progress_bar,
 )
 from .monitors import roc_auc
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, write_json
 from .schedules import cosine
 
 logger = logging.getLogger(__name__)
@@ -344,20 +345,4 @@ def _save_classifier(
 ) -> None:
     """A folder that plain transformers loads: weights, configuration and image processor."""
     model.save_pretrained(folder)
-    image_processor(model.config.num_channels, crop_size, mean, std).save_pretrained(folder)
-
-
-def image_processor(num_bands: int, crop_size: int, mean: list[float], std: list[float]) -> Any:
-    """The processor that turns display units into the model's input: centre crop, x / 255, (x - mean) / std."""
-    from transformers import ViTImageProcessor
-
-    return ViTImageProcessor(
-        do_resize=False,
-        do_center_crop=True,
-        crop_size={"height": crop_size, "width": crop_size},
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=mean,
-        image_std=std,
-    )
+    write_json(folder / "preprocessor_config.json", processor_config(model.config.cutouts, crop_size, mean, std))
