@@ -58,12 +58,15 @@ def main() -> None:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
     )
-    for entry in result["metrics"].values():
-        if entry["value"] is None:
-            print(f"{entry['title']:48} not measured: {entry['reason']}")
-        else:
-            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
-            print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
+    for name, report in result.get("probes", {"": result}).items():
+        if name:
+            print(f"-- {name} probe")
+        for entry in report["metrics"].values():
+            if entry["value"] is None:
+                print(f"{entry['title']:48} not measured: {entry['reason']}")
+            else:
+                interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
+                print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
     print(f"written to {folder}")
 
 

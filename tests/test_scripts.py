@@ -11,17 +11,24 @@ import pytest
 from lens_ssl_hf.data.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("run_*.py"))
+WITHOUT_OPTIONS = ("make_tables.py", "use_export.py")
+SCRIPTS = sorted({path.name for path in (ROOT / "scripts").glob("*.py")} - set(WITHOUT_OPTIONS))
 # What a bare GPU machine lacks; names of distributions and of modules.
-ABSENT = ("datasets", "evaluate", "sklearn", "scikit_learn", "scipy", "matplotlib", "astropy", "pandas", "pyarrow", "PIL",
-          "pillow", "lens_ssl_hf", "__editable__")  # fmt: skip
-QUICK = ["--backbone", "vitt8", "--precision", "fp32", "--eval_every", "1"]
+ABSENT = (
+    "datasets evaluate sklearn scikit_learn scipy matplotlib astropy pandas pyarrow PIL pillow lens_ssl __editable__"
+)
+QUICK = "--backbone vitt8 --precision fp32 --eval_every 1"
 
 
-def run(*arguments, path=ROOT, flags=()):
-    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *flags, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+def run(command, path=str(ROOT)):
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, *command.split()]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_cutouts, tmp_path_factory):
+    return save_tensors(tiny_cutouts, tmp_path_factory.mktemp("data") / "cutouts.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -29,56 +36,54 @@ def bare_path(tmp_path_factory):
     """A sys.path with every installed package but those that a bare GPU machine lacks."""
     folder = tmp_path_factory.mktemp("bare")
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if not entry.name.startswith(ABSENT):
+        if not entry.name.startswith(tuple(ABSENT.split())):
             (folder / entry.name).symlink_to(entry)
     return f"{folder}{os.pathsep}{ROOT}"
 
 
-def test_training_and_prediction_need_only_torch_and_transformers(tiny_cutouts, bare_path, tmp_path):
-    data = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors")
-    common = {"path": bare_path, "flags": ["-S"]}
-    check = run("-c", "import sklearn", **common)
-    assert "ModuleNotFoundError" in check.stderr
-    pretrained = run("scripts/run_ssl.py", "--method", "ibot", *QUICK, "--dataset", data, "--epochs", 1,
-                     "--batch_size", 48, "--num_local_views", 1, "--output_dir", tmp_path / "ibot", **common)  # fmt: skip
-    assert pretrained.returncode == 0, pretrained.stderr
-    finetuned = run("scripts/run_finetune.py", *QUICK, "--dataset", data, "--init", tmp_path / "ibot", "--steps", 2,
-                    "--labels", 32, "--output_dir", tmp_path / "classifier", **common)  # fmt: skip
-    assert finetuned.returncode == 0, finetuned.stderr
-    predicted = run("scripts/run_eval.py", tmp_path / "classifier", "--dataset", data, "--predict_only", **common)
-    assert predicted.returncode == 0, predicted.stderr
-    table = (tmp_path / "classifier" / "evaluation" / "predictions.csv").read_text().splitlines()
-    assert len(table) == 1 + 48
+def test_training_and_prediction_need_only_torch_and_transformers(data, bare_path, tmp_path):
+    def bare(script, arguments):
+        return run(f"-S scripts/{script} --dataset {data} {arguments}", bare_path)
+
+    assert "No module named sklearn" in run("-S -m sklearn", bare_path).stderr
+    pretraining = f"--method ibot {QUICK} --epochs 1 --batch_size 48 --num_local_views 1 --output_dir {tmp_path}/ibot"
+    finetuning = f"{QUICK} --init {tmp_path}/ibot --steps 2 --labels 32 --output_dir {tmp_path}/classifier"
+    for result in (
+        bare("run_ssl.py", pretraining),
+        bare("run_finetune.py", finetuning),
+        bare("run_eval.py", f"{tmp_path}/classifier --predict_only"),
+    ):
+        assert result.returncode == 0, result.stderr
+    predictions = tmp_path / "classifier" / "evaluation" / "predictions.csv"
+    assert len(predictions.read_text().splitlines()) == 1 + 48
     # The measures are taken where scikit-learn is.
-    measured = run("scripts/run_eval.py", tmp_path / "classifier" / "evaluation" / "predictions.csv", "--eval_dir",
-                   tmp_path / "evaluation", "--num_bootstrap", 20)  # fmt: skip
+    measured = run(f"scripts/run_eval.py {predictions} --eval_dir {tmp_path}/evaluation --num_bootstrap 20")
     assert measured.returncode == 0, measured.stderr
     assert "ROC AUC" in measured.stdout and (tmp_path / "evaluation" / "metrics.json").is_file()
-    elsewhere = run("scripts/run_ssl.py", "--dataset", "simulated", "--output_dir", tmp_path / "x", **common)
+    elsewhere = run(f"-S scripts/run_ssl.py --dataset simulated --output_dir {tmp_path}/x", bare_path)
     assert elsewhere.returncode == 2 and "datasets is not installed" in elsewhere.stderr
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "build_dataset.py", "export.py", "demo.py", "prepare_cfhtls.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_comes_without_torch(script):
-    result = run("-X", "importtime", f"scripts/{script}", "--help")
+    result = run(f"-X importtime scripts/{script} --help")
     assert result.returncode == 0 and "usage:" in result.stdout
     assert " torch\n" not in result.stderr, "--help must not wait for torch"
 
 
 @pytest.mark.parametrize(
-    "arguments,named",
+    "command,named",
     [
-        (["scripts/run_ssl.py", "--dataset", "no_such_folder"], "no_such_folder"),
-        (["scripts/run_ssl.py", "--method", "byol"], "simsiam, dino, ibot"),
-        (["scripts/run_finetune.py", "--dataset", "{data}", "--init", "no/such/run", "--output_dir", "{out}"], "no/such/run"),
-        (["scripts/run_finetune.py", "--dataset", "{data}", "--labels", "0"], "labels"),
-        (["scripts/run_eval.py", "no_such_run", "--eval_dir", "{out}", "--dataset", "{data}"], "no_such_run"),
-        (["scripts/export.py", "no_such_run", "{out}"], "no_such_run"),
+        ("run_ssl.py --dataset no_such_folder --output_dir {out}", "no_such_folder"),
+        ("run_ssl.py --method byol", "simsiam, dino, ibot"),
+        ("run_finetune.py --dataset {data} --init no/such/run --output_dir {out}", "no/such/run"),
+        ("run_finetune.py --dataset {data} --labels 0", "labels"),
+        ("run_eval.py no_such_run --dataset {data} --eval_dir {out}", "no_such_run"),
+        ("export.py no_such_run {out}", "no_such_run"),
     ],
-)  # fmt: skip
-def test_mistakes_end_in_one_sentence(arguments, named, tiny_cutouts, tmp_path):
-    data = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors")
-    result = run(*(argument.format(data=data, out=tmp_path / "out") for argument in arguments))
+)
+def test_mistakes_end_in_one_sentence(command, named, data, tmp_path):
+    result = run("scripts/" + command.format(data=data, out=tmp_path / "out"))
     assert result.returncode == 2, result.stderr
     message = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(message) == 1 and named in message[0]

@@ -296,9 +296,9 @@ def processor_config(
     cutouts: Mapping[str, Any], crop_size: int, image_mean: list[float], image_std: list[float]
 ) -> dict[str, Any]:
     """
-    The `preprocessor_config.json` of a model that reads display units: centre crop, x / 255, (x - mean) / std. It names
-    the stock `ViTImageProcessor` for three bands and [`LensImageProcessor`] for other numbers, which the stock one cannot
-    read. A dictionary, because the classes themselves need Pillow and training does not.
+    The `preprocessor_config.json` of a model that reads display units: centre crop, x / 255, (x - mean) / std. It
+    names the stock `ViTImageProcessor` for three bands and [`LensImageProcessor`] for other numbers, which the stock
+    one cannot read. A dictionary, because the classes themselves need Pillow and training does not.
 
     Args:
         cutouts (`Mapping`): `bands`, `pixel_scale` and `stretch` of the training data.
