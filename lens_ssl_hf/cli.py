@@ -3,6 +3,8 @@
 import argparse
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from .data.arguments import DataArguments
@@ -52,6 +54,16 @@ def load_dataset(arguments: DataArguments) -> Any:
     options = asdict(arguments)
     with PartialState().main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
+
+
+def draw_curves(run: Path) -> None:
+    """Write `curves.png` into a run, from the main process, where matplotlib is installed."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process and find_spec("matplotlib"):
+        from .evaluation.plots import plot_curves
+
+        plot_curves(run)
 
 
 def quiet() -> None:

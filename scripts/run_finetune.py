@@ -11,7 +11,7 @@ accelerate launch scripts/run_finetune.py --dataset my_cutouts/ --labels 300 \
 `--init` is a pretraining run, an exported folder, the Hub id of a stock ViT, or scratch (the default).
 """
 
-from lens_ssl_hf.cli import load_dataset, parse, quiet
+from lens_ssl_hf.cli import draw_curves, load_dataset, parse, quiet
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.training.arguments import FinetuneArguments
@@ -24,6 +24,7 @@ def main() -> None:
 
     quiet()
     run = finetune(load_dataset(data_arguments), **vars(arguments))
+    draw_curves(run)
     print(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
 
 

@@ -9,7 +9,7 @@ On a laptop `python scripts/run_ssl.py --method dino --backbone vitt8 ...` does 
 (lens_ssl_hf/recipes/) sets the numbers; options on the command line win.
 """
 
-from lens_ssl_hf.cli import load_dataset, parse, quiet
+from lens_ssl_hf.cli import draw_curves, load_dataset, parse, quiet
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.training.arguments import PretrainArguments
@@ -22,6 +22,7 @@ def main() -> None:
 
     quiet()
     run = pretrain(load_dataset(data_arguments), **vars(arguments))
+    draw_curves(run)
     print(f"run: {run}   next: python scripts/run_finetune.py --init {run} --labels 300 ...")
 
 

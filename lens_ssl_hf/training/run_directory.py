@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -95,8 +96,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _command() -> str:
-    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"
-    return " ".join([script, *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve()
+    if not script.is_file():  # a notebook or an interactive session
+        return "python"
+    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script.name
+    return shlex.join(["python", str(script), *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:
