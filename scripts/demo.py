@@ -38,6 +38,8 @@ def main() -> None:
     import numpy as np
 
     from lens_ssl_hf import evaluate, export, finetune, load_cutouts, pretrain
+    from lens_ssl_hf.evaluation.evaluate import Predictions
+    from lens_ssl_hf.evaluation.plots import plot_roc
 
     quiet()
     folder = Path(arguments.output_dir)
@@ -52,6 +54,8 @@ def main() -> None:
     }
     say("4/6  evaluation on the test split")
     metrics = {name: evaluate(run, cutouts["test"])["metrics"] for name, run in runs.items()}
+    predictions = {name: Predictions.load(run / "evaluation" / "predictions.parquet") for name, run in runs.items()}
+    roc = plot_roc(predictions, folder / "roc.png", metrics, f"{FINETUNE['labels']} labels, simulated cutouts")
     say("5/6  export as stock transformers models")
     backbone = export(dino, folder / "lens-dino-vitt8")
     classifier = export(runs["DINO"], folder / "lens-dino-vitt8-classifier")
@@ -65,9 +69,11 @@ def main() -> None:
     print_table({name: (values["roc_auc"], values["accuracy"]) for name, values in metrics.items()})
     print("It proves the path, not the science: minutes of training on simulated cutouts say nothing about the sky.")
     print_longer_run()
-    print(f"pictures   {runs['DINO']}/evaluation/roc.png, contact_sheet.png; {dino}/curves.png")
-    print(f"card       {classifier}/README.md")
-    print(f"took       {(time.time() - start) / 60:.1f} minutes")
+    print(f"ROC curves       {roc}")
+    print(f"contact sheet    {runs['DINO']}/evaluation/contact_sheet.png")
+    print(f"training curves  {dino}/curves.png, {runs['DINO']}/curves.png")
+    print(f"model card       {classifier}/README.md")
+    print(f"took             {(time.time() - start) / 60:.1f} minutes")
 
 
 def say(text: str) -> None:
