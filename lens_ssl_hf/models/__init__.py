@@ -1,7 +1,8 @@
 """The self-supervised models, `PreTrainedModel`s around a stock ViT, registered with the Auto classes."""
 
+import contextlib
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
-from transformers.utils import is_vision_available
 
 from .backbones import BACKBONES, backbone_config
 from .dino import DINO, DINOConfig, DINOOutput
@@ -14,7 +15,8 @@ for _model in METHODS.values():
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModel.register(_model.config_class, _model, exist_ok=True)
 
-if is_vision_available():  # a machine that only trains may lack Pillow
+# A machine that only trains may lack Pillow, or the torchvision that AutoImageProcessor needs in transformers 5.17.
+with contextlib.suppress(ImportError):
     from ..data.lens_image_processor import LensImageProcessor
 
     # Makes AutoImageProcessor find the class by its name, beside any configuration.
