@@ -43,7 +43,7 @@ def bare_path(tmp_path_factory):
 
 def test_training_and_prediction_need_only_torch_and_transformers(data, bare_path, tmp_path):
     def bare(script, arguments):
-        return run(f"-S scripts/{script} --dataset {data} {arguments}", bare_path)
+        return run(f"-S scripts/{script} {arguments} --dataset {data}", bare_path)
 
     assert "No module named sklearn" in run("-S -m sklearn", bare_path).stderr
     pretraining = f"--method ibot {QUICK} --epochs 1 --batch_size 48 --num_local_views 1 --output_dir {tmp_path}/ibot"
