@@ -17,6 +17,9 @@ SIGMA = np.array([0.05, 0.1, 0.2])
 
 def make_flux(count=40, size=48, seed=0):
     """Sky noise of SIGMA per band around 0.01 and a bright blob at the centre, a masked patch in every third."""
+
+import subprocess
+import sys
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     blob = np.exp(-(x**2 + y**2) / 2 / 4**2)
@@ -168,10 +171,18 @@ def test_processor_works_beside_a_model_without_the_package(tmp_path):
     finally:
         LensImageProcessor._auto_class = None
     assert (tmp_path / "lens_image_processor.py").exists()
-    remote = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
-    assert type(remote) is not LensImageProcessor
-    pixels = remote(np.full((1, 20, 20), 255.0))["pixel_values"]
-    torch.testing.assert_close(pixels, torch.ones(1, 1, 16, 16))
+    code = f"""if True:
+        import sys
+        sys.modules["lens_ssl_hf"] = None  # as where it is not installed
+        import numpy as np
+        from transformers import AutoImageProcessor
+        processor = AutoImageProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+        pixels = processor(np.full((1, 20, 20), 255.0))["pixel_values"]
+        print(type(processor).__module__, tuple(pixels.shape), float(pixels.min()), float(pixels.max()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("transformers_modules") and done.stdout.endswith("(1, 1, 16, 16) 1.0 1.0\n")
 
 
 @pytest.mark.parametrize(
