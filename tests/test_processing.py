@@ -1,10 +1,12 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTImageProcessor
+from transformers import ViTImageProcessor
 
 from lens_ssl_hf.data.lens_image_processor import LensImageProcessor, resample
 from lens_ssl_hf.data.processing import CutoutInfo, Stretch, fill_masked, standardise, to_display
@@ -17,9 +19,6 @@ SIGMA = np.array([0.05, 0.1, 0.2])
 
 def make_flux(count=40, size=48, seed=0):
     """Sky noise of SIGMA per band around 0.01 and a bright blob at the centre, a masked patch in every third."""
-
-import subprocess
-import sys
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     blob = np.exp(-(x**2 + y**2) / 2 / 4**2)
