@@ -31,7 +31,7 @@ def load(source, **options):
     return load_cutouts(source, cache_dir="cache", **options)
 
 
-def flux(seed, size=20, bands=3):
+def flux(seed, size=32, bands=3):
     rng = np.random.default_rng(seed)
     pixels = rng.normal(size=(bands, size, size)).astype("float32")
     pixels[:, size // 2 - 2 : size // 2 + 2, size // 2 - 2 : size // 2 + 2] += rng.uniform(5, 60)
@@ -170,13 +170,15 @@ def test_cutouts_of_different_sizes_are_cropped_at_the_centre(caplog):
     root = make_folder("data", {"lenses": 10, "nonlenses": 9})
     np.save(root / "nonlenses/large.npy", np.pad(flux(99), ((0, 0), (5, 5), (5, 5)), constant_values=1e3))
     data = load(root, stretch="linear")
-    assert cutout_info(data).size == 20 and "centre-cropped to 20 pixels" in caplog.text
+    assert cutout_info(data).size == 32 and "centre-cropped to 32 pixels" in caplog.text
     everything = datasets.concatenate_datasets(list(data.values())).with_format("numpy")
     large = next(row for row in everything if row["id"] == "nonlenses/large.npy")
     np.testing.assert_allclose(
         large["pixels"], Stretch.from_dict(cutout_info(data).stretch).apply(flux(99)), rtol=1e-5
     )
     assert np.array(load(root, size=16)["test"]["pixels"]).shape[1:] == (3, 16, 16)
+    with pytest.raises(InputError, match=r"\.npy is 32 x 32 pixels, smaller than size 40: cut it out larger"):
+        load(root, size=40)
 
 
 # Catalogues
@@ -274,7 +276,7 @@ def spoil(root, name):
         "truncated": r"truncated\?\): save or copy it again",
         "object": "holds pickled objects, not numbers",
         "bands": "has 5 bands where most cutouts have 3 bands",
-        "small": "is 12 x 12 pixels, smaller than size 16",
+        "small": "is 12 x 12 pixels, smaller than the 32 that models see: .* or give size 12 or less and train with",
         "nan": r"has no valid pixel \(all NaN\)",
         "copy": "same content as",
     }.items(),
@@ -283,15 +285,15 @@ def test_bad_file_stops_or_is_skipped_and_listed(problem, message, caplog):
     root = make_folder("data", {"lenses": 20, "nonlenses": 20})
     path = spoil(root, problem)
     with pytest.raises(InputError, match=message) as error:
-        load(root, size=16)
+        load(root)
     assert str(path) in str(error.value) and nothing_written()
     for _ in range(2):  # the second time from the cache
-        data = load(root, size=16, on_bad_file="skip", bad_file_report="report.csv")
+        data = load(root, on_bad_file="skip", bad_file_report="report.csv")
         with open("report.csv") as stream:
             listed = {row["file"]: row["problem"] for row in csv.DictReader(stream)}
         left_out = 2 if problem == "copy" else 1  # copies with different labels are both wrong
         assert len(listed) == cutout_info(data).left_out == left_out and str(path) in listed
-        assert sum(len(split) for split in data.values()) == 40 - left_out
+        assert sum(len(split) for split in data.values()) == 40 - left_out and cutout_info(data).size == 32
         assert f"{left_out} bad files of data are left out: see report.csv" in caplog.text
         Path("report.csv").unlink()
 

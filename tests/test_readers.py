@@ -1,8 +1,12 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from astropy.io import fits
 from PIL import Image
 
+from lens_ssl_hf.data import readers
 from lens_ssl_hf.data.readers import band_name, read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
 
@@ -87,12 +91,26 @@ def test_masked_pixels_are_nan(tmp_path):
     assert np.isnan(read_raw(tmp_path / "a.npy").pixels).sum() == 2
 
 
+def spoil(path, position):
+    content = bytearray(path.read_bytes())
+    content[position : position + 40] = bytes(40)
+    path.write_bytes(content)
+
+
 def bad_files(folder):
     np.save(folder / "whole.npy", FLUX)
     (folder / "cut.npy").write_bytes((folder / "whole.npy").read_bytes()[:500])
     np.savez(folder / "whole.npz", a=FLUX)
     (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
+    np.savez_compressed(folder / "bits.npz", a=FLUX)
+    spoil(folder / "bits.npz", 300)
     (folder / "empty.npy").write_bytes(b"")
+    (folder / "words.npy").write_text("1 2 3")
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (2, 4000, 4000)}).encode()
+    (folder / "short.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    header = header.replace(b"(2, 4000, 4000)", b"(3, 10000, 10000)")
+    (folder / "huge.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    (folder / "header.npy").write_bytes((folder / "whole.npy").read_bytes().replace(b"20)", b"20("))
     np.save(folder / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.save(folder / "text.npy", np.full((3, 20, 20), "x"))
     np.save(folder / "flat.npy", np.zeros(5))
@@ -102,8 +120,21 @@ def bad_files(folder):
     write_fits(folder / "whole.fits", FLUX)
     (folder / "cut.fits").write_bytes((folder / "whole.fits").read_bytes()[:6000])
     fits.HDUList([fits.PrimaryHDU()]).writeto(folder / "none.fits")
+    write_fits(folder / "bits.fits.gz", FLUX)
+    spoil(folder / "bits.fits.gz", 2000)
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(FLUX[0])]).writeto(folder / "key.fits.fz")
+    key = (folder / "key.fits.fz").read_bytes().replace(b"ZNAXIS1 ", b"ZNAXES1 ")
+    (folder / "key.fits.fz").write_bytes(key)
+    whole = (folder / "whole.fits").read_bytes()
+    (folder / "huge.fits").write_bytes(
+        whole.replace(b"NAXIS1  =                   20", b"NAXIS1  =              2000000")
+    )
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(folder / "whole.png")
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:50])
+    for name, side in {"huge": 5000, "bomb": 60000}.items():
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (folder / f"{name}.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0x35AF061E))
     (folder / "words.png").write_text("not a picture")
     (folder / "a.txt").write_text("1")
 
@@ -116,6 +147,16 @@ def bad_files(folder):
         "cut.npy": r"truncated\?",
         "cut.npz": r"truncated\?",
         "empty.npy": r"truncated\?",
+        "words.npy": r"is not a \.npy or \.npz file whatever its name: save it with numpy\.save",
+        "header.npy": r"cannot be read as a numpy array \(truncated\?\)",
+        "short.npy": r"shorter than its header says \(truncated\?\)",
+        "huge.npy": r"has shape \(3, 10000, 10000\), more than 16777216 pixels in a band: cut",
+        "bits.npz": r"cannot be read as a numpy array \(truncated\?\)",
+        "bits.fits.gz": r"cannot be read as FITS \(truncated\?\)",
+        "key.fits.fz": r"cannot be read as FITS \(truncated\?\)",
+        "huge.fits": r"has shape \(3, 20, 2000000\), more than",
+        "huge.png": r"has shape \(5000, 5000\), more than",
+        "bomb.png": "has more than 16777216 pixels: cut",
         "object.npy": "holds pickled objects, not numbers",
         "text.npy": "values, not numbers",
         "flat.npy": r"has shape \(5,\): save it as \(bands, height, width\)",
@@ -133,6 +174,22 @@ def test_bad_file_gives_one_sentence_that_names_it(tmp_path, name, message):
     with pytest.raises(InputError, match=message) as error:
         read_raw(tmp_path / name)
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".fits", ".tif"])
+def test_size_is_checked_before_pixels_are_read(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".fits":
+        write_fits(path, FLUX[0])
+    else:
+        Image.fromarray(FLUX[0]).save(path) if suffix == ".tif" else (np.save if suffix == ".npy" else np.savez)(
+            path, FLUX[0]
+        )
+    read_raw(path)
+    monkeypatch.setattr(readers, "MAX_PIXELS", 399)
+    monkeypatch.setattr(readers, "as_pixels", None)
+    with pytest.raises(InputError, match=r"a\.\w+ has shape \(20, 20\), more than 399 pixels in a band"):
+        read_raw(path)
 
 
 def test_band_names():

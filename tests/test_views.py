@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lens_ssl_hf.data.views import Views, ViewSettings, affine_crop, gaussian_blur, uniforms
+from lens_ssl_hf.data import views as views_module
+from lens_ssl_hf.data.views import Views, ViewSettings, affine_crop, gaussian_blur, random_bits, uniforms
 
 GENERATOR = torch.Generator().manual_seed(0)
 SETTINGS = ViewSettings(size=32, field=32, blur_probability=0.5)
@@ -85,12 +86,39 @@ def test_blur_has_the_sigma_that_it_says():
         assert math.sqrt((image.sum(axis=1) * offsets**2).sum()) == pytest.approx(expected, rel=0.01)
 
 
+def test_a_blur_wider_than_the_view_is_finite():
+    images = torch.randn(8, 3, 32, 32, generator=GENERATOR)
+    settings = ViewSettings(16, 32, blur_probability=1.0, blur_sigma=(0.3, 10.0), noise_sigma=0)
+    views = Views(0, "cpu").make(images, torch.arange(8), settings, 0, 0)
+    assert views.shape == (8, 3, 16, 16) and views.isfinite().all()
+    flat = gaussian_blur(torch.ones(1, 1, 16, 16), torch.tensor([1e6]), radius=3_000_000)
+    torch.testing.assert_close(flat, torch.ones(1, 1, 16, 16))
+
+
 def test_noise_has_the_sigma_that_it_says():
     settings = ViewSettings(32, 32, gain=0, offset=0, noise_sigma=0.1)
     views = Views(0, "cpu").make(torch.zeros(500, 3, 32, 32), torch.arange(500), settings, 0, 0)
     sigma = views.flatten(1).std(dim=1)
     assert 0.0999 < sigma.max() < 0.103 and sigma.min() < 0.001
     assert sigma.mean().item() == pytest.approx(0.05, abs=0.004)
+
+
+def test_mask_and_pixels_of_a_view_share_no_random_number(monkeypatch):
+    used = {}
+
+    def record(*arguments):
+        numbers = random_bits(*arguments)
+        used[arguments[-1]] = numbers
+        return numbers
+
+    monkeypatch.setattr(views_module, "random_bits", record)
+    monkeypatch.setattr(views_module, "block_mask", lambda u, grid, count: u)
+    views = Views(0, "cpu")
+    mask = (views.masks(torch.arange(1), 4, 5, epoch=0, first=0, num_views=1)[0, 0] * 2**24).long().tolist()
+    used.clear()
+    views.make(torch.zeros(1, 3, 32, 32), torch.arange(1), SETTINGS, 0, 0)
+    assert len(mask) == 4 + 4 * 4 and len(used) == 2
+    assert not set(mask) & {int(bits) >> 8 for numbers in used.values() for bits in numbers[0]}
 
 
 @pytest.mark.parametrize("grid,count", [(4, 5), (4, 1), (14, 59)])

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 BUILDER_VERSION = "1.0.0"  # raise it whenever the same source gives other data: it is part of the fingerprint
 FIT_CUTOUTS = 1000  # training cutouts that the stretch is fitted on, at most
+MODEL_CROP = 32  # pixels that the models see by default: without a size, no smaller cutout sets that of all others
+MIN_SIZE = 8
 CARD_FILE = "cutouts.json"
 REPORT_FILE = "bad_files.csv"
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
@@ -200,8 +202,8 @@ def _check_options(config: CutoutsConfig) -> None:
     for name in sorted(foreign):
         if getattr(config, name) != getattr(DataArguments, name):
             raise InputError(f"{name} has no meaning for {config.name} cutouts: leave it out")
-    if config.size is not None and config.size < 8:
-        raise InputError(f"size is {config.size}: give at least 8 pixels")
+    if config.size is not None and config.size < MIN_SIZE:
+        raise InputError(f"size is {config.size}: give at least {MIN_SIZE} pixels")
 
 
 def _features(bands: int, size: int, simulated: bool) -> datasets.Features:
@@ -346,9 +348,12 @@ def _check(row: Row, config: CutoutsConfig) -> _Checked:
         except InputError as error:
             raise InputError(f"{row.name}: {error}") from error
     height, width = pixels.shape[1:]
-    if min(height, width) < (config.size or 8):
-        wanted = f"size {config.size}" if config.size else "8"
-        raise InputError(f"{row.name} is {height} x {width} pixels, smaller than {wanted}: cut it out larger")
+    if (smallest := min(height, width)) < (config.size or MODEL_CROP):
+        wanted = f"size {config.size}" if config.size else f"the {MODEL_CROP} that models see"
+        mend = "cut it out larger"
+        if config.size is None and smallest >= MIN_SIZE:
+            mend += f", or give size {smallest} or less and train with such a crop_size"
+        raise InputError(f"{row.name} is {height} x {width} pixels, smaller than {wanted}: {mend}")
     return _Checked(pixels.shape, raw.bands, raw.zero_points, raw.pixel_scale, raw.display)
 
 

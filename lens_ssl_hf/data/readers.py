@@ -1,10 +1,15 @@
 """One file -> float32 `(bands, H, W)` and what the file says of itself: .npy, .npz, FITS, PNG, JPEG, TIFF."""
 
+import gzip
+import io
+import math
 import re
+import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -14,6 +19,8 @@ FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (".npy", ".npz", *FITS_SUFFIXES, *PICTURE_SUFFIXES)
 MAX_BANDS = 10  # an axis up to this long may be the band axis
+MAX_PIXELS = 4096 * 4096  # per band: a damaged or malicious header can claim any size, and memory is taken for it
+MAX_BYTES = 8 * MAX_BANDS * MAX_PIXELS  # of a .fits.gz when unpacked
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ def read_raw(path: str | Path, hdu: int | str | None = None) -> RawCutout:
             commas (`"G,R,I"` or `"1,2,3"`), are stacked.
 
     Raises:
-        [`InputError`]: the file is missing, truncated, not numeric, or holds no image of 1 to 10 bands, or one band
-            without a valid pixel.
+        [`InputError`]: the file is missing, damaged, not numeric, larger than `MAX_PIXELS` per band, or holds no
+            image of 1 to 10 bands, or one band without a valid pixel.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,12 +68,25 @@ def read_raw(path: str | Path, hdu: int | str | None = None) -> RawCutout:
     name = path.name.lower()
     if not is_cutout_file(name):
         raise InputError(f"{path} is not a cutout file: convert it to one of {', '.join(SUFFIXES)}")
-    if name.endswith(FITS_SUFFIXES):
-        raw = _read_fits(path, hdu)
-    elif name.endswith(PICTURE_SUFFIXES):
-        raw = _read_picture(path)
-    else:
-        raw = _read_numpy(path)
+    kind = (
+        "FITS" if name.endswith(FITS_SUFFIXES) else "a picture" if name.endswith(PICTURE_SUFFIXES) else "a numpy array"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the libraries warn, only what ends in an error matters
+            if kind == "FITS":
+                raw = _read_fits(path, hdu)
+            else:
+                raw = _read_picture(path) if kind == "a picture" else _read_numpy(path)
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{path} needs {error.name} to be read: install it, or convert the file to .npy") from error
+    except Exception as error:
+        # Damaged bytes make the libraries raise nearly anything: zlib.error, KeyError, struct.error, MemoryError, ...
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path} cannot be read ({error.strerror}): restore the file") from error
+        raise InputError(f"{path} cannot be read as {kind} (truncated?): save or copy it again") from error
     if raw.bands is not None and len(raw.bands) != len(raw.pixels):
         raw = RawCutout(raw.pixels, None, raw.zero_points, raw.pixel_scale, raw.display)
     check_valid(raw.pixels, path, raw.bands)
@@ -141,26 +161,55 @@ def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[-2]} x {pixels.shape[-1]}"
 
 
+def _check_size(shape: Sequence[int], path: Path) -> None:
+    """Refuse what is too large for a cutout by its header, before memory is taken for it."""
+    if math.prod(sorted(shape)[-2:]) > MAX_PIXELS or math.prod(shape) > MAX_BANDS * MAX_PIXELS:
+        raise InputError(
+            f"{path} has shape {tuple(shape)}, more than {MAX_PIXELS} pixels in a band: cut the object out of it"
+        )
+
+
 def _read_numpy(path: Path) -> RawCutout:
-    try:
-        # allow_pickle=False: an object array is a program, not a picture.
-        array = np.load(path, allow_pickle=False)
-        if isinstance(array, np.lib.npyio.NpzFile):
-            with array as archive:
-                arrays = {key: archive[key] for key in archive.files}
-            images = {key: value for key, value in arrays.items() if value.ndim in (2, 3)}
-            if len(images) != 1:
-                raise InputError(
-                    f"{path} holds {len(images)} images (arrays: {', '.join(arrays) or 'none'}): save one per file"
-                )
-            array = next(iter(images.values()))
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, SyntaxError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            raise InputError(f"{path} holds pickled objects, not numbers: save it as a float32 array") from error
-        raise InputError(f"{path} cannot be read as a numpy array (truncated?): save or copy it again") from error
+    magic = np.lib.format.MAGIC_PREFIX
+    with open(path, "rb") as stream:
+        start = stream.read(len(magic))
+        stream.seek(0)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(stream) as archive, archive.open(_only_image(archive, path)) as member:
+                array = np.lib.format.read_array(member, allow_pickle=False)
+        elif magic.startswith(start):  # an empty file is a truncated one
+            _npy_shape(stream, path.stat().st_size, path)
+            stream.seek(0)
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+        else:
+            raise InputError(f"{path} is not a .npy or .npz file whatever its name: save it with numpy.save")
     return RawCutout(as_pixels(array, path), display=array.dtype == np.uint8)
+
+
+def _npy_shape(stream: IO[bytes], size: int, path: Path) -> tuple[int, ...]:
+    """The shape that the header of `size` bytes of .npy declares."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:  # an object array is a program, not a picture
+        raise InputError(f"{path} holds pickled objects, not numbers: save it as a float32 array")
+    _check_size(shape, path)
+    if math.prod(shape) * dtype.itemsize > size:
+        raise InputError(f"{path} is shorter than its header says (truncated?): save or copy it again")
+    return shape
+
+
+def _only_image(archive: zipfile.ZipFile, path: Path) -> str:
+    """The one array of 2 or 3 dimensions in a .npz file."""
+    shapes = {}
+    for entry in archive.infolist():
+        with archive.open(entry) as member:
+            shapes[entry.filename] = _npy_shape(member, entry.file_size, path)
+    images = [name for name, shape in shapes.items() if len(shape) in (2, 3)]
+    if len(images) != 1:
+        names = ", ".join(name.removesuffix(".npy") for name in shapes)
+        raise InputError(f"{path} holds {len(images)} images (arrays: {names or 'none'}): save one per file")
+    return images[0]
 
 
 def _read_picture(path: Path) -> RawCutout:
@@ -168,6 +217,7 @@ def _read_picture(path: Path) -> RawCutout:
 
     try:
         with Image.open(path) as image:
+            _check_size(image.size, path)
             image.load()
             if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"):
                 image = image.convert("RGB")
@@ -178,8 +228,8 @@ def _read_picture(path: Path) -> RawCutout:
         raise InputError(
             f"{path} cannot be read as a picture (multi-band float TIFFs cannot): save it again, or as .npy or FITS"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a picture (truncated?): save or copy it again") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} has more than {MAX_PIXELS} pixels: cut the object out of it") from error
     if array.ndim == 3:
         array = np.moveaxis(array, 2, 0)
     bands = ("red", "green", "blue") if array.ndim == 3 and len(array) == 3 else None
@@ -187,21 +237,17 @@ def _read_picture(path: Path) -> RawCutout:
 
 
 def _read_fits(path: Path, hdu: int | str | None) -> RawCutout:
-    import warnings
-
     from astropy.io import fits
-    from astropy.io.fits.verify import VerifyError
-    from astropy.utils.exceptions import AstropyWarning
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            with fits.open(path, memmap=False) as hdus:
-                images = [_as_raw(hdus, key, path) for key in _hdu_keys(hdu)]
-    except (OSError, ValueError, TypeError, IndexError, EOFError, VerifyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as FITS (truncated?): save or copy it again") from error
+    source = path
+    if path.suffix.lower() == ".gz":
+        # Read to its end, where gzip compares the checksum: astropy stops before and passes damaged pixels.
+        with gzip.open(path) as stream:
+            source = io.BytesIO(stream.read(MAX_BYTES))
+            if stream.read(1):
+                raise InputError(f"{path} has more than {MAX_BYTES} bytes unpacked: cut the object out of it")
+    with fits.open(source, memmap=False) as hdus:
+        images = [_as_raw(hdus, key, path) for key in _hdu_keys(hdu)]
     if len(images) == 1:
         return images[0]
     if len({image.pixels.shape for image in images}) > 1 or len(images[0].pixels) != 1:
@@ -230,8 +276,9 @@ def _as_raw(hdus: Any, key: int | str | None, path: Path) -> RawCutout:
         chosen = next((h for i, h in enumerate(hdus) if name in (i, h.name)), None)
     if chosen is None or not _has_image(chosen):
         wanted = "no image HDU" if key is None else f"no image in HDU {key!r}"
-        mend = f"choose hdu among {available}" if available else "it holds no image at all, leave it out"
+        mend = f"choose hdu among {available}" if available else "it holds no image at all (truncated?), leave it out"
         raise InputError(f"{path} has {wanted}: {mend}")
+    _check_size(chosen.shape, path)
     header, data = chosen.header, chosen.data
     if data.ndim > 3:
         data = data.reshape(data.shape[-3:]) if np.prod(data.shape[:-3]) == 1 else data

@@ -12,6 +12,9 @@ import torch
 from torch.nn import functional as F
 
 _NOISE_BANK_SIZE = 1 << 20
+# Numbers of a view's uniforms: 0 to 9 crop, jitter, blur and strength of the noise; then
+_NOISE_NUMBER = 14  # where its noise lies in the bank
+_MASK_NUMBER = 15  # the first one of its mask
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,14 @@ class Views:
     ) -> torch.Tensor:
         """Block-wise masks of `num_views` views numbered from `first`: `(num_views, batch, count)` patch indices."""
         views = range(first, first + num_views)
-        # Numbers 10 and on of a view's uniforms belong to its mask.
-        rows = [uniforms(self.seed, epoch, indices, view, 14 + grid * grid)[:, 10:] for view in views]
+        numbers = _MASK_NUMBER + 4 + grid * grid
+        rows = [uniforms(self.seed, epoch, indices, view, numbers)[:, _MASK_NUMBER:] for view in views]
         return torch.stack([block_mask(u, grid, count) for u in rows])
 
     def _noise(self, indices: torch.Tensor, epoch: int, view: int, count: int) -> torch.Tensor:
         # A stretch of one fixed bank of normal deviates per view costs a tenth of drawing them anew.
-        start = random_bits(self.seed, epoch, indices, view, 15)[:, 14] % (_NOISE_BANK_SIZE - count)
+        bits = random_bits(self.seed, epoch, indices, view, _NOISE_NUMBER + 1)[:, _NOISE_NUMBER]
+        start = bits % (_NOISE_BANK_SIZE - count)
         return self._noise_bank[start.unsqueeze(1) + torch.arange(count, device=indices.device)]
 
 
@@ -178,8 +182,10 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int) -> tor
     Args:
         images (`torch.Tensor` of shape `(batch, bands, H, W)`): the images.
         sigma (`torch.Tensor` of shape `(batch,)`): standard deviation in pixels; 0 leaves an image as it is.
-        radius (`int`): half width of the kernel in pixels; 3 times the largest sigma is enough.
+        radius (`int`): half width of the kernel in pixels; 3 times the largest sigma is enough. Where the images are
+            too small to reflect that much, the kernel ends there.
     """
+    radius = min(radius, min(images.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3).unsqueeze(1)) ** 2)
     weights = (weights / weights.sum(dim=1, keepdim=True)).to(images.dtype)
