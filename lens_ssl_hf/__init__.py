@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -40,6 +41,11 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
+def _is_help_of_a_script() -> bool:
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    return bool({"-h", "--help"} & set(sys.argv[1:])) and Path(sys.argv[0]).resolve().parent == scripts
+
+
 # Registers the models with the Auto classes. That takes torch and transformers, seconds that --help need not wait for.
-if not {"-h", "--help"} & set(sys.argv[1:]):
+if not _is_help_of_a_script():
     importlib.import_module(".models", __name__)

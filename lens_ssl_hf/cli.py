@@ -1,11 +1,12 @@
 """What the scripts share: recipes below the command line, and the data set that `--dataset` names."""
 
 import argparse
+import difflib
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .data.arguments import DataArguments
 from .errors import InputError
@@ -17,30 +18,45 @@ def parse(*dataclasses: type, description: str | None = None, positional: tuple[
 
     Args:
         dataclasses: one argument group each; field metadata `help` is shown by `--help`.
-        positional (`tuple[str, ...]`, *optional*): fields that are given without their names, in this order.
+        positional (`tuple[str, ...]`, *optional*): fields that may be given without their names, in this order.
+
+    Raises:
+        [`InputError`]: an unknown option, a value that does not fit, or a missing one.
     """
     from transformers import HfArgumentParser
 
     parser = HfArgumentParser(
         dataclasses, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments = sys.argv[1:]
-    named = []
-    while positional and arguments and not arguments[0].startswith("-"):
-        named += [f"--{positional[len(named) // 2]}", arguments.pop(0)]
-        if len(named) // 2 == len(positional):
-            break
-    known, _ = parser.parse_known_args(named + arguments)
+    parser.error = _refuse
+    # Blank values stand in for required options until the words without a name are known.
+    arguments = [*(f"--{name}=" for name in positional), *sys.argv[1:]]
+    known, rest = parser.parse_known_args(arguments)
+    words = [word for word in rest if not word.startswith("-")]
+    for word in [word for word in rest if word.startswith("-")] + words[len(positional) :]:
+        close = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
+        raise InputError(f"unknown argument {word}: {f'did you mean {close[0]}?' if close else 'see --help'}")
+    arguments += [f"--{name}={word}" for name, word in zip(positional, words)]
+    for name in positional[len(words) :]:
+        if not getattr(known, name):
+            raise InputError(f"{name} is missing: see --help")
     if hasattr(known, "method"):
         from .training.arguments import recipe
 
         parser.set_defaults(**recipe(known.method))
-    return list(parser.parse_args_into_dataclasses(args=named + arguments))
+    return list(parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)[: len(dataclasses)])
+
+
+def _refuse(message: str) -> NoReturn:
+    raise InputError(f"{message}: see --help")
 
 
 def load_dataset(arguments: DataArguments) -> Any:
     """The cutouts that `--dataset` names: a `.safetensors` file as its path, all else through [`load_cutouts`]."""
     if arguments.dataset.endswith(".safetensors"):
+        for name, value in asdict(DataArguments(dataset=arguments.dataset)).items():
+            if getattr(arguments, name) != value:
+                raise InputError(f"{name} cannot change {arguments.dataset}: give it to build_dataset.py")
         return arguments.dataset
     from accelerate import PartialState
 

@@ -28,7 +28,8 @@ def as_leaf(x):
     return torch.tensor(x, dtype=torch.float32, requires_grad=True)
 
 
-def test_dino_loss_and_its_gradient():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_dino_loss_and_its_gradient(bf16):
     student, teacher = RNG.normal(size=(5, 3, 7)), RNG.normal(size=(2, 3, 7))
     centre, student_t, teacher_t = RNG.normal(size=7), 0.1, 0.04
     p = softmax((teacher - centre) / teacher_t)
@@ -41,7 +42,8 @@ def test_dino_loss_and_its_gradient():
 
     logits, teacher_logits = as_leaf(student), as_leaf(teacher)
     probabilities = teacher_probabilities(teacher_logits, torch.tensor(centre, dtype=torch.float32), teacher_t)
-    loss = dino_loss(logits, probabilities, student_t)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # logits are bf16 then, the loss of them is not
+        loss = dino_loss(logits, probabilities, student_t)
     loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(logits.grad.numpy(), gradient, atol=1e-5)

@@ -1,11 +1,14 @@
 """The Vision Transformers that are pretrained: stock transformers ViTs under the names that the study uses."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers.utils import logging
 
 from ..errors import InputError
 
@@ -49,6 +52,19 @@ def backbone_config(
         patch_size=patch_size,
         num_channels=num_channels,
     )
+
+
+def backbone_name(config: ViTConfig) -> str:
+    """`"vits8"` for what [`backbone_config`] makes of that name, `"vits4"` for 4-pixel patches, else the sizes."""
+    for name, (hidden_size, heads) in BACKBONES.items():
+        if (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (hidden_size, heads, 12):
+            return f"{name[:-1]}{config.patch_size}"
+    return f"vit-{config.num_hidden_layers}x{config.hidden_size}-patch{config.patch_size}"
+
+
+def vit_config(config: ViTConfig | dict | None) -> ViTConfig:
+    """A nested backbone configuration, which comes back from JSON as a dictionary."""
+    return config if isinstance(config, ViTConfig) else ViTConfig(**(config or {}))
 
 
 def hidden_states(
@@ -97,7 +113,8 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
             cls, kwargs = AutoModel, {}
         else:
             raise InputError(f"{source} is a {config.model_type} model: give a ViT")
-        model, loading = cls.from_pretrained(name, output_loading_info=True, dtype=torch.float32, **kwargs)
+        with _without_report():
+            model, loading = cls.from_pretrained(name, output_loading_info=True, dtype=torch.float32, **kwargs)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -131,6 +148,17 @@ def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
         )
     resized.load_state_dict(state)
     return resized
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' report of unexpected keys: an export's pooler is left out on purpose."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 from transformers.utils import ModelOutput
 
-from .backbones import hidden_states
+from .backbones import hidden_states, vit_config
 from .heads import DINOHead
 from .losses import dino_loss, mean_entropy, normalised_std, teacher_probabilities
 
@@ -36,8 +36,7 @@ class DINOConfig(PreTrainedConfig):
         centre_momentum=0.9,
         **kwargs,
     ):
-        is_config = isinstance(backbone_config, ViTConfig)
-        self.backbone_config = backbone_config if is_config else ViTConfig(**(backbone_config or {}))
+        self.backbone_config = vit_config(backbone_config)
         self.head_hidden_size = head_hidden_size
         self.head_bottleneck_size = head_bottleneck_size
         self.num_prototypes = num_prototypes

@@ -39,7 +39,8 @@ def dino_loss(student_logits: torch.Tensor, teacher_probs: torch.Tensor, student
     log_probs = F.log_softmax(student_logits.float() / student_temperature, dim=-1)
     num_views, batch_size = log_probs.shape[:2]
     num_global = teacher_probs.shape[0]
-    pairs = -torch.einsum("gbk,vbk->bgv", teacher_probs.detach(), log_probs)
+    with torch.autocast(log_probs.device.type, enabled=False):  # a matrix product, which autocast would round to bf16
+        pairs = -torch.einsum("gbk,vbk->bgv", teacher_probs.detach(), log_probs)
     other_view = 1 - torch.eye(num_global, num_views, device=pairs.device)
     return (pairs * other_view).sum() / (batch_size * num_global * (num_views - 1))
 

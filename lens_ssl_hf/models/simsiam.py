@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 from transformers.utils import ModelOutput
 
-from .backbones import hidden_states
+from .backbones import hidden_states, vit_config
 from .heads import SimSiamPrediction, SimSiamProjection
 from .losses import negative_cosine_similarity, normalised_std
 
@@ -23,14 +23,10 @@ class SimSiamConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": ViTConfig}  # noqa: RUF012
 
     def __init__(self, backbone_config=None, projection_size=2048, prediction_hidden_size=512, **kwargs):
-        self.backbone_config = _vit_config(backbone_config)
+        self.backbone_config = vit_config(backbone_config)
         self.projection_size = projection_size
         self.prediction_hidden_size = prediction_hidden_size
         super().__init__(**kwargs)
-
-
-def _vit_config(config: ViTConfig | dict | None) -> ViTConfig:
-    return config if isinstance(config, ViTConfig) else ViTConfig(**(config or {}))
 
 
 @dataclass
