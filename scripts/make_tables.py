@@ -14,18 +14,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 INITS = {"scratch": "from scratch", "dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam"}
+INITS |= {"radial profiles": "(logistic regression on radial profiles)"}
 COLUMNS = {"roc_auc": "ROC AUC, all", "auc_vs_hard_nonlens": "lens vs hard non-lens"}
 
 
 def table(results: dict) -> str:
-    """The rows of one results file as Markdown: mean AUC, 95 % interval, difference to scratch."""
+    """One results file as Markdown: mean AUC, 95 % interval, difference to scratch; and what it was made with."""
     columns = [name for name in COLUMNS if name in results["rows"][0]]
     head = ["labels", "initialisation", "seeds"]
     for name in columns:
         head += [f"{COLUMNS[name]} (95 %)", "minus scratch"]
     lines = [head, ["---"] * len(head)]
     for row in results["rows"]:
-        cells = [str(row["num_labels"]), INITS[row["init_method"]], str(row["seeds"])]
+        cells = [str(row["num_labels"]), INITS.get(row["init_method"], row["init_method"]), str(row["seeds"])]
         for name in columns:
             auc = row[name]
             cells.append(f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]")
@@ -36,7 +37,24 @@ def table(results: dict) -> str:
                 else ""
             )
         lines.append(cells)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(results)
+
+
+def caption(results: dict) -> str:
+    """What was tested on, pretrained on and fine-tuned how, in sentences."""
+    test = results["test"]
+    kinds = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in test["subclasses"].items())
+    sentences = [f"Test split: {test['num_lenses']} lenses, {test['num_nonlenses']} non-lenses ({kinds})."]
+    for run in results["pretraining"].values():
+        sentences.append(
+            f"{INITS[run['method']]}: {run['backbone']}, {run['arguments']['epochs']} epochs on "
+            f"{run['num_train_images']:,} images, {run['seconds'] / 60:.0f} minutes on {run['device']} "
+            f"({run['precision']}), one pretraining seed."
+        )
+    decays = ", ".join(f"{run['layer_decay']:g} {name}" for name, run in results["finetuning"].items())
+    steps = {run["steps"] for run in results["finetuning"].values()}
+    sentences.append(f"Fine-tuning: {' or '.join(map(str, steps))} steps; layer-wise learning-rate decay {decays}.")
+    return "\n".join(sentences)
 
 
 def fill(text: str) -> str:

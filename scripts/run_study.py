@@ -10,6 +10,7 @@ A cell (initialisation, labels, seed) is a run directory; what is done is not do
 """
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from lens_ssl_hf.cli import load_dataset, parse, quiet
 from lens_ssl_hf.data.arguments import DataArguments
@@ -34,8 +35,11 @@ class StudyArguments(FinetuneArguments):
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, StudyArguments, description=__doc__)
     from lens_ssl_hf.evaluation.study import compare, run_study, write_results
+    from lens_ssl_hf.training.run_directory import make_folder
 
     quiet()
+    results = Path(arguments.results or f"{arguments.output_dir}/results.json")
+    make_folder(results.parent, "results")  # after hours of training is too late
     own = {"labels", "inits", "seeds", "results", "output_dir", "init", "seed", "resume"}
     settings = {f.name: getattr(arguments, f.name) for f in fields(FinetuneArguments) if f.name not in own}
     cells = run_study(
@@ -47,10 +51,9 @@ def main() -> None:
         **settings,
     )
     rows = compare(cells)
-    results = arguments.results or f"{arguments.output_dir}/results.json"
     write_results(results, cells, rows)
     for row in rows:
-        print(f"{row['init_method']:8} {row['num_labels']:5} labels, {row['seeds']} seeds")
+        print(f"{row['init']:16} {row['num_labels']:5} labels, {row['seeds']} seeds")
         for name, auc in row.items():
             if isinstance(auc, dict):
                 line = f"    {name:24} {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"

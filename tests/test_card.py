@@ -55,6 +55,15 @@ def test_every_number_of_the_table_comes_from_the_evaluation(evaluated):
     assert "{{" not in text and "{%" not in text and "None" not in text
 
 
+def test_a_run_of_the_python_api_is_reproduced_by_its_call(evaluated):
+    run, _ = evaluated
+    arguments = {"output_dir": "runs/x", "labels": "20", "init": "runs/dino", "steps": 1000, "resume": "auto"}
+    change(run, command=None, arguments=arguments)
+    text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))
+    call = "lens_ssl_hf.finetune(cutouts, 'runs/x', labels='20', init='runs/dino')"
+    assert f"```python\n{call}\n```" in text
+
+
 def test_without_evaluation_there_is_no_number(tmp_path):
     facts = CardFacts.from_run(write_classifier_run(tmp_path / "run"), "lens-toy-classifier")
     card = render_card(facts)

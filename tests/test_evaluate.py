@@ -81,6 +81,17 @@ def test_evaluation_writes_its_files(run, report, tiny_cutouts):
     assert "auc_vs_field" in report["metrics"]
 
 
+def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, tmp_path):
+    from datasets import Dataset
+
+    split = tiny_cutouts[0]["validation"]
+    columns = {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
+    dataset = Dataset.from_dict(columns, split="validation")
+    assert report["split"] == "test"
+    assert evaluate(run, dataset, tmp_path, num_bootstrap=0)["split"] == "validation"
+    assert evaluate(run, split, tmp_path, num_bootstrap=0)["split"] is None
+
+
 def test_evaluation_can_start_from_predictions(run, report, tmp_path):
     again = evaluate(run / "evaluation" / "predictions.parquet", output_dir=tmp_path / "again", num_bootstrap=50)
     assert again["metrics"] == report["metrics"]

@@ -1,5 +1,6 @@
 """The scripts as a user runs them, in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,8 +21,8 @@ ABSENT = (
 QUICK = "--backbone vitt8 --precision fp32 --eval_every 1"
 
 
-def run(command, path=str(ROOT)):
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+def run(command, path=str(ROOT), **variables):
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     arguments = [sys.executable, *command.split()]
     return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
@@ -64,6 +65,29 @@ def test_training_and_prediction_need_only_torch_and_transformers(data, bare_pat
     assert elsewhere.returncode == 2 and "datasets is not installed" in elsewhere.stderr
 
 
+@pytest.mark.parametrize("method", ["dino", "simsiam"])
+def test_two_processes_are_one(method, data, tmp_path):
+    """Two processes with half the batch each log the same losses: centres and batch norm run over both."""
+    arguments = f"scripts/run_ssl.py --method {method} {QUICK} --epochs 2 --batch_size 48 --num_local_views 1 "
+    arguments += f"--projection_size 64 --log_every 1 --checkpoint_every 1 --clip_grad_norm 0 --dataset {data}"
+    one = run(f"{arguments} --output_dir {tmp_path}/one")
+    assert one.returncode == 0, one.stderr
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no"
+    two = run(f"{launch} {arguments} --output_dir {tmp_path}/two", ACCELERATE_USE_CPU="true")
+    assert two.returncode == 0, two.stderr
+    facts = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert [fact["num_processes"] for fact in facts] == [1, 2]
+    one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
+    losses = [[line["loss"] for line in map(json.loads, lines) if "loss" in line] for lines in (one, two)]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_a_program_that_is_run_with_h_keeps_the_models():
+    code = "import sys, lens_ssl_hf, transformers; print(transformers.AutoConfig.for_model('lens_dino').model_type)"
+    result = subprocess.run([sys.executable, "-c", code, "-h"], capture_output=True, text=True)
+    assert result.stdout == "lens_dino\n", result.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_comes_without_torch(script):
     result = run(f"-X importtime scripts/{script} --help")
@@ -80,6 +104,12 @@ def test_help_comes_without_torch(script):
         ("run_finetune.py --dataset {data} --labels 0", "labels"),
         ("run_eval.py no_such_run --dataset {data} --eval_dir {out}", "no_such_run"),
         ("export.py no_such_run {out}", "no_such_run"),
+        ("export.py", "run is missing"),
+        ("run_eval.py --eval_dir {out} --dataset {data} no_such_run", "no_such_run"),
+        ("run_finetune.py --dataset {data} --epoch 3", "unknown argument --epoch"),
+        ("run_ssl.py --dataset {data} --epochs many", "--epochs"),
+        ("run_ssl.py --dataset {data} --bands g r", "bands cannot change"),
+        ("run_study.py --dataset {data} --output_dir {out} --results {data}/x.json", "results"),
     ],
 )
 def test_mistakes_end_in_one_sentence(command, named, data, tmp_path):

@@ -17,17 +17,25 @@ def test_cells_are_done_once_and_results_are_written(tiny_cutouts, tmp_path):
     assert [(cell["seed"], cell["num_labels"], cell["init_method"]) for cell in cells] == [
         (0, 16, "scratch"),
         (1, 16, "scratch"),
+        (0, 16, "radial profiles"),
+        (1, 16, "radial profiles"),
     ]
+    assert cells[2]["metrics"]["roc_auc"] > 0.9  # the toy lenses have a brighter centre
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert run_study(tiny_cutouts, tmp_path, ["scratch"], ["16"], seeds=2, **settings) == cells
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
+    with pytest.raises(InputError, match="steps is 3, was 2"):
+        run_study(tiny_cutouts, tmp_path, ["scratch"], ["16"], seeds=2, **{**settings, "steps": 3})
+    with pytest.raises(InputError, match="same name"):
+        run_study(tiny_cutouts, tmp_path, ["a/dino", "b/dino"], ["16"], **settings)
     rows = compare(cells, num_bootstrap=200)
     write_results(tmp_path / "results.json", cells, rows)
     results = json.loads((tmp_path / "results.json").read_text())
     auc = results["rows"][0]["roc_auc"]
     assert auc["low"] <= auc["value"] <= auc["high"]
-    assert auc["value"] == pytest.approx(np.mean([cell["metrics"]["roc_auc"] for cell in cells]))
-    assert results["finetuning"]["steps"] == 2 and len(splits["test"]) == 48
+    assert auc["value"] == pytest.approx(np.mean([cell["metrics"]["roc_auc"] for cell in cells[:2]]))
+    assert results["finetuning"]["scratch"]["steps"] == 2 and results["finetuning"]["scratch"]["layer_decay"] == 1
+    assert results["test"]["num_lenses"] == 24 and len(splits["test"]) == 48
 
 
 def write_cell(folder, method, seed, scores, labels):
@@ -35,7 +43,7 @@ def write_cell(folder, method, seed, scores, labels):
     kinds = ["lens" if label else "hard" if i % 2 else "field" for i, label in enumerate(labels)]
     directory = folder / f"{method}-{seed}"
     Predictions(ids, labels, ids, kinds, scores).save(directory / "evaluation" / "predictions.parquet")
-    return {"init_method": method, "num_labels": 100, "seed": seed, "directory": str(directory)}
+    return {"init": method, "init_method": method, "num_labels": 100, "seed": seed, "directory": str(directory)}
 
 
 def test_differences_share_the_test_groups(tmp_path):

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import AutoModel, ViTForImageClassification
 
-from lens_ssl_hf import InputError, finetune, pretrain
+from lens_ssl_hf import InputError, export, finetune, pretrain
 from lens_ssl_hf.data.tensors import load_tensors, save_tensors
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
@@ -69,6 +69,26 @@ def test_a_resumed_pretraining_equals_an_uninterrupted_one(dino_run, tiny_cutout
     assert lines(resumed) == lines(dino_run)
 
 
+def test_a_run_is_not_continued_with_other_settings_or_data(dino_run, tiny_cutouts):
+    before = (dino_run / "run.json").read_bytes()
+    assert pretrain(tiny_cutouts, dino_run, "dino", resume="auto", **SSL) == dino_run  # finished: nothing to do
+    assert (dino_run / "run.json").read_bytes() == before
+    with pytest.raises(InputError, match="epochs is 3, was 2"):
+        pretrain(tiny_cutouts, dino_run, "dino", resume="auto", **{**SSL, "epochs": 3})
+    splits, info = tiny_cutouts
+    with pytest.raises(InputError, match="the data is another"):
+        pretrain((splits, {**info, "fingerprint": "f"}), dino_run, "dino", resume="auto", **SSL)
+    assert (dino_run / "run.json").read_bytes() == before
+
+
+def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(dino_run, tiny_cutouts, tmp_path):
+    shutil.copytree(dino_run, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "model")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")
+    resumed = pretrain(tiny_cutouts, tmp_path / "cut", "dino", resume="auto", **SSL)
+    assert lines(resumed) == lines(dino_run)
+
+
 def test_accumulation_equals_one_batch(dino_run, tiny_cutouts, tmp_path):
     settings = {**SSL, "gradient_accumulation_steps": 2}
     run = pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings)
@@ -82,7 +102,7 @@ def test_accumulation_equals_one_batch(dino_run, tiny_cutouts, tmp_path):
 def test_finetuning_learns_and_keeps_the_best_weights(dino_run, tiny_cutouts, tmp_path):
     run = finetune(tiny_cutouts, tmp_path / "run", init=dino_run, labels=48, steps=30, eval_every=10, **FAST)
     facts = json.loads((run / "run.json").read_text())
-    assert facts["init_method"] == "dino" and facts["num_labels"] == 48
+    assert facts["init_method"] == "dino" and facts["num_labels"] == 48 and facts["backbone"] == "vitt8"
     aucs = {line["step"]: line["validation_auc"] for line in lines(run) if "validation_auc" in line}
     assert facts["validation_auc"] == pytest.approx(max(aucs.values()), rel=1e-5)
     assert facts["best_step"] == max(aucs, key=aucs.get)
@@ -90,6 +110,14 @@ def test_finetuning_learns_and_keeps_the_best_weights(dino_run, tiny_cutouts, tm
     model, info = ViTForImageClassification.from_pretrained(run / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert model.config.id2label == {0: "nonlens", 1: "lens"}
+
+
+def test_an_exported_backbone_is_known_for_what_it_is(dino_run, tiny_cutouts, tmp_path, capfd):
+    exported = export(dino_run, tmp_path / "lens-dino-vitt8")
+    run = finetune(tiny_cutouts, tmp_path / "run", init=exported, steps=1, precision="fp32")
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["init_method"], facts["backbone"]) == ("dino", "vitt8")
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
 
 
 def test_a_linear_probe_leaves_the_backbone_alone(dino_run, tiny_cutouts, tmp_path):
@@ -193,6 +221,12 @@ def test_recipes_are_settings(method):
         ({"crop_size": 30}, "patch_size"),
         ({"crop_size": 64}, "crop_size"),
         ({"precision": "fp16"}, "bf16"),
+        ({"global_scale_min": 1.5}, "global_scale_min"),
+        ({"local_scale_min": 0.5, "local_scale_max": 0.4}, "local_scale_max"),
+        ({"num_local_views": -1}, "num_local_views"),
+        ({"teacher_temperature": 0}, "teacher_temperature"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"blur_probability": 1.2}, "blur_probability"),
     ],
 )
 def test_bad_settings_of_pretraining_are_named(settings, word, tiny_cutouts, tmp_path):

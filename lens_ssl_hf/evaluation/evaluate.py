@@ -15,7 +15,7 @@ import torch
 from ..data.tensors import CutoutTensors, as_tensors, splits_and_info
 from ..errors import InputError
 from ..training.loop import center_crop, normalise
-from ..training.run_directory import write_json
+from ..training.run_directory import read_run, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +183,6 @@ def _load(source: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any], s
     return model, processor, str(source)
 
 
-def read_run(run: str | os.PathLike) -> dict[str, Any]:
-    """The facts in a run's run.json."""
-    try:
-        return json.loads((Path(run) / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} is no run directory (no readable run.json): give one") from error
-
-
 @torch.no_grad()
 def predict(
     model: Any, cutouts: Any, batch_size: int = 256, device: str | torch.device | None = None, split: str = "test"
@@ -214,7 +206,7 @@ def predict(
         [`InputError`]: the model cannot be loaded, or the cutouts' bands are not the model's.
     """
     classifier = Classifier.load(model)
-    tensors, info = choose_split(cutouts, split)
+    tensors, info, _ = choose_split(cutouts, split)
     for warning in compatibility(classifier.cutouts, classifier.num_bands, tensors, info, classifier.name):
         logger.warning(warning)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -231,15 +223,19 @@ def predict(
     return Predictions(tensors.ids, tensors.labels.cpu().numpy(), tensors.groups, tensors.subclasses, score)
 
 
-def choose_split(cutouts: Any, split: str = "test") -> tuple[CutoutTensors, dict[str, Any]]:
-    """One split as tensors, and the fields of its `CutoutInfo` (empty where it does not carry them)."""
+def choose_split(cutouts: Any, split: str = "test") -> tuple[CutoutTensors, dict[str, Any], str | None]:
+    """
+    One split as tensors, the fields of its `CutoutInfo` (empty where it does not carry them), and its name: of a whole
+    data set `split`, of a split what it calls itself, `None` for bare tensors.
+    """
     is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
     if not is_whole:
-        return as_tensors(cutouts), _info_of(cutouts)
+        name = getattr(cutouts, "split", None)
+        return as_tensors(cutouts), _info_of(cutouts), None if name is None else str(name)
     splits, info = splits_and_info(cutouts)
     if split not in splits:
         raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
-    return splits[split], info
+    return splits[split], info, split
 
 
 def _info_of(dataset: Any) -> dict[str, Any]:
@@ -332,11 +328,11 @@ def evaluate(
             raise InputError("cutouts are missing: give a data set, or a file of predictions in place of the model")
         classifier = Classifier.load(model)
         predictions = predict(classifier, cutouts, batch_size, device, split)
-    tensors, info = (None, {}) if cutouts is None else choose_split(cutouts, split)
+    tensors, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
     if tensors is not None and tensors.ids != predictions.id:
         raise InputError("the predictions are not of these cutouts (the ids differ): predict again")
     report = {
-        **describe(info, split),
+        **describe(info, name),
         "model": str(model) if isinstance(model, str | os.PathLike) else None,
         "warnings": compatibility(classifier.cutouts, classifier.num_bands, tensors, info, classifier.name)
         if classifier
@@ -357,7 +353,7 @@ def _predictions_of(model: Any) -> Predictions | None:
     return None
 
 
-def describe(info: Mapping[str, Any], split: str) -> dict[str, Any]:
+def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
     """What a report says of its data set."""
     return {
         "dataset": info.get("name"),
@@ -368,9 +364,10 @@ def describe(info: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 
 def title_of(report: Mapping[str, Any]) -> str:
-    """The line above pictures: data set and split, and that it is simulated where it is."""
+    """The line above pictures: data set and split where they are known, and that it is simulated where it is."""
     simulated = " (simulated)" if report["simulated"] and "simulated" not in str(report["dataset"]) else ""
-    return f"{report['dataset'] or 'test set'}, {report['split']} split{simulated}"
+    split = f", {report['split']} split" if report["split"] else ""
+    return f"{report['dataset'] or 'cutouts'}{split}{simulated}"
 
 
 def report_on(

@@ -315,7 +315,7 @@ def measure(
     kinds = np.asarray([""] * len(labels) if subclasses is None else subclasses)
     for kind in sorted(set(kinds[labels == 0]) - {""}):
         keep = (labels == 1) | (kinds == kind)
-        key, title = f"auc_vs_{re.sub(r'[^0-9a-z]+', '_', kind.lower())}", f"ROC AUC, lenses against {kind} alone"
+        key, title = auc_key(kind), f"ROC AUC, lenses against {kind} alone"
         count = int((kinds[labels == 0] == kind).sum())
         if count < MIN_SUBCLASS:
             found[key] = _entry(title, reason=f"needs {MIN_SUBCLASS} cutouts of this kind, the set has {count}")
@@ -323,6 +323,11 @@ def measure(
         alone = _measure_all([ROCAUC()], labels[keep], scores[keep], groups[keep], num_bootstrap, seed)
         found[key] = {**alone["roc_auc"], "title": title}
     return found
+
+
+def auc_key(kind: str) -> str:
+    """`"auc_vs_face_on_ring"` for the subclass `"Face-on ring"`."""
+    return f"auc_vs_{re.sub(r'[^0-9a-z]+', '_', kind.lower())}"
 
 
 def _check(labels: np.ndarray, scores: np.ndarray, prevalence: float) -> None:

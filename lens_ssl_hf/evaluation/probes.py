@@ -12,8 +12,8 @@ from ..data.tensors import CutoutTensors, splits_and_info
 from ..errors import InputError
 from ..training.loop import center_crop, extract_cls, normalise
 from ..training.monitors import knn_scores, roc_auc
-from ..training.run_directory import write_json
-from .evaluate import Predictions, compatibility, describe, read_run, report_on, title_of
+from ..training.run_directory import read_run, write_json
+from .evaluate import Predictions, compatibility, describe, report_on, title_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,19 @@ def linear_probe(
         if auc > best[0]:
             best = (auc, classifier, strength)
     return best[1].predict_proba(features)[:, 1], best[2]
+
+
+def radial_profiles(tensors: CutoutTensors, crop_size: int) -> np.ndarray:
+    """
+    Mean display units in rings of one pixel around the centre of the central crop, band by band.
+
+    Returns:
+        `np.ndarray` of shape `(n, bands * crop_size // 2)`.
+    """
+    pixels = center_crop(tensors.pixels, crop_size).cpu().double().numpy()
+    axis = np.arange(crop_size) - (crop_size - 1) / 2
+    radius = np.hypot(axis[:, None], axis).astype(int)
+    return np.concatenate([pixels[:, :, radius == ring].mean(axis=2) for ring in range(crop_size // 2)], axis=1)
 
 
 def probe(

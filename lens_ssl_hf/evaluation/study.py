@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from ..data.tensors import splits_and_info
 from ..errors import InputError
-from ..training.finetune import finetune
-from ..training.run_directory import write_json
-from .evaluate import Predictions, evaluate, read_run
-from .metrics import ROCAUC, Ranked, draw_groups
+from ..models.backbones import load_encoder
+from ..training.arguments import FinetuneArguments, make_arguments
+from ..training.finetune import finetune, label_subset
+from ..training.run_directory import read_run, write_json
+from .evaluate import Predictions, evaluate
+from .metrics import ROCAUC, Ranked, auc_key, draw_groups
+from .probes import linear_probe, radial_profiles
+
+PROFILES = "radial profiles"
 
 
 def run_study(
@@ -24,7 +30,8 @@ def run_study(
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """
-    Fine-tune and evaluate every cell. A cell is a run directory; what is done is not done again.
+    Fine-tune and evaluate every cell, and beside them logistic regression on the radial profiles of the same labelled
+    cutouts, which shows what needs no network. A cell is a run directory; what is done is not done again.
 
     Args:
         cutouts (`DatasetDict`): from [`load_cutouts`], with train, validation and test.
@@ -35,24 +42,55 @@ def run_study(
         settings: fields of [`FinetuneArguments`], the same for every cell.
 
     Returns:
-        `list[dict]`: per cell `init_method`, `num_labels`, `seed`, `validation_auc`, `metrics` and `directory`.
+        `list[dict]`: per cell `init`, `init_method`, `num_labels`, `seed`, `validation_auc`, `metrics`, `directory`.
+
+    Raises:
+        [`InputError`]: two inits have one name, a cell was made otherwise, or what [`finetune`] raises.
     """
+    names = {init: "scratch" if init == "scratch" else Path(init).name for init in inits}
+    if len(set(names.values())) < len(inits):
+        raise InputError(f"inits {', '.join(inits)}: two end in the same name, which cells are called by: rename one")
+    splits, info = cutouts = splits_and_info(cutouts)
+    # After hours of training is too late for these.
+    if seeds < 1 or "test" not in splits:
+        raise InputError("seeds must be positive" if seeds < 1 else "the data set has no test split: give one")
+    for budget in labels:
+        make_arguments(FinetuneArguments, {**settings, "labels": budget})
+        label_subset(splits["train"].labels, budget, seed=0)
+    for init in set(inits) - {"scratch"}:
+        load_encoder(init)
     cells = []
-    todo = [(init, budget, seed) for budget in labels for init in inits for seed in range(seeds)]
+    todo = [(init, budget, seed) for budget in labels for init in (*inits, PROFILES) for seed in range(seeds)]
     for number, (init, budget, seed) in enumerate(todo):
-        name = "scratch" if init == "scratch" else Path(init).name
+        name = names.get(init, "profiles")
         directory = Path(output_dir) / f"{name}-{budget}-seed{seed}"
         print(f"cell {number + 1} of {len(todo)}: {directory}", flush=True)
-        if not (directory / "model").is_dir():
+        evaluation = directory / "evaluation" / "metrics.json"
+        if init == PROFILES:
+            crop_size = settings.get("crop_size", FinetuneArguments.crop_size)
+            predictions, facts = _predict_from_profiles(splits, budget, seed, crop_size)
+            evaluate(predictions, (splits, info), evaluation.parent)
+        else:
             finetune(cutouts, directory, init=init, labels=budget, seed=seed, resume="auto", **settings)
-        if not (directory / "evaluation" / "metrics.json").is_file():
-            evaluate(directory, cutouts)
-        facts = read_run(directory)
-        cell = {name: facts[name] for name in ("init_method", "num_labels", "seed", "validation_auc")}
-        metrics = json.loads((directory / "evaluation" / "metrics.json").read_text())["metrics"]
-        values = {name: entry["value"] for name, entry in metrics.items()}
-        cells.append({**cell, "metrics": values, "directory": str(directory)})
+            if not evaluation.is_file() or json.loads(evaluation.read_text())["fingerprint"] != info["fingerprint"]:
+                evaluate(directory, cutouts)
+            run = read_run(directory)
+            facts = {key: run[key] for key in ("init_method", "num_labels", "validation_auc")}
+        metrics = json.loads(evaluation.read_text())["metrics"]
+        values = {key: entry["value"] for key, entry in metrics.items()}
+        cells.append({"init": name, **facts, "seed": seed, "metrics": values, "directory": str(directory)})
     return cells
+
+
+def _predict_from_profiles(
+    splits: dict[str, Any], budget: str, seed: int, crop_size: int
+) -> tuple[Predictions, dict[str, Any]]:
+    train, validation, test = (splits[name] for name in ("train", "validation", "test"))
+    subset = train.select(label_subset(train.labels, budget, seed))
+    sets = [(radial_profiles(split, crop_size), split.labels.numpy()) for split in (subset, validation)]
+    scores, _ = linear_probe(*sets[0], *sets[1], radial_profiles(test, crop_size))
+    facts = {"init_method": PROFILES, "num_labels": len(subset), "validation_auc": None}
+    return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores), facts
 
 
 def compare(cells: list[dict[str, Any]], num_bootstrap: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
@@ -64,30 +102,35 @@ def compare(cells: list[dict[str, Any]], num_bootstrap: int = 2000, seed: int = 
         cells (`list[dict]`): from [`run_study`].
 
     Returns:
-        `list[dict]`: `init_method`, `num_labels`, `seeds`, and per AUC (`roc_auc`, `auc_vs_<subclass>`) a dictionary
-        with `value`, `low`, `high` and, where there is a scratch of the same budget, `difference`, `difference_low`,
-        `difference_high`.
+        `list[dict]`: `init`, `init_method`, `num_labels`, `seeds`, and per AUC (`roc_auc`, `auc_vs_<subclass>`) a
+        dictionary with `value`, `low`, `high` and, where there is a scratch of the same budget, `difference`,
+        `difference_low`, `difference_high`.
+
+    Raises:
+        [`InputError`]: the cells were evaluated on different test sets.
     """
     predictions: dict[tuple[int, str], list[Predictions]] = {}
+    methods = {}
     for cell in cells:
         table = Predictions.load(Path(cell["directory"]) / "evaluation" / "predictions.parquet").labelled()
-        predictions.setdefault((cell["num_labels"], cell["init_method"]), []).append(table)
+        predictions.setdefault((cell["num_labels"], cell["init"]), []).append(table)
+        methods[cell["init"]] = cell["init_method"]
     first = next(iter(predictions.values()))[0]
     if any(table.id != first.id for tables in predictions.values() for table in tables):
         raise InputError("the runs were evaluated on different test sets: evaluate them on one")
     is_lens, subclass = first.label == 1, np.array(first.subclass)
     sets = {"roc_auc": np.ones(len(first), dtype=bool)}
     for kind in sorted(set(subclass[~is_lens]) - {""}):
-        sets[f"auc_vs_{kind}"] = is_lens | (subclass == kind)
+        sets[auc_key(kind)] = is_lens | (subclass == kind)
     rows = []
-    for num_labels, method in sorted(predictions, key=lambda cell: (cell[0], cell[1] != "scratch")):
-        row: dict[str, Any] = {"init_method": method, "num_labels": num_labels}
-        row["seeds"] = len(predictions[num_labels, method])
+    for num_labels, init in sorted(predictions, key=lambda cell: (cell[0], cell[1] != "scratch")):
+        row: dict[str, Any] = {"init": init, "init_method": methods[init], "num_labels": num_labels}
+        row["seeds"] = len(predictions[num_labels, init])
         scratch = predictions.get((num_labels, "scratch"))
         for name, keep in sets.items():
-            ours = _Draws(predictions[num_labels, method], keep, num_bootstrap, seed, side=0)
+            ours = _Draws(predictions[num_labels, init], keep, num_bootstrap, seed, side=0)
             row[name] = dict(zip(("value", "low", "high"), _interval(ours.value, ours.draws)))
-            if method != "scratch" and scratch:
+            if init != "scratch" and scratch:
                 base = _Draws(scratch, keep, num_bootstrap, seed, side=1)
                 names = ("difference", "difference_low", "difference_high")
                 row[name] |= zip(names, _interval(ours.value - base.value, ours.draws - base.draws))
@@ -115,20 +158,23 @@ def _interval(value: float, draws: np.ndarray) -> tuple[float, float, float]:
 
 def write_results(path: str | os.PathLike, cells: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     """Write the comparison, and what it was made with, to the JSON file that tables are made from."""
-    runs = [read_run(cell["directory"]) for cell in cells]
-    facts = runs[0]
+    runs = {cell["init"]: read_run(cell["directory"]) for cell in cells if cell["init_method"] != PROFILES}
+    facts = next(iter(runs.values()))
+    evaluation = json.loads((Path(cells[0]["directory"]) / "evaluation" / "metrics.json").read_text())
     own = ("output_dir", "init", "labels", "seed", "resume")
     result = {
         "data": facts["data"],
+        "test": {name: evaluation[name] for name in ("num_lenses", "num_nonlenses", "num_groups", "subclasses")},
         "backbone": facts["backbone"],
-        "finetuning": {name: value for name, value in facts["arguments"].items() if name not in own},
-        "pretraining": {run["init_method"]: run["init_run"] for run in runs if run.get("init_run")},
+        "finetuning": {
+            init: {name: value for name, value in run["arguments"].items() if name not in own}
+            for init, run in runs.items()
+        },
+        "pretraining": {init: run["init_run"] for init, run in runs.items() if run.get("init_run")},
         "versions": facts["versions"],
         "git_revision": facts["git_revision"],
         "device": facts["device"],
         "cells": cells,
         "rows": rows,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    write_json(Path(path), result)

@@ -126,7 +126,13 @@ def render_card(facts: CardFacts) -> ModelCard:
     environment = Environment(
         loader=FileSystemLoader(_templates()), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.globals.update(facts=facts, cell=format_cell, bands=facts.data["bands"], stretch=facts.data["stretch"])
+    environment.globals.update(
+        facts=facts,
+        cell=format_cell,
+        reproduction=reproduction,
+        bands=facts.data["bands"],
+        stretch=facts.data["stretch"],
+    )
     template = environment.get_template("classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja")
     text = template.render(metadata=facts.metadata().to_yaml())
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
@@ -143,6 +149,22 @@ def format_cell(entry: dict[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0095 or value == 0 else f"{value:.1e}"
+
+
+def reproduction(run: dict[str, Any]) -> str:
+    """The command, or the call of the Python API, that made a run, as a Markdown block."""
+    if run["command"]:
+        return f"```bash\n{run['command']}\n```"
+    from ..training.arguments import FinetuneArguments, PretrainArguments, recipe
+
+    pretraining = run["task"] == "pretrain"
+    defaults = vars((PretrainArguments if pretraining else FinetuneArguments)())
+    defaults |= recipe(run["method"]) if pretraining else {}
+    settings = {name: value for name, value in run["arguments"].items() if value != defaults.get(name)}
+    folder = settings.pop("output_dir", defaults["output_dir"])
+    settings.pop("resume", None)
+    call = ", ".join([f"cutouts, {folder!r}", *(f"{name}={value!r}" for name, value in settings.items())])
+    return f"```python\nlens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})\n```"
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:

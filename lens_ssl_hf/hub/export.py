@@ -11,10 +11,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from ..data.processing import processor_config
 from ..errors import InputError
-from ..evaluation.evaluate import read_run
 from ..evaluation.plots import plot_curves
 from ..models.backbones import load_encoder
-from ..training.run_directory import write_json
+from ..training.run_directory import read_run, write_json
 from .card import CardFacts, write_card
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
@@ -46,7 +45,11 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
         raise InputError(f"the {facts['task']} run {run} has no final model: go on with it with --resume auto")
     if folder.exists() and not _may_be_replaced(folder):
         raise InputError(f"{folder} holds something else than an earlier export: choose another folder")
-    model = backbone_of(run) if facts["task"] == "pretrain" else classifier_of(run)
+    if facts["task"] == "pretrain":
+        model = backbone_of(run)
+        model.config.init_method = facts["method"]  # for the records of what is fine-tuned from it
+    else:
+        model = classifier_of(run)
     if (run / "metrics.jsonl").is_file():
         plot_curves(run)
     try:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..data.views import ViewSettings
 
 METHODS = ("simsiam", "dino", "ibot")
 _RECIPES = Path(__file__).parents[1] / "recipes"
@@ -28,6 +31,23 @@ class ViewArguments:
     noise_sigma: float = _option(0.1, "Largest sigma of the added noise, in standard deviations of a band.")
     rotate: bool = _option(True, "Rotate views by any angle.")
     flip: bool = _option(True, "Mirror half of the views.")
+
+    def view_settings(self, size: int, scale: tuple[float, float]) -> "ViewSettings":
+        """What views of `size` pixels and of this range of scales look like."""
+        from ..data.views import ViewSettings  # torch, which --help need not wait for
+
+        return ViewSettings(
+            size=size,
+            field=self.crop_size,
+            scale=scale,
+            rotate=self.rotate,
+            flip=self.flip,
+            gain=self.gain,
+            offset=self.offset,
+            blur_probability=self.blur_probability,
+            blur_sigma=(min(0.3, self.blur_sigma_max), self.blur_sigma_max),
+            noise_sigma=self.noise_sigma,
+        )
 
 
 @dataclass
@@ -83,11 +103,24 @@ class PretrainArguments(ViewArguments):
         _choose("method", self.method, METHODS)
         _choose("optimizer", self.optimizer, ("adamw", "sgd"))
         _check_common(self)
-        _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every", "num_prototypes")
+        _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every")
+        _positive(self, "num_prototypes", "head_hidden_size", "head_bottleneck_size")
+        _positive(self, "projection_size", "prediction_hidden_size")
+        _positive(self, "student_temperature", "teacher_temperature", "warmup_teacher_temperature")
+        _positive(self, "patch_teacher_temperature", "warmup_patch_teacher_temperature")
+        _positive(self, "global_scale_min", "local_scale_min", "mask_ratio")
+        _not_negative(self, "final_learning_rate", "warmup_epochs", "final_weight_decay", "num_local_views")
+        _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_epochs", "eval_every")
+        _at_most_one(self, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
+        _at_most_one(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        _not_negative(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        if self.local_scale_min > self.local_scale_max:
+            raise InputError(
+                f"local_scale_min {self.local_scale_min} is larger than local_scale_max {self.local_scale_max}: "
+                "change one of them"
+            )
         if self.local_size % self.patch_size:
             raise InputError(f"local_size {self.local_size} is not a multiple of patch_size {self.patch_size}")
-        if not 0 < self.mask_ratio < 1:
-            raise InputError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}")
         if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
                 f"batch_size {self.batch_size} is not a multiple of "
@@ -127,7 +160,12 @@ class FinetuneArguments(ViewArguments):
 
     def __post_init__(self) -> None:
         _check_common(self)
-        _positive(self, "steps", "eval_every")
+        _positive(self, "steps", "eval_every", "scale_min")
+        _not_negative(self, "head_learning_rate", "warmup_fraction")
+        _at_most_one(self, "scale_min", "warmup_fraction")
+        if self.layer_decay is not None:
+            _positive(self, "layer_decay")
+            _at_most_one(self, "layer_decay")
         if self.labels != "all" and not (str(self.labels).isdigit() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
@@ -152,7 +190,10 @@ def _check_common(arguments: Any) -> None:
     _choose("backbone", arguments.backbone, ("vitt8", "vits8", "vitb8"))
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
-    _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every")
+    _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every", "learning_rate", "blur_sigma_max")
+    _not_negative(arguments, "gain", "offset", "blur_probability", "noise_sigma")
+    _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")
+    _at_most_one(arguments, "gain", "blur_probability")
     if arguments.crop_size % arguments.patch_size:
         raise InputError(f"crop_size {arguments.crop_size} is not a multiple of patch_size {arguments.patch_size}")
 
@@ -162,7 +203,20 @@ def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
+# "not value > 0" instead of "value <= 0": so that NaN is refused too.
 def _positive(arguments: Any, *names: str) -> None:
     for name in names:
-        if getattr(arguments, name) <= 0:
+        if not getattr(arguments, name) > 0:
             raise InputError(f"{name} must be positive, not {getattr(arguments, name)}")
+
+
+def _not_negative(arguments: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(arguments, name) >= 0:
+            raise InputError(f"{name} must be 0 or positive, not {getattr(arguments, name)}")
+
+
+def _at_most_one(arguments: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(arguments, name) <= 1:
+            raise InputError(f"{name} must be at most 1, not {getattr(arguments, name)}")

@@ -1,7 +1,6 @@
 """Fine-tuning a ViT into a lens / non-lens classifier with few labels, the same way for every initialisation."""
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,10 +17,10 @@ from transformers import ViTForImageClassification
 
 from ..data.processing import processor_config
 from ..data.tensors import CutoutTensors, splits_and_info
-from ..data.views import Views, ViewSettings
+from ..data.views import Views
 from ..errors import InputError
 from ..models import backbone_config
-from ..models.backbones import load_encoder, resize_positions
+from ..models.backbones import backbone_name, load_encoder, resize_positions
 from .arguments import FinetuneArguments, make_arguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -37,7 +36,7 @@ from .loop import (
     progress_bar,
 )
 from .monitors import roc_auc
-from .run_directory import RunDirectory, write_json
+from .run_directory import RunDirectory, read_run, write_json
 from .schedules import cosine
 
 logger = logging.getLogger(__name__)
@@ -91,8 +90,8 @@ def finetune(
     facts = {
         "task": "finetune",
         "method": None,
-        "backbone": arguments.backbone,
-        **_origin(arguments),
+        "backbone": backbone_name(model.config),
+        **_origin(arguments.init, model),
         "arguments": dataclasses.asdict(arguments),
         "data": info,
         "image_mean": mean,
@@ -105,6 +104,10 @@ def finetune(
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
+    run.check_same(facts)
+    if run.is_finished:
+        accelerator.print(f"{run.path} is finished already")
+        return run.path
     run.write_facts(facts)
     images = normalise(subset.pixels.to(accelerator.device), mean, std)
     validation_images = normalise(
@@ -154,14 +157,12 @@ def _labelled_splits(splits: dict[str, CutoutTensors]) -> tuple[CutoutTensors, C
     return splits["train"], splits["validation"]
 
 
-def _origin(arguments: FinetuneArguments) -> dict[str, Any]:
-    """Where the weights come from: `init`, `init_method` and, where it is known, the backbone's name."""
-    run_file = Path(arguments.init) / "run.json"
-    if run_file.is_file():
-        parent = json.loads(run_file.read_text())
-        method = parent["method"] or parent.get("init_method")
-        return {"init": arguments.init, "init_method": method, "backbone": parent["backbone"], "init_run": parent}
-    return {"init": arguments.init, "init_method": "scratch" if arguments.init == "scratch" else "pretrained"}
+def _origin(init: str, model: ViTForImageClassification) -> dict[str, Any]:
+    """Where the weights come from: `init`, `init_method` and, where a run of ours made them, that run's facts."""
+    if (Path(init) / "run.json").is_file():
+        parent = read_run(init)
+        return {"init": init, "init_method": parent["method"] or parent["init_method"], "init_run": parent}
+    return {"init": init, "init_method": "scratch" if init == "scratch" else model.config.init_method}
 
 
 def _make_classifier(
@@ -177,6 +178,7 @@ def _make_classifier(
         encoder = resize_positions(load_encoder(arguments.init), arguments.crop_size)
         config = encoder.config
         known = getattr(config, "cutouts", None) or {}
+        config.init_method = getattr(config, "init_method", "pretrained")  # exports of ours name it
         if config.num_channels != num_bands:
             raise InputError(
                 f"{arguments.init} takes {config.num_channels} bands but the data set has {num_bands}: choose --bands"
@@ -244,18 +246,7 @@ def _train(
     """The loop; leaves the weights of the best validation AUC in `model` and returns what happened."""
     device = accelerator.device
     labels, views = labels.to(device), Views(arguments.seed, device)
-    settings = ViewSettings(
-        size=arguments.crop_size,
-        field=arguments.crop_size,
-        scale=(arguments.scale_min, 1.0),
-        rotate=arguments.rotate,
-        flip=arguments.flip,
-        gain=arguments.gain,
-        offset=arguments.offset,
-        blur_probability=arguments.blur_probability,
-        blur_sigma=(0.3, arguments.blur_sigma_max),
-        noise_sigma=arguments.noise_sigma,
-    )
+    settings = arguments.view_settings(arguments.crop_size, (arguments.scale_min, 1.0))
     model.to(device).train()
     if arguments.linear_probe:
         model.vit.requires_grad_(False)
@@ -266,8 +257,10 @@ def _train(
             model(views.make(images[chosen], chosen, settings, 0, 0)).logits.float(), labels[chosen]
         )
 
-    precision = choose_precision(accelerator, arguments.precision, trial_loss)
-    model.zero_grad(set_to_none=True)
+    newest = newest_checkpoint(run.checkpoints)
+    if newest is None:
+        precision = choose_precision(accelerator, arguments.precision, trial_loss)
+        model.zero_grad(set_to_none=True)
     groups = layer_decay_groups(
         model,
         arguments.learning_rate,
@@ -278,16 +271,19 @@ def _train(
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
-    first_step, best = 0, {"validation_auc": -1.0, "best_step": 0}
+    best = {"validation_auc": -1.0, "best_step": 0}
     best_weights: dict[str, torch.Tensor] = {}
-    newest = newest_checkpoint(run.checkpoints)
-    if newest is not None:
+    if newest is None:
+        first_step, seconds = 0, 0.0
+        run.forget_after(-1)
+    else:
         first_step, extra = load_checkpoint(newest, model, optimizer.optimizer)
         best_weights = {name: value.to(device) for name, value in extra.items() if isinstance(value, torch.Tensor)}
-        best = {name: value for name, value in extra.items() if name not in best_weights}
+        best = {name: extra[name] for name in best}
+        precision, seconds = extra["precision"], extra["seconds"]
         run.forget_after(first_step)
         accelerator.print(f"resuming from {newest}")
-    averages, start = Averages(), time.perf_counter()
+    averages, start = Averages(), time.perf_counter() - seconds
     bar = progress_bar(accelerator, "finetune", first_step, arguments.steps)
     for step in range(first_step, arguments.steps):
         warmup = round(arguments.warmup_fraction * arguments.steps)
@@ -333,11 +329,13 @@ def _train(
             if auc > best["validation_auc"]:
                 best = {"validation_auc": auc, "best_step": done}
                 best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            seconds = time.perf_counter() - start
             if accelerator.is_main_process:
-                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, {**best, **best_weights})
+                extra = {**best, "precision": precision, "seconds": seconds, **best_weights}
+                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra)
     bar.close()
     model.load_state_dict(best_weights)
-    return {**best, "precision": precision, "seconds": round(time.perf_counter() - start, 1)}
+    return {**best, "precision": precision, "seconds": round(seconds, 1)}
 
 
 def _save_classifier(

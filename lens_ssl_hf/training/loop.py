@@ -90,8 +90,15 @@ def choose_precision(accelerator: Accelerator, requested: str, train_step: Calla
 
     Args:
         train_step (`Callable`): makes a loss with gradients; every process calls it equally often.
+
+    Raises:
+        [`InputError`]: fp32 is requested but Accelerate was configured with bf16.
     """
     if accelerator.mixed_precision == "bf16":
+        if requested == "fp32":
+            raise InputError(
+                "precision fp32 contradicts mixed_precision bf16 of the accelerate configuration: drop one"
+            )
         return "bf16"
     if requested != "auto":
         return requested

@@ -1,7 +1,6 @@
 """Self-supervised pretraining: a plain Accelerate loop for SimSiam, DINO and iBOT."""
 
 import dataclasses
-import logging
 import math
 import os
 import time
@@ -13,9 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data.tensors import CutoutTensors, splits_and_info
-from ..data.views import Views, ViewSettings
+from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
+from ..models.backbones import backbone_name
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -34,8 +34,6 @@ from .loop import (
 from .monitors import collapse_warning, knn_scores, roc_auc
 from .run_directory import RunDirectory
 from .schedules import cosine, linear
-
-logger = logging.getLogger(__name__)
 
 
 def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", **settings: Any) -> Path:
@@ -67,7 +65,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     facts = {
         "task": "pretrain",
         "method": method,
-        "backbone": arguments.backbone,
+        "backbone": backbone_name(model.encoder.config),
         "arguments": dataclasses.asdict(arguments),
         "data": info,
         "image_mean": statistics[0],
@@ -79,6 +77,10 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
+    run.check_same(facts)
+    if run.is_finished:
+        accelerator.print(f"{run.path} is finished already")
+        return run.path
     run.write_facts(facts)
     monitor = _KNNMonitor(splits, arguments, statistics, accelerator)
     precision, seconds = _train(model, images, monitor, arguments, accelerator, run)
@@ -126,19 +128,9 @@ class _ViewMaker:
     def __init__(self, arguments: PretrainArguments, device: torch.device):
         self.arguments = arguments
         self.views = Views(arguments.seed, device)
-        common = {
-            "field": arguments.crop_size,
-            "rotate": arguments.rotate,
-            "flip": arguments.flip,
-            "gain": arguments.gain,
-            "offset": arguments.offset,
-            "blur_probability": arguments.blur_probability,
-            "blur_sigma": (0.3, arguments.blur_sigma_max),
-            "noise_sigma": arguments.noise_sigma,
-        }
-        self.global_settings = ViewSettings(arguments.crop_size, scale=(arguments.global_scale_min, 1.0), **common)
+        self.global_settings = arguments.view_settings(arguments.crop_size, (arguments.global_scale_min, 1.0))
         local_scale = (arguments.local_scale_min, arguments.local_scale_max)
-        self.local_settings = ViewSettings(arguments.local_size, scale=local_scale, **common)
+        self.local_settings = arguments.view_settings(arguments.local_size, local_scale)
 
     def __call__(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
         arguments = self.arguments
@@ -194,25 +186,28 @@ def _train(
     make_views = _ViewMaker(arguments, accelerator.device)
     model.to(accelerator.device).train()
     share = arguments.batch_size // accelerator.num_processes // arguments.gradient_accumulation_steps
-    precision = choose_precision(
-        accelerator, arguments.precision, lambda: _trial_loss(model, images, make_views, share)
-    )
-    model.zero_grad(set_to_none=True)
-    if arguments.method == "simsiam":
-        _reset_batch_norm(model)
+    newest = newest_checkpoint(run.checkpoints)
+    if newest is None:
+        precision = choose_precision(
+            accelerator, arguments.precision, lambda: _trial_loss(model, images, make_views, share)
+        )
+        model.zero_grad(set_to_none=True)
+        if arguments.method == "simsiam":
+            _reset_batch_norm(model)
     optimizer = _make_optimizer(model, arguments)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
-    first_step = 0
-    newest = newest_checkpoint(run.checkpoints)
-    if newest is not None:
-        first_step, _ = load_checkpoint(newest, model, optimizer.optimizer)
+    if newest is None:
+        first_step, seconds = 0, 0.0
+        run.forget_after(-1)
+        run.log(0, {"epoch": 0, **monitor(model.encoder)})
+    else:
+        first_step, extra = load_checkpoint(newest, model, optimizer.optimizer)
+        precision, seconds = extra["precision"], extra["seconds"]
         run.forget_after(first_step)
         accelerator.print(f"resuming from {newest}")
-    if first_step == 0:
-        run.log(0, {"epoch": 0, **monitor(model.encoder)})
 
-    averages, start, warned = Averages(), time.perf_counter(), False
+    averages, start, warned = Averages(), time.perf_counter() - seconds, False
     bar = progress_bar(accelerator, f"pretrain {arguments.method}", first_step, total_steps)
     for step in range(first_step, total_steps):
         scheduled = _schedule(arguments, step, total_steps, steps_per_epoch)
@@ -243,16 +238,19 @@ def _train(
             if (arguments.eval_every and epoch % arguments.eval_every == 0) or done == total_steps:
                 run.log(done, {"epoch": float(epoch), **monitor(model.encoder)})
             if (epoch % arguments.checkpoint_every == 0 or done == total_steps) and accelerator.is_main_process:
-                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer)
+                seconds = time.perf_counter() - start
+                extra = {"precision": precision, "seconds": seconds}
+                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra)
     bar.close()
-    return precision, time.perf_counter() - start
+    return precision, seconds
 
 
 _WATCHED = ("loss", "cls_loss", "patch_loss", "teacher_entropy", "output_std")
 
 
 def _trial_loss(model: torch.nn.Module, images: torch.Tensor, make_views: _ViewMaker, share: int) -> torch.Tensor:
-    indices = torch.arange(min(share, 32), device=images.device)
+    # A CPU is busy with 32 images; a GPU shows its speed on a whole batch only.
+    indices = torch.arange(share if images.is_cuda else min(share, 32), device=images.device)
     return model(**make_views(images[indices], indices, 0)).loss
 
 

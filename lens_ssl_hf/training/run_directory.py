@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 from ..errors import InputError
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
+
+
+# What may differ between a run and its continuation.
+_FREE_ARGUMENTS = ("output_dir", "resume")
 
 
 class RunDirectory:
@@ -31,20 +36,45 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike, resume: str, is_main_process: bool = True):
         self.path = Path(path)
         self.is_main_process = is_main_process
-        if resume == "never" and (self.path / "run.json").exists():
-            raise InputError(
-                f"output_dir {self.path} already holds a run: choose another one, or go on with --resume auto"
-            )
-        if is_main_process:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                probe = self.path / ".writable"
-                probe.touch()
-                probe.unlink()
-            except OSError as error:
+        self._earlier: dict[str, Any] | None = None  # read before the main process writes
+        if (self.path / "run.json").exists():
+            if resume == "never":
                 raise InputError(
-                    f"output_dir {self.path} cannot be written ({error.strerror}): choose another one"
-                ) from error
+                    f"output_dir {self.path} already holds a run: choose another one, or go on with --resume auto"
+                )
+            self._earlier = read_run(self.path)
+        make_folder(self.path, "output_dir")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was there already, whole."""
+        return self._earlier is not None and "seconds" in self._earlier and self.model.is_dir()
+
+    def check_same(self, facts: dict[str, Any]) -> None:
+        """
+        Raises:
+            [`InputError`]: the run that is there was begun with other settings, data or initial weights than `facts`.
+        """
+        if self._earlier is None:
+            return
+        facts = json.loads(json.dumps(facts))
+        old, new = (
+            {name: value for name, value in facts["arguments"].items() if name not in _FREE_ARGUMENTS}
+            for facts in (self._earlier, facts)
+        )
+        differences = [
+            f"{name} is {new.get(name)}, was {old.get(name)}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        for name, what in {"task": "the task", "data": "the data", "init_run": "the run that init names"}.items():
+            if self._earlier.get(name) != facts.get(name):
+                differences.append(f"{what} is another")
+        if differences:
+            raise InputError(
+                f"output_dir {self.path} holds a run that was begun otherwise ({'; '.join(differences)}): "
+                "choose another output_dir, or give what it was begun with"
+            )
 
     @property
     def checkpoints(self) -> Path:
@@ -55,9 +85,10 @@ class RunDirectory:
         return self.path / "model"
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        """Write run.json; the facts of the machine and the code are added."""
+        """Write run.json; the command that began the run, the versions and the revision of the code are added."""
         if self.is_main_process:
-            facts = {**facts, "command": _command(), "versions": _versions(), "git_revision": _git_revision()}
+            origin = self._earlier or {"command": _command(), "versions": _versions(), "git_revision": _git_revision()}
+            facts |= {name: origin[name] for name in ("command", "versions", "git_revision")}
             write_json(self.path / "run.json", facts)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -68,7 +99,7 @@ class RunDirectory:
                 file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that a resumed run will write again."""
+        """Drop the lines of metrics.jsonl that a run resumed at `step` writes again; -1 drops all."""
         path = self.path / "metrics.jsonl"
         if self.is_main_process and path.exists():
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
@@ -83,11 +114,38 @@ class RunDirectory:
         os.replace(partial, self.model)
 
 
+def read_run(run: str | os.PathLike) -> dict[str, Any]:
+    """The facts in a run's run.json."""
+    try:
+        return json.loads((Path(run) / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} is no run directory (no readable run.json): give one") from error
+
+
+def make_folder(path: Path, argument: str) -> None:
+    """
+    Make a folder, with its parents, where it is missing.
+
+    Raises:
+        [`InputError`]: it cannot be written to; names the `argument` that gave it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{argument} {path} cannot be written ({error.strerror}): choose another one") from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically."""
+    """Write a file atomically; its folder is made if it is missing."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): choose a writable place") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,10 +153,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _command() -> str:
+def _command() -> str | None:
+    """The command line, where a script of this project runs; a program that calls the Python API is not recorded."""
     script = Path(sys.argv[0]).resolve()
-    if not script.is_file():  # a notebook or an interactive session
-        return "python"
+    if script.parent != Path(__file__).resolve().parents[2] / "scripts":
+        return None
     script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script.name
     return shlex.join(["python", str(script), *sys.argv[1:]])
 
