@@ -14,11 +14,11 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from lens_ssl_hf.cli import parse
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 MARGIN = 20  # rows and columns at the edge of a stamp that may carry text
+COLUMNS = ("file", "label", "kind", "split", "group", "ra", "dec")
 
 
 @dataclass
@@ -47,32 +47,62 @@ def find_objects(luminance, window: int, number: int) -> list[tuple[int, int]]:
     return [(centre, centre)] + [p for p in found if max(abs(p[0] - centre), abs(p[1] - centre)) > 4]
 
 
+def read_table(path: Path, columns: tuple[str, ...]):
+    """The table as a data frame that holds these columns."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table: give the cfhtls_spacewarps folder as data_dir") from error
+    for column in columns:
+        if column not in table:
+            raise InputError(f"{path} has no column {column!r}: give the cfhtls_spacewarps folder as data_dir")
+    return table
+
+
 @exit_on_input_error
 def main() -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    (arguments,) = parse(Arguments, description=__doc__)
     import numpy as np
     import pandas as pd
     from PIL import Image
     from tqdm import tqdm
 
+    from lens_ssl_hf.data.readers import read_raw
+
+    if arguments.window < 8 or arguments.window % 2:
+        raise InputError(f"window is {arguments.window}: give an even number of at least 8 pixels")
+    if arguments.objects_per_stamp < 1:
+        raise InputError(f"objects_per_stamp is {arguments.objects_per_stamp}: give at least 1")
     source, target = Path(arguments.data_dir).resolve(), Path(arguments.output_dir)
-    if not (source / "catalog.csv").is_file() or not (source / "stamps.csv").is_file():
-        raise InputError(f"data_dir {source} holds no catalog.csv and stamps.csv: give the cfhtls_spacewarps folder")
-    catalogue, stamps = pd.read_csv(source / "catalog.csv"), pd.read_csv(source / "stamps.csv")
+    catalogue = read_table(source / "catalog.csv", COLUMNS)
+    stamps = read_table(source / "stamps.csv", ("file", "group"))
+    if not (source / "cutouts").is_dir():
+        raise InputError(f"{source / 'cutouts'} is no folder: give the cfhtls_spacewarps folder as data_dir")
     held_out = set(catalogue.loc[catalogue["split"] == "test", "group"])
-    windows = []
-    (target / "windows").mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source / "cutouts", target / "cutouts", dirs_exist_ok=True)
+    windows, crops = [], []  # all stamps are read before anything is written
     for stamp in tqdm([row for row in stamps.itertuples() if row.group not in held_out], desc="stamps"):
-        image = np.asarray(Image.open(source / stamp.file).convert("RGB"))
+        path = source / str(stamp.file)
+        pixels = read_raw(path).pixels
         half = arguments.window // 2
+        if len(pixels) != 3 or min(pixels.shape[1:]) < 2 * MARGIN + arguments.window:
+            raise InputError(f"{path} has shape {pixels.shape}: restore the colour stamp, or give a smaller window")
+        image = pixels.transpose(1, 2, 0).astype(np.uint8)
         for row, column in find_objects(image.mean(axis=2), arguments.window, arguments.objects_per_stamp):
-            name = f"windows/{Path(stamp.file).stem}_{row}_{column}.png"
-            crop = image[row - half : row + half, column - half : column + half]
-            Image.fromarray(crop).save(target / name)
+            name = f"windows/{path.stem}_{row}_{column}.png"
+            crops.append(image[row - half : row + half, column - half : column + half])
             windows.append({"file": name, "label": "", "kind": "window", "split": "", "group": stamp.group})
     table = pd.concat([catalogue, pd.DataFrame(windows)], ignore_index=True)
-    table[["file", "label", "kind", "split", "group", "ra", "dec"]].to_csv(target / "catalogue.csv", index=False)
+    try:
+        (target / "windows").mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source / "cutouts", target / "cutouts", dirs_exist_ok=True)
+        for window, crop in zip(windows, crops):
+            Image.fromarray(crop).save(target / window["file"])
+        # Last, so that there is no table unless there is all that it names.
+        table[list(COLUMNS)].to_csv(target / "catalogue.csv", index=False)
+    except OSError as error:  # also shutil.Error, which has no strerror
+        raise InputError(f"cannot write {target} ({error.strerror or error}): choose another output_dir") from error
     print(f"{target / 'catalogue.csv'}: {len(catalogue)} graded cutouts, {len(windows)} windows")
 
 

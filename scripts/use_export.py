@@ -14,6 +14,9 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 
 
 def main() -> None:
+    if len(sys.argv) != 4:
+        print("usage: use_export.py BACKBONE CLASSIFIER CUTOUT.npy", file=sys.stderr)
+        sys.exit(2)
     backbone, classifier, cutout = sys.argv[1:]
     pixels = np.load(cutout, allow_pickle=False)  # display units, (bands, height, width)
 

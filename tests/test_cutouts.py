@@ -1,6 +1,9 @@
 import csv
 import dataclasses
+import json
+import runpy
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,14 +13,18 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lens_ssl_hf.data import cutouts as cutouts_module
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.data.cutouts import load_cutouts, save_cutouts
 from lens_ssl_hf.data.processing import Stretch, cutout_info, fill_masked
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
+from lens_ssl_hf.data.tensors import load_tensors, save_tensors
 from lens_ssl_hf.errors import InputError
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = {"train_size": 8, "validation_size": 4, "test_size": 4, "lens_fraction": 0.5, "num_proc": 1}
 
 
@@ -387,6 +394,56 @@ def test_saved_cutouts_load_with_plain_datasets_and_with_their_info():
         load_cutouts("saved", cache_dir="other_cache")
 
 
+@pytest.mark.parametrize("target", ["file/in/the/way.safetensors", "folder"])
+def test_tensors_that_cannot_be_written_leave_nothing(tiny_cutouts, target):
+    Path("file").write_text("in the way")
+    Path("folder").mkdir()
+    with pytest.raises(InputError, match=rf"cannot write {target} \(.*\): choose a writable place"):
+        save_tensors(tiny_cutouts, target)
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "folder"]
+
+
+def edit_json(key, change):
+    def edit(tensors, metadata):
+        content = json.loads(metadata[key])
+        change(content)
+        metadata[key] = json.dumps(content)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tensors, metadata: metadata.pop("cutout_info"), "holds no cutouts"),
+        (lambda tensors, metadata: metadata.pop("columns"), "columns"),
+        (lambda tensors, metadata: metadata.update(columns="{"), "Expecting property name"),
+        (lambda tensors, metadata: metadata.update(columns="[1]"), "no attribute 'items'"),
+        (lambda tensors, metadata: tensors.pop("test.labels"), "test.labels"),
+        (lambda tensors, metadata: tensors.update({"test.pixels": tensors["test.pixels"].double()}), "not float32 of"),
+        (lambda tensors, metadata: tensors.update({"test.labels": tensors["test.labels"].float()}), "are not int64"),
+        (
+            lambda tensors, metadata: tensors.update({"test.labels": tensors["test.labels"][1:]}),
+            "test differ in length",
+        ),
+        (edit_json("columns", lambda columns: columns["test"]["ids"].pop()), "test differ in length"),
+        (edit_json("columns", lambda columns: columns["test"].pop("ids")), "ids"),
+        (edit_json("columns", dict.clear), "it holds no split"),
+        (edit_json("cutout_info", lambda info: info.pop("bands")), "bands"),
+        (edit_json("cutout_info", lambda info: info.update(size=41)), r"not float32 of \(n, 3, 41, 41\)"),
+    ],
+)
+def test_tensors_that_contradict_themselves_are_refused(tiny_cutouts, spoil, message):
+    path = save_tensors(tiny_cutouts, "a.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    spoil(tensors, metadata)
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=rf"a\.safetensors .*{message}.*: write it (again )?with save_tensors"):
+        load_tensors(path)
+
+
 def test_info_survives_what_users_do_to_a_split():
     data = load("simulated", **SMALL)
     info, train = cutout_info(data), data["train"]
@@ -406,3 +463,59 @@ def test_every_option_is_known_and_has_help():
     assert all(field.metadata["help"] for field in fields)
     special = cutouts_module._SIMULATED | cutouts_module._FILES | cutouts_module._CATALOGUE
     assert special < {field.name for field in fields}
+
+
+# Scripts of the data
+
+
+def make_stamps(root):
+    (root / "cutouts").mkdir(parents=True)
+    (root / "stamps").mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
+    for i, stamp in enumerate(values):
+        Image.fromarray(stamp).save(root / f"stamps/{i}.png")
+        Image.fromarray(stamp[20:60, 20:60]).save(root / f"cutouts/{i}.png")
+    columns = "file,label,kind,split,group,ra,dec"
+    (root / "catalog.csv").write_text(f"{columns}\ncutouts/0.png,lens,lens,train,0,1,1\n")
+    (root / "stamps.csv").write_text("file,group\nstamps/0.png,0\nstamps/1.png,1\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (lambda: None, "", None),
+        (lambda: shutil.rmtree("in"), "", "in/catalog.csv cannot be read as a table"),
+        (lambda: Path("in/stamps.csv").write_text("file\n"), "", "in/stamps.csv has no column 'group'"),
+        (lambda: Path("in/stamps/1.png").unlink(), "", "in/stamps/1.png does not exist"),
+        (lambda: Path("in/stamps/1.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "", "in/stamps/1.png cannot be read as"),
+        (lambda: shutil.rmtree("in/cutouts"), "", "in/cutouts is no folder"),
+        (lambda: None, "--window 33", "window is 33: give an even number"),
+        (lambda: None, "--window 64", "in/stamps/0.png has shape (3, 80, 80)"),
+        (lambda: None, "--windows 32", "--windows"),
+        (lambda: None, "--output_dir in/catalog.csv/out", "cannot write in/catalog.csv/out (Not a directory)"),
+    ],
+)
+def test_preparing_stamps(monkeypatch, capsys, spoil, options, message):
+    make_stamps(Path("in"))
+    spoil()
+    monkeypatch.setattr(
+        sys, "argv", ["prepare_cfhtls.py", "--data_dir", "in", "--output_dir", "out", *options.split()]
+    )
+    main = runpy.run_path(str(SCRIPTS / "prepare_cfhtls.py"))["main"]
+    if message is None:
+        main()
+        written = {path.as_posix() for path in Path("out").rglob("*.*")}
+        assert {"out/catalogue.csv", "out/cutouts/0.png", "out/windows/1_40_40.png"} <= written
+        return
+    with pytest.raises(SystemExit) as error:
+        main()
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert error.value.code == 2 and sentence.startswith("error: ") and message in sentence
+    assert not Path("out").exists()
+
+
+def test_use_export_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["use_export.py", "model"])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(SCRIPTS / "use_export.py"))["main"]()
+    assert error.value.code == 2 and capsys.readouterr().err.startswith("usage: use_export.py BACKBONE")

@@ -1,5 +1,6 @@
 """Splits as plain tensors, and one safetensors file that holds them for machines without `datasets`."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -92,6 +93,9 @@ def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
     """
     Write all splits of a `DatasetDict` to one safetensors file, enough to train and predict where only torch,
     transformers, accelerate and safetensors are installed.
+
+    Raises:
+        [`InputError`]: the file cannot be written; what was there before stays then.
     """
     splits, info = splits_and_info(cutouts)
     tensors, text = {}, {}
@@ -105,9 +109,11 @@ def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"cutout_info": json.dumps(info), "columns": json.dumps(text)})
         os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {path} ({reason}): choose a writable place") from error
     return path
 
 
@@ -121,16 +127,38 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dic
     Raises:
         [`InputError`]: the file is missing, damaged or was not written by [`save_tensors`].
     """
+    from .processing import CutoutInfo
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "cutout_info" not in metadata:
                 raise InputError(f"{path} holds no cutouts: write it with save_tensors")
-            columns = json.loads(metadata["columns"])
+            info, columns = json.loads(metadata["cutout_info"]), json.loads(metadata["columns"])
+            CutoutInfo.from_json(metadata["cutout_info"])  # fails where a field is missing
             splits = {
                 name: CutoutTensors(file.get_tensor(f"{name}.pixels"), file.get_tensor(f"{name}.labels"), **text)
                 for name, text in columns.items()
             }
-    except (OSError, SafetensorError) as error:
+        problem = _problem(splits, info)
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read {path} ({error}): write it again with save_tensors") from error
-    return splits, json.loads(metadata["cutout_info"])
+    if problem:
+        raise InputError(f"cannot read {path} ({problem}): write it again with save_tensors")
+    return splits, info
+
+
+def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:
+    """What contradicts itself in the content of a file, if anything does."""
+    shape = (len(info["bands"]), info["size"], info["size"])
+    for name, split in splits.items():
+        if split.pixels.dtype != torch.float32 or tuple(split.pixels.shape[1:]) != shape:
+            found = f"{str(split.pixels.dtype).removeprefix('torch.')} of shape {tuple(split.pixels.shape)}"
+            return f"{name}.pixels are {found}, not float32 of (n, {', '.join(map(str, shape))})"
+        if split.labels.dtype != torch.int64 or split.labels.ndim != 1:
+            return f"{name}.labels are not int64 of shape (n,)"
+        if any(len(split) != len(column) for column in (split.labels, split.ids, split.groups, split.subclasses)):
+            return f"pixels, labels and columns of {name} differ in length"
+    return None if splits else "it holds no split"
