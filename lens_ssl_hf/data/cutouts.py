@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -53,10 +54,14 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
         _check_options(self)
         self.bad = BadFiles(self.on_bad_file)
         self.rows: list[Row] = []
-        if self.name == "folder":
-            self.rows = list_folder(Path(self.dataset), self.file_pattern, self.bands, self.bad)
-        elif self.name == "catalogue":
-            self.rows = list_catalogue(Path(self.dataset), self, self.bad)
+        try:
+            if self.name == "folder":
+                self.rows = list_folder(Path(self.dataset), self.file_pattern, self.bands, self.bad)
+            elif self.name == "catalogue":
+                self.rows = list_catalogue(Path(self.dataset), self, self.bad)
+        except OSError as error:
+            name = error.filename or self.dataset
+            raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
         self.rows = digest_rows(self.rows, self.bad)
         irrelevant = _NOT_CONTENT | (_FILES | _CATALOGUE if self.name == "simulated" else _SIMULATED)
         content = {
@@ -138,25 +143,25 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
     source = str(source)
     try:
         return _load(source, options)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError | OSError):
-            raise error.__cause__ from None
-        raise
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"cannot write the cache {error.filename or ''} ({error.strerror}): choose another folder with cache_dir"
-        ) from error
+    except (DatasetGenerationError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        if isinstance(cause, InputError):
+            raise cause from None
+        if not isinstance(cause, OSError):
+            raise
+        place, reason = cause.filename or options.get("cache_dir") or "", cause.strerror or cause
+        raise InputError(f"cannot write the cache {place} ({reason}): choose another folder with cache_dir") from error
 
 
 def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
     path = Path(source)
-    if (path / CARD_FILE).is_file():
+    if os.path.isfile(path / CARD_FILE):  # False, unlike Path.is_file, where the folder cannot be entered
         return _load_saved(source, options, path / CARD_FILE)
     if source == "simulated":
         name = "simulated"
-    elif path.is_dir():
+    elif os.path.isdir(path):
         name = "folder"
-    elif path.is_file():
+    elif os.path.isfile(path):
         name = "catalogue"
         if not source.lower().endswith(TABLE_SUFFIXES):
             raise InputError(
@@ -204,6 +209,18 @@ def _check_options(config: CutoutsConfig) -> None:
             raise InputError(f"{name} has no meaning for {config.name} cutouts: leave it out")
     if config.size is not None and config.size < MIN_SIZE:
         raise InputError(f"size is {config.size}: give at least {MIN_SIZE} pixels")
+    for name in ("pixel_scale", "zero_point", "min_arc_snr", "min_radius_over_seeing"):
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and (value > 0 or name != "pixel_scale")):
+            raise InputError(f"{name} is {value}: give a {'positive' if name == 'pixel_scale' else 'finite'} number")
+    for name, least in {"data_seed": 0, "unlabelled_size": 0, "num_proc": 1}.items():
+        if (value := getattr(config, name)) is not None and value < least:
+            raise InputError(f"{name} is {value}: give at least {least}")
+    if len(set(config.bands or ())) < len(config.bands or ()):
+        raise InputError(f"bands {' '.join(config.bands)} names a band twice: name each once")
+    report = Path(config.bad_file_report)
+    if config.on_bad_file == "skip" and (report.is_dir() or not os.access(report.parent, os.W_OK)):
+        raise InputError(f"cannot write {report}: choose another bad_file_report")  # before anything is built
 
 
 def _features(bands: int, size: int, simulated: bool) -> datasets.Features:
@@ -230,7 +247,9 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
     if not 0 < config.lens_fraction < 1:
         raise InputError(f"lens_fraction is {config.lens_fraction}: give a number between 0 and 1")
     chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_radius_over_seeing")}
-    chosen |= {name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name))}
+    chosen |= {
+        name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name)) is not None
+    }
     simulation = SimulationConfig(**chosen)
     counts = {split: getattr(config, f"{split}_size") for split in _FIRST_INDEX}
     indices, lenses = [], []
@@ -299,13 +318,13 @@ def _open_files(config: CutoutsConfig) -> tuple[dict[str, Iterable], CutoutInfo]
     rows = [row for row in config.rows if row.id in checked]
     rows = _same_bands(rows, checked, config)
     if not rows:
-        raise InputError(f"{config.dataset} holds no readable cutout: see {config.bad_file_report}")
+        raise InputError(f"{config.dataset} holds no readable cutout{config.bad}: restore the files")
     bands, display, pixel_scale, zero_point = _common(rows, checked, config)
     smallest = min(rows, key=lambda row: min(checked[row.id].shape[1:]))
     size = config.size or min(checked[smallest.id].shape[1:])
     if config.size is None and len({checked[row.id].shape for row in rows}) > 1:
         logger.warning(f"cutouts differ in size: all are centre-cropped to {size} pixels, the size of {smallest.name}")
-    source = f"{config.name} {config.dataset}"
+    source = f"{config.name} {config.dataset}{config.bad}"
     splits = assign_splits(rows, source, config.validation_fraction, config.test_fraction, config.data_seed)
 
     def read(members: list[Row]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
@@ -396,7 +415,8 @@ def _common(
         span = f"{min(points):.4g} to {max(points):.4g}"
         raise InputError(f"the cutouts of {config.dataset} have zero points of {span}: scale them with zero_point")
     scale = config.pixel_scale or (float(np.median(scales)) if scales else None)
-    return bands, all(display), scale, config.zero_point or (points.pop() if len(points) == 1 else None)
+    common = points.pop() if len(points) == 1 else None
+    return bands, all(display), scale, common if config.zero_point is None else config.zero_point
 
 
 def _centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -437,7 +457,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
         temporary.chmod(0o755)
         os.replace(temporary, directory)
     except OSError as error:
-        raise InputError(f"cannot write {directory} ({error.strerror}): choose another directory") from error
+        raise InputError(f"cannot write {directory} ({error.strerror or error}): choose another directory") from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
@@ -480,9 +500,11 @@ def _load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.Da
     try:
         info = CutoutInfo.from_json(card.read_text(encoding="utf-8"))
         dataset_dict = datasets.load_dataset(source, cache_dir=options.get("cache_dir"))
-    except (ValueError, TypeError, DatasetGenerationError) as error:
+    except (ValueError, TypeError, AttributeError, DatasetGenerationError) as error:
         raise InputError(f"{source} cannot be read (truncated?): write it again with save_cutouts") from error
     for split in dataset_dict.values():
+        if not {"id", "pixels", "label"} <= set(split.column_names):
+            raise InputError(f"{source} holds {CARD_FILE} but no cutouts: write it again with save_cutouts")
         split.info.description = info.to_json()
     return dataset_dict
 

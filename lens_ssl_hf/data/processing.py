@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .readers import RawCutout, band_name, check_valid
+from .readers import MAX_PIXELS, RawCutout, band_name, check_valid
 
 STRETCHES = ("asinh", "sqrt", "linear", "none")
 PICTURE_BANDS = ("red", "green", "blue")
@@ -230,7 +230,13 @@ def standardise(
     if pixel_scale and raw.pixel_scale and abs(raw.pixel_scale / pixel_scale - 1) > 0.01:
         from .lens_image_processor import resample  # imports transformers
 
-        pixels = resample(pixels, raw.pixel_scale / pixel_scale, is_flux=not raw.display)
+        factor = raw.pixel_scale / pixel_scale
+        if pixels[0].size * factor**2 > MAX_PIXELS:
+            raise InputError(
+                f"{name} has pixels of {raw.pixel_scale:.4g} arcsec, too large to be resampled to {pixel_scale:.4g}: "
+                "give a larger pixel_scale"
+            )
+        pixels = resample(pixels, factor, is_flux=not raw.display)
     return pixels
 
 

@@ -264,7 +264,7 @@ def _hdu_keys(hdu: int | str | None) -> list[int | str | None]:
     if not isinstance(hdu, str):
         return [hdu]
     keys = [key.strip() for key in hdu.split(",") if key.strip()]
-    return [int(key) if key.isdigit() else key for key in keys] or [None]
+    return [int(key) if key.isdigit() else key for key in keys] or [hdu]
 
 
 def _as_raw(hdus: Any, key: int | str | None, path: Path) -> RawCutout:

@@ -3,13 +3,14 @@
 import csv
 import hashlib
 import logging
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -65,6 +66,12 @@ class BadFiles:
             raise error
         self.problems.setdefault(name, str(error))
 
+    def __str__(self) -> str:
+        """What to add to an error that the files left out may explain; nothing where there are none."""
+        if not self.problems:
+            return ""
+        return f" ({len(self.problems)} bad files are left out, the first: {next(iter(self.problems.values()))})"
+
     def write(self, path: str | Path) -> None:
         """Write the notes as CSV with the columns file and problem."""
         path = Path(path)
@@ -76,7 +83,9 @@ class BadFiles:
                 writer.writerows(self.problems.items())
             os.replace(temporary, path)
         except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror}): choose another bad_file_report") from error
+            raise InputError(
+                f"cannot write {path} ({error.strerror or error}): choose another bad_file_report"
+            ) from error
 
 
 def list_folder(folder: Path, file_pattern: str | None, bands: Sequence[str] | None, bad: BadFiles) -> list[Row]:
@@ -86,7 +95,7 @@ def list_folder(folder: Path, file_pattern: str | None, bands: Sequence[str] | N
     """
     rows, ignored = [], 0
     for directory, split, label in _class_folders(folder):
-        files = sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = _files(directory)
         if file_pattern:
             objects = _match_pattern(directory, files, file_pattern, bands, bad)
         else:
@@ -98,6 +107,8 @@ def list_folder(folder: Path, file_pattern: str | None, bands: Sequence[str] | N
             rows.append(Row(Path(name).as_posix(), paths, label, split, subclass=inner[0] if inner else ""))
     if ignored:
         logger.warning(f"{ignored} files in {folder} are ignored: their names do not end in {', '.join(SUFFIXES)}")
+    if not rows and file_pattern:
+        raise InputError(f"no file in the class folders of {folder} fits file_pattern {file_pattern!r}: correct it")
     if not rows:
         raise InputError(
             f"no cutouts in {folder}: put .npy, .fits, .png, ... files into its subfolders lenses/ and nonlenses/ "
@@ -115,6 +126,16 @@ def _class_folders(folder: Path) -> Iterator[tuple[Path, str | None, int]]:
                 kind = match["kind"].lower()
                 label = -1 if kind.startswith("un") else 0 if kind.startswith("non") else 1
                 yield directory, split or _SPLIT_NAMES.get((match["split"] or "").lower()), label
+
+
+def _files(directory: Path) -> list[Path]:
+    """All files below `directory`, links that lead nowhere included: they are bad files, not absent ones."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error  # which os.walk would pass over
+
+    found = [Path(root, name) for root, _, names in os.walk(directory, onerror=refuse) for name in names]
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _match_pattern(
@@ -140,8 +161,15 @@ def _match_pattern(
 
 
 def _check_pattern(pattern: str, bands: Sequence[str] | None) -> None:
-    if "{id}" not in pattern or "{band}" not in pattern or not bands:
-        raise InputError(f"file_pattern {pattern!r} must hold {{id}} and {{band}}, and bands must list the bands")
+    try:
+        pattern.format(id="", band="")
+        known = "{id}" in pattern and "{band}" in pattern
+    except (ValueError, LookupError):  # a lone brace or another field
+        known = False
+    if not known or not bands:
+        raise InputError(
+            f"file_pattern {pattern!r} must hold {{id}} and {{band}} and no other braces, and bands list the bands"
+        )
 
 
 def list_catalogue(table: Path, options: Any, bad: BadFiles) -> list[Row]:
@@ -177,6 +205,11 @@ def list_catalogue(table: Path, options: Any, bad: BadFiles) -> list[Row]:
         rows.append(Row(name, paths, label, split, cell.get("group", ""), cell.get("subclass", ""), ra, dec))
     if not rows:
         raise InputError(f"{table} names no cutouts: add rows")
+    for option, split in (("test_fold", "test"), ("validation_fold", "validation")):
+        fold = getattr(options, option)
+        if fold is not None and not any(row.split == split for row in rows):
+            folds = ", ".join(sorted(set(columns["fold"]) - {""}))
+            raise InputError(f"{table} has no cutouts of {option} {fold} alone: choose among the folds {folds}")
     return rows
 
 
@@ -214,7 +247,8 @@ def _open_table(table: Path) -> tuple[Any, list[str]]:
             frame = pandas.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
         return frame, [str(column) for column in frame.columns]
     except (OSError, ValueError, TypeError, LookupError) as error:  # the parsers' own errors are ValueErrors
-        raise InputError(f"{table} cannot be read as a table (truncated?): save it again") from error
+        problem = getattr(error, "strerror", None) or "truncated?"
+        raise InputError(f"{table} cannot be read as a table ({problem}): save or copy it again") from error
 
 
 def _text(value: Any) -> str:
@@ -230,9 +264,12 @@ def _text(value: Any) -> str:
 
 def _number(text: str | None, where: str, column: str) -> float | None:
     try:
-        return float(text) if text else None
-    except ValueError as error:
-        raise InputError(f"{where}: {text!r} in column {column!r} is not a number: correct it") from error
+        number = float(text) if text else None
+    except ValueError:
+        number = math.inf
+    if number is not None and not math.isfinite(number):
+        raise InputError(f"{where}: {text!r} in column {column!r} is not a number: correct it")
+    return number
 
 
 def _split(cell: dict[str, str], label: int, where: str, options: Any) -> str | None:
@@ -259,11 +296,10 @@ def digest_rows(rows: list[Row], bad: BadFiles) -> list[Row]:
         for path in row.paths:
             try:
                 digest.update(path.read_bytes())
-            except OSError as error:
-                problem = (
-                    "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-                )
-                bad.add(row.name, InputError(f"{path} {problem}: restore the file, or remove it from the table"))
+            except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+                reason = getattr(error, "strerror", None) or error
+                problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
+                bad.add(row.name, InputError(f"{path} {problem}: restore the file, or leave it out"))
                 break
         else:
             row.digest = digest.hexdigest()
