@@ -161,13 +161,13 @@ def test_lenses_are_visible():
         assert metadata["einstein_radius"] > 1.2 * max(metadata["seeing"])
         arcs = system.arcs.astype(float)
         radius = np.hypot(*simulation._grid(96, config.pixel_scale))
-        assert arcs[:, radius > 2.4].sum() < 0.02 * arcs.sum()
+        assert arcs[:, radius > 2.2].sum() < 0.02 * arcs.sum()
         # S/N again, with a round Gaussian PSF in real space and the nominal depth: the same to some 25 %.
         seen = gaussian_blur(arcs[0], metadata["seeing"][0] / 2.3548 / config.pixel_scale)
         pixels = 4 * math.pi * (config.seeing[0] / 2.3548 / config.pixel_scale) ** 2
         noise = 10 ** (0.4 * (27.0 - config.depth[0])) / 5 / math.sqrt(pixels)
-        assert math.sqrt((seen**2).sum()) / noise > 0.7 * 25
-        assert system.arc_snr > 25
+        assert math.sqrt((seen**2).sum()) / noise > 0.7 * 80
+        assert system.arc_snr > 80  # the least that is asked for is 25
 
 
 def gaussian_blur(image, sigma):
@@ -187,7 +187,7 @@ def test_thresholds_are_adjustable():
         _, metadata, system = simulation._simulate(4, index, True, loose)
         faint.append(system.arc_snr)
         small.append(metadata["einstein_radius"] / max(metadata["seeing"]))
-    assert min(faint) < 25 and min(small) < 1.2
+    assert min(faint) < 80 and min(small) < 1.2
 
 
 def test_size_and_zero_point_are_adjustable():
@@ -276,7 +276,6 @@ def profile_features(pixels):
     return np.column_stack([*bands, bands[0] - bands[1], bands[1] - bands[2]])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 32])
 def test_brightness_and_colour_do_not_tell_the_class(cutouts, size):
     pixels, labels, metadata = cutouts
@@ -286,7 +285,6 @@ def test_brightness_and_colour_do_not_tell_the_class(cutouts, size):
     assert auc <= 0.65
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 32])
 def test_border_noise_masks_and_metadata_do_not_tell_the_class(cutouts, size):
     pixels, labels, metadata = cutouts
@@ -296,7 +294,6 @@ def test_border_noise_masks_and_metadata_do_not_tell_the_class(cutouts, size):
     assert auc <= 0.55
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 32])
 def test_radial_colour_profiles_tell_the_class_but_not_all(cutouts, size):
     pixels, labels, metadata = cutouts
@@ -305,5 +302,5 @@ def test_radial_colour_profiles_tell_the_class_but_not_all(cutouts, size):
     print(f"radial colour profiles, {size} px: {auc:.3f}", {k: round(v, 3) for k, v in each.items()})
     assert 0.80 <= auc <= 0.95
     assert set(each) == {"elliptical", "spiral", "ring", "companions", "merger"}
-    assert min(each.values()) >= 0.6  # every kind can be told from a lens,
+    assert min(each.values()) >= 0.7  # every kind can be told from a lens,
     assert min(each.values()) <= 0.8  # and some fool whoever looks at profiles alone

@@ -34,12 +34,12 @@ __all__ = [
     "simulate_cutouts",
 ]
 
-SIMULATOR_VERSION = "1"  # raise it whenever the pixels change: it is part of a data set's fingerprint
+SIMULATOR_VERSION = "2"  # raise it whenever the pixels change: it is part of a data set's fingerprint
 BANDS = ("g", "r", "i")
 
 _MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: what wraps around stays in it
-_MAX_ARC_RADIUS = 2.0  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
-_MAX_EINSTEIN_RADIUS = 1.45  # arcsec
+_MAX_ARC_RADIUS = 1.9  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
+_MAX_EINSTEIN_RADIUS = 1.6  # arcsec
 _CHUNK = 16  # cutouts that travel together between processes
 _MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts are called impossible
 
@@ -58,9 +58,9 @@ class SimulationConfig:
             magnitudes in g, r, i at the median seeing; they set the sky noise, with 0.1 mag of scatter.
         seeing (`tuple[float, float, float]`, *optional*, defaults to `(0.77, 0.72, 0.60)`): median FWHM of the PSF in
             g, r, i, in arcsec.
-        min_arc_snr (`float`, *optional*, defaults to `25.0`): least signal-to-noise ratio of the arcs in g, that is
+        min_arc_snr (`float`, *optional*, defaults to `80.0`): least signal-to-noise ratio of the arcs in g, that is
             sqrt(sum(arc^2)) / sky noise over the pixels of the convolved arcs.
-        min_arc_contrast (`float`, *optional*, defaults to `0.5`): least share of the arcs in the g light at their
+        min_arc_contrast (`float`, *optional*, defaults to `0.65`): least share of the arcs in the g light at their
             place (mean over the arcs' light), the rest being the galaxy's.
         min_radius_over_seeing (`float`, *optional*, defaults to `1.2`): least Einstein radius in units of the worst of
             the three seeings.
@@ -75,8 +75,8 @@ class SimulationConfig:
     zero_point: float = 27.0
     depth: tuple[float, float, float] = (26.5, 26.2, 26.0)
     seeing: tuple[float, float, float] = (0.77, 0.72, 0.60)
-    min_arc_snr: float = 25.0
-    min_arc_contrast: float = 0.5
+    min_arc_snr: float = 80.0
+    min_arc_contrast: float = 0.65
     min_radius_over_seeing: float = 1.2
     masked_fraction: float = 0.15
 
@@ -99,7 +99,7 @@ _STEPS = (_INVERSE_E[1:] + _INVERSE_E[:-1]) / 2 * np.diff(_Z_GRID)
 _COMOVING = 299792.458 / 70.0 * np.concatenate([[0.0], np.cumsum(_STEPS)])
 
 # Colours of a passive galaxy against redshift (Fukugita et al. 1995; Eisenstein et al. 2001), and the correction of
-# its r magnitude for bandpass and passive evolution; approximate.
+# its r magnitude for bandpass and passive evolution; approximate, after those papers.
 _RED_Z = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 _RED_GR = np.array([0.90, 1.12, 1.36, 1.56, 1.64, 1.66, 1.66, 1.64, 1.60])
 _RED_RI = np.array([0.38, 0.44, 0.50, 0.57, 0.70, 0.88, 1.02, 1.12, 1.18])
@@ -148,12 +148,12 @@ def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: flo
     radius is large enough for the seeing and fits the cutout.
 
     Velocity dispersions follow Choi et al. (2007), weighted with the lensing cross-section (proportional to sigma^4)
-    as in LensPop (Collett 2015); redshifts resemble SL2S and SuGOHI (Sonnenfeld et al. 2013, 2018); luminosities
-    follow the Faber-Jackson relation of Bernardi et al. (2003), sizes the curved size-luminosity relation of Hyde &
-    Bernardi (2009).
+    as in LensPop (Collett 2015) and with sigma^6 more, a choice of ours, since wide lenses are the ones found from the
+    ground. Approximate, after: redshifts of SL2S and SuGOHI (Sonnenfeld et al. 2013, 2018), Faber-Jackson relation of
+    Bernardi et al. (2003), size-luminosity relation of Hyde & Bernardi (2009).
     """
     for _ in range(_MAX_DRAWS):
-        sigma = 161.0 * rng.gamma((2.32 + 4) / 2.67) ** (1 / 2.67)  # km/s
+        sigma = 161.0 * rng.gamma((2.32 + 10) / 2.67) ** (1 / 2.67)  # km/s
         z_lens = min(max(rng.normal(0.55, 0.15), 0.2), 0.9)
         z_source = min(max(rng.normal(1.8, 0.5), z_lens + 0.4), 3.5)
         d_lens, d_source = _distance(z_lens), _distance(z_source)
@@ -180,9 +180,9 @@ def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: flo
 
 
 def _draw_blue_colour(rng: np.random.Generator) -> np.ndarray:
-    """Fluxes in g, r, i relative to g of a star-forming galaxy at the redshifts of sources (LensPop; SL2S)."""
-    g_r = rng.normal(0.25, 0.15)
-    r_i = rng.normal(0.15, 0.12)
+    """Fluxes in g, r, i relative to g of a blue star-forming galaxy; approximate, after the sources of SL2S."""
+    g_r = rng.normal(0.15, 0.15)
+    r_i = rng.normal(0.10, 0.10)
     return 10 ** (0.4 * np.array([0.0, g_r, g_r + r_i]))
 
 
@@ -229,13 +229,13 @@ def shear_deflection(x: np.ndarray, y: np.ndarray, shear: float, angle: float) -
 def _draw_source(rng: np.random.Generator, einstein_radius: float) -> list[tuple[float, ...]]:
     """
     A clumpy star-forming galaxy as Sersic components `(fraction, x, y, r_eff, n, axis ratio, angle)`, arcsec: a disc
-    of 0.1-0.4" (Collett 2015) and two to five clumps of 20-60 % of the light (Livermore et al. 2012), placed where it
-    has more than one image.
+    of 0.07-0.35" and two to five clumps of 20-60 % of the light; approximate, after Collett (2015) and Livermore
+    et al. (2012). It lies near the caustic, where the magnification of flux-limited samples puts it.
     """
-    offset = 0.6 * einstein_radius * math.sqrt(rng.uniform())
+    offset = 0.35 * einstein_radius * math.sqrt(rng.uniform())
     direction = rng.uniform(0, 2 * math.pi)
     x, y = offset * math.cos(direction), offset * math.sin(direction)
-    r_eff = min(max(rng.lognormal(math.log(0.2), 0.35), 0.08), 0.45)
+    r_eff = min(max(rng.lognormal(math.log(0.15), 0.35), 0.07), 0.35)
     count = rng.integers(2, 6)
     weights = rng.uniform(0.2, 0.6) * rng.dirichlet(np.ones(count))
     parts = [(1 - weights.sum(), x, y, r_eff, 1.0, rng.uniform(0.35, 1.0), rng.uniform(0, math.pi))]
@@ -281,7 +281,7 @@ def _unit(image: np.ndarray) -> np.ndarray:
 
 def _unit_inside(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Unit flux, faded out where arcs would not reach either."""
-    return _unit(image / (1 + ((x * x + y * y) / np.float32(0.8 * _MAX_ARC_RADIUS) ** 2) ** 4))
+    return _unit(image / (1 + ((x * x + y * y) / np.float32(0.9 * _MAX_ARC_RADIUS) ** 2) ** 4))
 
 
 def _polar(x, y, q: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -318,14 +318,16 @@ def _layers(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 def _paint_elliptical(system: _System, rng, x, y, config) -> np.ndarray:
-    """An early-type galaxy alone, with some or little of its light from young stars."""
-    flux = system.galaxy.flux + rng.uniform(0.3, 1.0) * system.blue
-    return _layers((flux, _render_galaxy(system.galaxy, x, y, config)))
+    """An early-type galaxy with a smooth, faint disc of young stars."""
+    galaxy = system.galaxy
+    r, _ = _polar(x - galaxy.x, y - galaxy.y, galaxy.axis_ratio, galaxy.angle)
+    disc = _unit_inside(np.exp(-r / np.float32(system.einstein_radius * rng.uniform(0.6, 1.1))), x, y)
+    return _layers((galaxy.flux, _render_galaxy(galaxy, x, y, config)), (rng.uniform(0.7, 1.1) * system.blue, disc))
 
 
 def _paint_spiral(system: _System, rng, x, y, config) -> np.ndarray:
     """A bulge with its stellar halo, an old disc and two to four logarithmic arms with H II regions."""
-    galaxy, scale = system.galaxy, system.einstein_radius * np.float32(rng.uniform(0.45, 0.75))
+    galaxy, scale = system.galaxy, system.einstein_radius * np.float32(rng.uniform(0.4, 0.68))
     r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.55, 1.0), rng.uniform(0, math.pi))
     arms = rng.choice([2, 2, 2, 3, 4])
     pitch = np.float32(math.tan(math.radians(rng.uniform(15, 30))) * rng.choice([-1, 1]))
@@ -337,31 +339,31 @@ def _paint_spiral(system: _System, rng, x, y, config) -> np.ndarray:
     spheroid = _render_galaxy(galaxy, x, y, config)
     moved = np.float32(rng.uniform(0.5, 0.9)) * np.exp(-((r / np.float32(1.4)) ** 4)) * spheroid
     old = spheroid - moved + np.float32(rng.uniform(0.4, 0.9)) * moved.sum() * _unit_inside(np.exp(-r / scale), x, y)
-    return _layers((rng.uniform(1.0, 2.2) * system.blue, blue), (galaxy.flux, old))
+    return _layers((rng.uniform(0.9, 1.8) * system.blue, blue), (galaxy.flux, old))
 
 
 def _paint_ring(system: _System, rng, x, y, config) -> np.ndarray:
     """A face-on star-forming ring around an early-type galaxy (Hoag-type, resonance and collisional rings)."""
-    galaxy, radius = system.galaxy, min(system.einstein_radius * rng.uniform(0.75, 1.4), 1.4)
+    galaxy, radius = system.galaxy, min(system.einstein_radius * rng.uniform(0.85, 1.4), 1.6)
     r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.8, 1.0), rng.uniform(0, math.pi))
     width = radius * rng.uniform(0.12, 0.25)
     lopsided = 1 + rng.uniform(0.0, 0.6) * np.cos(phi - rng.uniform(0, 2 * math.pi))
     ring = _unit_inside(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided, x, y)
-    inner = _unit_inside(np.exp(-r / np.float32(0.6 * radius)), x, y)
+    disc = _unit_inside(np.exp(-r / np.float32(radius)), x, y)
     share = rng.uniform(0.0, 0.4)
-    ring = _add_knots((1 - share) * ring + share * inner, rng, rng.uniform(0.1, 0.4), rng.integers(5, 20))
+    ring = _add_knots((1 - share) * ring + share * disc, rng, rng.uniform(0.1, 0.4), rng.integers(5, 20))
     return _layers((system.blue, ring), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
 
 
 def _paint_companions(system: _System, rng, x, y, config) -> np.ndarray:
-    """One to three blue galaxies seen edge-on and turned tangentially, as no lens would arrange them."""
+    """One to three blue galaxies beside it, seen edge-on and turned more or less tangentially."""
     galaxy = system.galaxy
     count = rng.choice([1, 2, 2, 3])
     azimuth = rng.uniform(0, 2 * math.pi) + np.concatenate([[0.0], np.cumsum(rng.uniform(0.7, 1.7, size=count - 1))])
     light = 0
     for share, phi in zip(rng.dirichlet(np.full(count, 4.0)), azimuth):
-        radius = min(system.einstein_radius * rng.uniform(0.8, 1.6), 1.6)
-        tilt = phi + math.pi / 2 + rng.normal(0, 0.25)
+        radius = min(system.einstein_radius * rng.uniform(0.8, 1.7), 1.5)
+        tilt = phi + math.pi / 2 + rng.normal(0, 0.5)
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
         light = light + share * _sersic(u, v, rng.uniform(0.25, 0.5), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
     blue = _add_knots(_unit_inside(light, x, y), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
@@ -372,7 +374,7 @@ def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
     """Two early-type nuclei and one or two blue tidal tails that wind out of them."""
     galaxy, radius = system.galaxy, system.einstein_radius
     share, phi0 = rng.uniform(0.55, 0.9), rng.uniform(0, 2 * math.pi)
-    separation = min(radius * rng.uniform(0.4, 0.9), 1.1)
+    separation = min(radius * rng.uniform(0.4, 0.8), 1.0)
     u, v = x - separation * math.cos(phi0), y - separation * math.sin(phi0)
     second = _sersic(
         u, v, galaxy.r_eff * rng.uniform(0.4, 0.9), 3.0, rng.uniform(0.5, 1.0), rng.uniform(0, math.pi), 0.05
@@ -382,7 +384,7 @@ def _paint_merger(system: _System, rng, x, y, config) -> np.ndarray:
     tails = 0
     for start, strength in zip((phi0, phi0 + math.pi), (1.0, rng.uniform(0, 1))):
         along = np.mod(handedness * (phi - np.float32(start)), np.float32(2 * math.pi))
-        spine = radius * np.float32(rng.uniform(0.6, 0.9)) * np.exp(np.float32(winding) * along)
+        spine = radius * np.float32(rng.uniform(0.7, 1.0)) * np.exp(np.float32(winding) * along)
         tails = tails + strength * np.exp(
             -0.5 * ((r - spine) / np.float32(0.18 * radius)) ** 2 - along / np.float32(rng.uniform(0.8, 2.0))
         )
@@ -405,15 +407,19 @@ _NONLENSES: dict[str, tuple[float, Callable]] = {  # subclass: share of the non-
 
 
 def _paint_neighbours(rng: np.random.Generator, x, y, config: SimulationConfig) -> np.ndarray:
-    """Field galaxies (number counts rising as 10^(0.3 m)) and now and then a star; the same for every class."""
+    """Field galaxies beside the lens (number counts rising as 10^(0.3 m)) and now and then a star; for every class."""
     half = (x.shape[1] / 2) * config.pixel_scale
     light = np.zeros((3, y.shape[0], x.shape[1]), dtype=np.float32)
     for _ in range(rng.poisson(2.0 * (half / 8.0) ** 2)):
         r_mag = 25.5 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 6.0))) / 0.3
         colour = np.array([rng.normal(0.6, 0.4), 0.0, -rng.normal(0.35, 0.2)])
         r_eff = min(max(rng.lognormal(math.log(0.45) - 0.12 * (r_mag - 23.0), 0.4), 0.1), 1.2)
-        u, v = x - rng.uniform(-half, half), y - rng.uniform(-half, half)
-        shape = _sersic(u, v, r_eff, rng.uniform(0.8, 2.5), rng.uniform(0.3, 1.0), rng.uniform(0, math.pi), 0.05)
+        dx, dy = rng.uniform(-half, half, size=2)
+        if math.hypot(dx, dy) < _MAX_ARC_RADIUS:  # samples are cleaned of blends
+            continue
+        shape = _sersic(
+            x - dx, y - dy, r_eff, rng.uniform(0.8, 2.5), rng.uniform(0.3, 1.0), rng.uniform(0, math.pi), 0.05
+        )
         light += _layers((_flux(r_mag + colour, config) * config.pixel_scale**2, shape))
     for _ in range(rng.poisson(0.15)):
         g_r, r_mag = rng.uniform(0.3, 1.5), rng.uniform(18.5, 24.0)
@@ -505,7 +511,7 @@ def _mask(image: np.ndarray, rng: np.random.Generator, config: SimulationConfig)
 def _draw_visible_system(
     rng: np.random.Generator, config: SimulationConfig, seeing: np.ndarray, transfer_g: np.ndarray, sky_g: float
 ) -> _System:
-    """Draw systems until the arcs are in the central pixels, magnified (mu > 3, Collett 2015) and visible in g."""
+    """Draw systems until the arcs are in the central pixels, magnified (mu > 4; Collett 2015 asks for 3) and visible in g."""
     side, oversampling = config.size + 2 * _MARGIN, 3
     window = 2 * math.ceil((_MAX_ARC_RADIUS + 0.3) / config.pixel_scale)
     step = config.pixel_scale / oversampling
@@ -517,11 +523,11 @@ def _draw_visible_system(
         galaxy, radius, _z_source = _draw_galaxy(rng, config, float(seeing.max()))
         q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
         lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
-        flux = _flux(25.5 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 3.5))) / 0.3, config)
+        flux = _flux(25.0 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 2.5))) / 0.3, config)
         fine = _lens_image(x - galaxy.x, y - galaxy.y, lens, _draw_source(rng, radius))
         arcs = fine.reshape(window, oversampling, window, oversampling).sum(axis=(1, 3)) * np.float32(step**2)
         magnification = arcs.sum()
-        if magnification < 3 or arcs[inside].sum() < 0.98 * magnification:
+        if magnification < 4 or arcs[inside].sum() < 0.99 * magnification:
             continue
         scene = np.zeros((side, side), dtype=np.float32)
         scene[edge : edge + window, edge : edge + window] = arcs * np.float32(flux)
@@ -533,7 +539,7 @@ def _draw_visible_system(
         contrast = (seen**2).sum() / (seen * (seen + glare)).sum()
         if contrast > config.min_arc_contrast:
             colour = _draw_blue_colour(rng)
-            redder = 10 ** (0.4 * (rng.uniform(0, 0.3) * np.array([-0.5, 0.5, 0.7])))
+            redder = 10 ** (0.4 * (rng.uniform(0.1, 0.34) * np.array([-0.5, 0.5, 0.7])))
             return _System(galaxy, radius, _layers((colour, scene)), snr, magnification * flux * colour * redder)
     raise InputError(f"no lens reaches min_arc_snr {config.min_arc_snr}; lower it in the SimulationConfig")
 
