@@ -1,6 +1,7 @@
 """The one exception for mistakes that a user can mend, and how scripts end on it."""
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 
@@ -9,8 +10,25 @@ class InputError(ValueError):
     """A mistake in what the user gave: one sentence that names the file, column or argument and the mend."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """
+    A training that was told to stop, by Ctrl-C or SIGTERM, and has saved what it had.
+
+    Args:
+        message (`str`): what was saved and how to go on.
+        signal_number (`int`): the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
-    """Make `main` print an [`InputError`] as one line on stderr and exit with status 2 instead of a traceback."""
+    """
+    Make `main` print an [`InputError`] as one line on stderr and exit with status 2 instead of a traceback; and leave
+    on a signal as shells expect it, with 128 + its number.
+    """
 
     @functools.wraps(main)
     def wrapper() -> None:
@@ -19,5 +37,8 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt as interrupt:
+            print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
+            sys.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
 
     return wrapper

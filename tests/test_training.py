@@ -201,7 +201,11 @@ def test_collapse_is_named():
     uniform = {"loss": math.log(64), "teacher_entropy": math.log(64), "output_std": 0.1}
     assert "uniform" in collapse_warning("dino", uniform, 64)
     assert "one-hot" in collapse_warning("ibot", {**uniform, "teacher_entropy": 0.01}, 64)
-    assert collapse_warning("dino", {**uniform, "teacher_entropy": 2.0}, 64) is None
+    healthy = {"loss": 3.0, "teacher_entropy": 2.0, "output_std": 0.1}
+    assert collapse_warning("dino", healthy, 64) is None
+    assert "ln K" in collapse_warning("dino", {**healthy, "loss": 4.13}, 64)
+    assert collapse_warning("ibot", {**healthy, "loss": 4.13, "cls_loss": 3.0}, 64) is None
+    assert "alike" in collapse_warning("dino", {**healthy, "output_std": 1e-4}, 64)
     assert "collapse" in collapse_warning("simsiam", {"output_std": 1e-3}, 64)
     assert collapse_warning("simsiam", {"output_std": 1 / 8}, 64) is None
 

@@ -159,9 +159,12 @@ class DINO(PreTrainedModel):
         return torch.cat([global_cls, self._tokens(self.student.backbone, local_views)[:, :, 0]])
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher to `momentum * teacher + (1 - momentum) * student`."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1.0 - momentum)
+    def update_teacher(self, momentum: float, skip: torch.Tensor | None = None) -> None:
+        """Move the teacher to `momentum * teacher + (1 - momentum) * student`, unless `skip`, a bool on the device."""
+        teacher = list(self.teacher.parameters())
+        moves = torch._foreach_sub(list(self.student.parameters()), teacher)
+        torch._foreach_mul_(moves, 1.0 - momentum if skip is None else (1.0 - momentum) * ~skip)
+        torch._foreach_add_(teacher, moves)
 
     @torch.no_grad()
     def update_centre(self, output: DINOOutput) -> None:

@@ -95,6 +95,7 @@ class PretrainArguments(ViewArguments):
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
     checkpoint_every: int = _option(5, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")

@@ -5,25 +5,43 @@ Data order and views are functions of the step, so that nothing else is needed t
 """
 
 import json
+import logging
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _KEEP = 2
 
 
 def save_checkpoint(
-    directory: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict | None = None
+    directory: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Any] | None = None,
+    score: float | None = None,
 ) -> Path:
     """
-    Write `directory/step-<step>.safetensors` atomically and delete all but the newest two.
+    Write `directory/step-<step>.safetensors` atomically, and delete all but the newest two and the best one.
 
     Args:
         step (`int`): optimizer steps done.
-        extra (`dict`, *optional*): JSON-able values, and tensors under string keys, that come back from loading.
+        extra (`Mapping`, *optional*): JSON-able values, and tensors under string keys, that come back from loading.
+        score (`float`, *optional*): the larger the better; decides which checkpoint is the best.
+
+    Raises:
+        [`InputError`]: the disk is full or cannot be written; the checkpoints before are untouched.
     """
     extra = extra or {}
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -32,39 +50,90 @@ def save_checkpoint(
             if value is not None:
                 tensors[f"optimizer.{name}.{key}"] = value
     tensors |= {f"extra.{name}": value for name, value in extra.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     values = {name: value for name, value in extra.items() if not isinstance(value, torch.Tensor)}
-    directory.mkdir(parents=True, exist_ok=True)
+    header = {"step": step, "values": values, "score": score, "checksum": _checksum(tensors)}
     path = directory / f"step-{step:08d}.safetensors"
     partial = directory / f".{path.name}.partial"
-    save_file(
-        {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()},
-        partial,
-        metadata={"step": str(step), "values": json.dumps(values)},
-    )
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    for old in sorted(directory.glob("step-*.safetensors"))[:-_KEEP]:
-        old.unlink()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"checkpoint": json.dumps(header)})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_directory(directory)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write the checkpoint {path} ({error}): make room, then go on with --resume auto"
+        ) from error
+    _delete_old(directory)
     return path
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest `step-*.safetensors` in `directory`, or `None`."""
-    return max(directory.glob("step-*.safetensors"), default=None)
+def newest_checkpoint(directory: Path, accelerator: Accelerator) -> Path | None:
+    """
+    The newest whole `step-*.safetensors` in `directory`, or `None`. Damaged ones that are newer are renamed to
+    `*.damaged` with a warning. Every process must call it.
+    """
+    with accelerator.main_process_first():  # the others then find what it has left
+        for path in sorted(directory.glob("step-*.safetensors"), reverse=True):
+            try:
+                _read(path)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                logger.warning("%s is damaged (%s): set aside as .damaged, going on from the one before", path, error)
+                path.rename(path.with_name(f"{path.name}.damaged"))
+            else:
+                return path
+    return None
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict]:
     """Restore `model` and `optimizer` in place; returns the steps done and the `extra` that was saved."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    header, tensors = _read(path)
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    extra = json.loads(metadata["values"])
-    extra |= {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("extra.")}
-    return int(metadata["step"]), extra
+    extra = header["values"] | {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("extra.")}
+    return header["step"], extra
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["checkpoint"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if _checksum(tensors) != header["checksum"]:
+        raise ValueError("its checksum is wrong")
+    return header, tensors
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), checksum))
+    return checksum
+
+
+def _delete_old(directory: Path) -> None:
+    paths = sorted(directory.glob("step-*.safetensors"))
+    scores = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            score = json.loads(file.metadata()["checkpoint"])["score"]
+        if score is not None:
+            scores[path] = score
+    best = max(scores, key=scores.get, default=None)
+    for path in paths[:-_KEEP]:
+        if path != best:
+            path.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)  # makes the rename itself survive a power cut
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,6 +25,8 @@ from .arguments import FinetuneArguments, make_arguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
     Averages,
+    Faults,
+    StopRequest,
     autocast,
     batch_indices,
     center_crop,
@@ -33,6 +35,7 @@ from .loop import (
     lens_probabilities,
     make_accelerator,
     normalise,
+    optimizer_step,
     progress_bar,
 )
 from .monitors import roc_auc
@@ -113,7 +116,9 @@ def finetune(
     validation_images = normalise(
         center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
     )
-    outcome = _train(model, images, subset.labels, validation_images, validation.labels, arguments, accelerator, run)
+    outcome = _train(
+        model, images, subset.labels, subset.ids, validation_images, validation.labels, arguments, accelerator, run
+    )
     if accelerator.is_main_process:
         run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
     run.write_facts({**facts, **outcome})
@@ -237,6 +242,7 @@ def _train(
     model: ViTForImageClassification,
     images: torch.Tensor,
     labels: torch.Tensor,
+    ids: list[str],
     validation_images: torch.Tensor,
     validation_labels: torch.Tensor,
     arguments: FinetuneArguments,
@@ -257,7 +263,7 @@ def _train(
             model(views.make(images[chosen], chosen, settings, 0, 0)).logits.float(), labels[chosen]
         )
 
-    newest = newest_checkpoint(run.checkpoints)
+    newest = newest_checkpoint(run.checkpoints, accelerator)
     if newest is None:
         precision = choose_precision(accelerator, arguments.precision, trial_loss)
         model.zero_grad(set_to_none=True)
@@ -271,71 +277,85 @@ def _train(
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
+    averages = Averages()
     best = {"validation_auc": -1.0, "best_step": 0}
     best_weights: dict[str, torch.Tensor] = {}
     if newest is None:
-        first_step, seconds = 0, 0.0
+        first_step, seconds, counts = 0, 0.0, {}
         run.forget_after(-1)
     else:
         first_step, extra = load_checkpoint(newest, model, optimizer.optimizer)
+        averages.restore(extra, device)
         best_weights = {name: value.to(device) for name, value in extra.items() if isinstance(value, torch.Tensor)}
         best = {name: extra[name] for name in best}
-        precision, seconds = extra["precision"], extra["seconds"]
+        precision, seconds, counts = extra["precision"], extra["seconds"], extra["faults"]
         run.forget_after(first_step)
         accelerator.print(f"resuming from {newest}")
-    averages, start = Averages(), time.perf_counter() - seconds
-    bar = progress_bar(accelerator, "finetune", first_step, arguments.steps)
-    for step in range(first_step, arguments.steps):
-        warmup = round(arguments.warmup_fraction * arguments.steps)
-        factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        chosen, epoch = batch_indices(
-            len(images),
-            arguments.batch_size,
-            arguments.seed,
-            step,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        chosen = chosen.to(device)
-        batch = views.make(images[chosen], chosen, settings, epoch, 0)
-        with autocast(device, precision):
-            logits = wrapped(batch).logits
-        loss = F.cross_entropy(logits.float(), labels[chosen])
-        accelerator.backward(loss)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        gradient_norm = accelerator.clip_grad_norm_(trainable, arguments.clip_grad_norm or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        averages.add({"loss": loss, "gradient_norm": gradient_norm})
-        done = step + 1
-        bar.update()
-        evaluates = done % arguments.eval_every == 0 or done == arguments.steps
-        if done % arguments.log_every == 0 or evaluates:
-            means = averages.pop(accelerator)
-            if not math.isfinite(means["loss"]):
-                raise InputError(
-                    f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32"
-                )
-            run.log(done, {"epoch": epoch, **means, "learning_rate": arguments.learning_rate * factor})
-        if evaluates:
-            scores = lens_probabilities(model, validation_images)
-            model.train()
-            auc = roc_auc(validation_labels, scores)
-            accuracy = ((scores.cpu() >= 0.5).long() == validation_labels).float().mean().item()
-            run.log(done, {"epoch": epoch, "validation_auc": auc, "validation_accuracy": accuracy})
-            bar.set_postfix(loss=f"{means['loss']:.3f}", validation_auc=f"{auc:.3f}", refresh=False)
-            if auc > best["validation_auc"]:
-                best = {"validation_auc": auc, "best_step": done}
-                best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-            seconds = time.perf_counter() - start
-            if accelerator.is_main_process:
-                extra = {**best, "precision": precision, "seconds": seconds, **best_weights}
+    faults = Faults(device, **counts)
+
+    start = time.perf_counter() - seconds
+    warmup = round(arguments.warmup_fraction * arguments.steps)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    with StopRequest() as stop, progress_bar(accelerator, "finetune", first_step, arguments.steps) as bar:
+        for step in range(first_step, arguments.steps):
+            factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            chosen, epoch = batch_indices(
+                len(images),
+                arguments.batch_size,
+                arguments.seed,
+                step,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+            chosen = chosen.to(device)
+            batch = views.make(images[chosen], chosen, settings, epoch, 0)
+            with autocast(device, precision):
+                logits = wrapped(batch).logits
+            loss = F.cross_entropy(logits.float(), labels[chosen])
+            accelerator.backward(loss)
+            gradient_norm = accelerator.clip_grad_norm_(trainable, arguments.clip_grad_norm or math.inf)
+            fault = faults.note(accelerator, loss, gradient_norm)
+            optimizer_step(optimizer, skip=fault)
+            averages.add({"loss": loss, "gradient_norm": gradient_norm}, fault)
+            done = step + 1
+            bar.update()
+            evaluates = done % arguments.eval_every == 0 or done == arguments.steps
+            logs = done % arguments.log_every == 0 or evaluates
+            if logs:
+                means = averages.pop(accelerator)
+                whole = batch_indices(len(images), arguments.batch_size, arguments.seed, step, 0, 1)[0]
+                skipped = faults.check(done, lambda whole=whole: [ids[i] for i in whole])
+                rate = arguments.learning_rate * factor
+                run.log(done, {"epoch": epoch, **means, "learning_rate": rate, "skipped": skipped})
+                run.log_time(done, {"seconds": time.perf_counter() - start})
+            if evaluates:
+                scores = lens_probabilities(model, validation_images)
+                model.train()
+                auc = roc_auc(validation_labels, scores)
+                accuracy = ((scores.cpu() >= 0.5).long() == validation_labels).float().mean().item()
+                run.log(done, {"epoch": epoch, "validation_auc": auc, "validation_accuracy": accuracy})
+                bar.set_postfix(validation_auc=f"{auc:.3f}", refresh=False)
+                if auc > best["validation_auc"]:
+                    best = {"validation_auc": auc, "best_step": done}
+                    best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            stops = stop.seen_by_any(accelerator, logs)
+            if (evaluates or stops) and accelerator.is_main_process:
+                extra = {
+                    **best,
+                    "precision": precision,
+                    "seconds": time.perf_counter() - start,
+                    "faults": faults.counts(),
+                    **averages.state(),
+                    **best_weights,
+                }
                 save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra)
-    bar.close()
+            if stops and done < arguments.steps:
+                raise stop.interruption(done, arguments.steps, run.path)
     model.load_state_dict(best_weights)
-    return {**best, "precision": precision, "seconds": round(seconds, 1)}
+    seconds = round(time.perf_counter() - start, 1)
+    return {**best, "precision": precision, "skipped_steps": faults.counts()["total"], "seconds": seconds}
 
 
 def _save_classifier(

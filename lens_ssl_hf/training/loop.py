@@ -2,9 +2,13 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, Interrupted
 
 
 def make_accelerator() -> Accelerator:
@@ -138,19 +142,138 @@ class Averages:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
 
-    def add(self, values: dict[str, torch.Tensor]) -> None:
+    def add(self, values: dict[str, torch.Tensor], skipped: torch.Tensor) -> None:
+        """Count the values of one step, unless it was `skipped`."""
+        values = {**values, "count": torch.ones_like(skipped, dtype=torch.float32)}
         for name, value in values.items():
-            value = value.detach().float()
+            value = torch.where(skipped, 0.0, value.detach().float())
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the steps since the last call and over the processes; every process must call it."""
-        means = {name: total / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return {name: value.item() for name, value in accelerator.reduce(means, "mean").items()}
+        """
+        Means over the steps since the last call and over the processes; empty where all were skipped. Every process
+        must call it.
+        """
+        sums = {name: value.item() for name, value in accelerator.reduce(self._sums, "mean").items()}
+        self._sums = {}
+        count = sums.pop("count", 0.0)
+        return {name: total / count for name, total in sums.items()} if count else {}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The sums, for a checkpoint between two calls of `pop`."""
+        return {f"average.{name}": value for name, value in self._sums.items()}
+
+    def restore(self, extra: dict[str, Any], device: torch.device) -> None:
+        """Take the sums out of what a checkpoint holds."""
+        prefix = "average."
+        self._sums = {
+            name[len(prefix) :]: extra.pop(name).to(device) for name in list(extra) if name.startswith(prefix)
+        }
+
+
+MAX_CONSECUTIVE_FAULTS = 10
+
+
+class Faults:
+    """
+    Steps whose loss or gradient is NaN or infinite. They are found, skipped and counted on the device, and the counts
+    read now and then, so that no step waits for the host.
+    """
+
+    def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0):
+        self._total = torch.tensor(total, device=device)
+        self._consecutive = torch.tensor(consecutive, device=device)
+
+    def note(self, accelerator: Accelerator, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor:
+        """Whether this step is to be skipped, as a bool on the device, the same in every process."""
+        fault = ~(loss.detach().isfinite() & torch.as_tensor(gradient_norm, device=loss.device).isfinite())
+        if accelerator.num_processes > 1:
+            fault = accelerator.reduce(fault.float(), "sum") > 0
+        self._total += fault
+        self._consecutive = (self._consecutive + 1) * fault
+        return fault
+
+    def counts(self) -> dict[str, int]:
+        """`total` and `consecutive` (up to the last step) counts."""
+        return {"total": int(self._total), "consecutive": int(self._consecutive)}
+
+    def check(self, step: int, ids: Callable[[], Sequence[str]]) -> int:
+        """
+        The number of steps skipped so far.
+
+        Args:
+            step (`int`): steps done.
+            ids (`Callable`): gives the ids of the last step's samples.
+
+        Raises:
+            [`InputError`]: too many in a row.
+        """
+        counts = self.counts()
+        if counts["consecutive"] < MAX_CONSECUTIVE_FAULTS:
+            return counts["total"]
+        named = ", ".join(ids()[:3])
+        raise InputError(
+            f"{counts['consecutive']} steps in a row, up to step {step} on {named} and others, gave a loss or "
+            "gradient that is NaN or infinite and were skipped: look at these cutouts, lower learning_rate or use "
+            "precision fp32"
+        )
+
+
+def optimizer_step(optimizer: Any, skip: torch.Tensor) -> None:
+    """Step a fused optimizer unless `skip`, decided on the device; gradients are dropped either way."""
+    # The interface of GradScaler: fused optimizers leave weights and state alone where found_inf is 1.
+    inner = getattr(optimizer, "optimizer", optimizer)
+    inner.grad_scale, inner.found_inf = None, skip.float()
+    try:
+        optimizer.step()
+    finally:
+        del inner.grad_scale, inner.found_inf
+    optimizer.zero_grad(set_to_none=True)
+
+
+class StopRequest:
+    """Notes Ctrl-C and SIGTERM, so that a loop can save before it leaves; a second Ctrl-C leaves at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+    def seen_by_any(self, accelerator: Accelerator, may_communicate: bool) -> bool:
+        """
+        Whether a process was told to stop. Several processes must agree on the step, which takes a message: they look
+        only where `may_communicate` says so, in all of them alike.
+        """
+        if accelerator.num_processes == 1:
+            return self.signal_number is not None
+        if not may_communicate:
+            return False
+        flag = torch.tensor(float(self.signal_number or 0), device=accelerator.device)
+        number = int(accelerator.gather(flag.reshape(1)).max())
+        self.signal_number = number or None
+        return number > 0
+
+    def interruption(self, done: int, total: int, run: Path) -> Interrupted:
+        """What to raise once the step `done` of `total` is saved."""
+        return Interrupted(
+            f"{run} is saved at step {done} of {total}, go on with the same command and --resume auto",
+            self.signal_number,
+        )
 
 
 def progress_bar(accelerator: Accelerator, description: str, start: int, total: int) -> tqdm:

@@ -60,7 +60,8 @@ def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -
 
     Args:
         method (`str`): simsiam, dino or ibot.
-        metrics (`dict[str, float]`): `loss`, `output_std` and, for dino and ibot, `teacher_entropy`, over a window.
+        metrics (`dict[str, float]`):
+            Means over a window: `loss`, `output_std` and, for dino and ibot, `teacher_entropy`; of ibot, `cls_loss`.
         num_outputs (`int`): K for dino and ibot, the projection size for simsiam.
     """
     if method == "simsiam":
@@ -73,4 +74,28 @@ def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -
         return f"the teacher's output is uniform (entropy {entropy:.1%} of ln K): lower teacher_temperature"
     if entropy < 0.01:
         return "the teacher's output is one-hot (entropy near 0): raise teacher_temperature or lower centre_momentum"
+    if metrics.get("cls_loss", metrics["loss"]) > 0.99 * math.log(num_outputs):
+        return "the student's output is uniform (loss within 1 % of ln K): lower learning_rate or teacher_momentum"
+    if metrics["output_std"] < 1e-3:
+        return f"the features are all alike (output_std {metrics['output_std']:.2g}): lower learning_rate"
     return None
+
+
+class CollapseWatch:
+    """Counts the windows in a row that look collapsed; one alone may be a phase of the training."""
+
+    PATIENCE = 10
+
+    def __init__(self, method: str, num_outputs: int):
+        self.method, self.num_outputs = method, num_outputs
+        self.count = 0
+
+    def update(self, metrics: dict[str, float]) -> str | None:
+        """The [`collapse_warning`] of one window, which is counted."""
+        warning = collapse_warning(self.method, metrics, self.num_outputs)
+        self.count = self.count + 1 if warning else 0
+        return warning
+
+    @property
+    def has_lasted(self) -> bool:
+        return self.count >= self.PATIENCE

@@ -20,6 +20,8 @@ from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
     Averages,
+    Faults,
+    StopRequest,
     autocast,
     batch_indices,
     center_crop,
@@ -28,10 +30,11 @@ from .loop import (
     extract_cls,
     make_accelerator,
     normalise,
+    optimizer_step,
     parameter_groups,
     progress_bar,
 )
-from .monitors import collapse_warning, knn_scores, roc_auc
+from .monitors import CollapseWatch, knn_scores, roc_auc
 from .run_directory import RunDirectory
 from .schedules import cosine, linear
 
@@ -56,7 +59,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     arguments = make_arguments(PretrainArguments, settings)
     accelerator = make_accelerator()
     splits, info = splits_and_info(cutouts)
-    images, statistics = _training_images(splits, arguments, accelerator)
+    images, ids, statistics = _training_images(splits, arguments, accelerator)
     run = RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
@@ -83,29 +86,30 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         return run.path
     run.write_facts(facts)
     monitor = _KNNMonitor(splits, arguments, statistics, accelerator)
-    precision, seconds = _train(model, images, monitor, arguments, accelerator, run)
+    outcome = _Training(model, images, ids, monitor, arguments, accelerator, run).run()
     if accelerator.is_main_process:
         run.save_model(model.save_pretrained)
-    run.write_facts({**facts, "precision": precision, "seconds": round(seconds, 1)})
+    run.write_facts({**facts, **outcome})
     accelerator.wait_for_everyone()
     return run.path
 
 
 def _training_images(
     splits: dict[str, CutoutTensors], arguments: PretrainArguments, accelerator: Accelerator
-) -> tuple[torch.Tensor, tuple[list[float], list[float]]]:
-    """All images to train on, normalised, on the device; and the means and standard deviations of their bands."""
-    parts = [splits[name].pixels for name in ("train", "unlabelled") if name in splits]
+) -> tuple[torch.Tensor, list[str], tuple[list[float], list[float]]]:
+    """All images to train on, normalised, on the device; their ids; and the means and deviations of their bands."""
+    parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
         raise InputError("the data set has neither a train nor an unlabelled split: nothing to pretrain on")
-    pixels = torch.cat(parts)
+    pixels = torch.cat([part.pixels for part in parts])
+    ids = [one for part in parts for one in part.ids]
     share = accelerator.num_processes * arguments.gradient_accumulation_steps
     if arguments.batch_size % share:
         raise InputError(f"batch_size {arguments.batch_size} is not a multiple of processes x accumulation, {share}")
     if len(pixels) < arguments.batch_size:
         raise InputError(f"{len(pixels)} images are fewer than batch_size {arguments.batch_size}: lower batch_size")
     statistics = channel_statistics(pixels, arguments.crop_size)
-    return normalise(pixels.to(accelerator.device), *statistics), statistics
+    return normalise(pixels.to(accelerator.device), *statistics), ids, statistics
 
 
 def _make_model(arguments: PretrainArguments, info: dict, mean: list[float], std: list[float]) -> torch.nn.Module:
@@ -172,86 +176,168 @@ class _KNNMonitor:
         return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy}
 
 
-def _train(
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    monitor: _KNNMonitor,
-    arguments: PretrainArguments,
-    accelerator: Accelerator,
-    run: RunDirectory,
-) -> tuple[str, float]:
-    """The loop. Returns the precision that was used and the seconds that it took."""
-    steps_per_epoch = len(images) // arguments.batch_size
-    total_steps = arguments.epochs * steps_per_epoch
-    make_views = _ViewMaker(arguments, accelerator.device)
-    model.to(accelerator.device).train()
-    share = arguments.batch_size // accelerator.num_processes // arguments.gradient_accumulation_steps
-    newest = newest_checkpoint(run.checkpoints)
-    if newest is None:
-        precision = choose_precision(
-            accelerator, arguments.precision, lambda: _trial_loss(model, images, make_views, share)
-        )
-        model.zero_grad(set_to_none=True)
-        if arguments.method == "simsiam":
+class _Training:
+    """One run of the loop."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        ids: list[str],
+        monitor: _KNNMonitor,
+        arguments: PretrainArguments,
+        accelerator: Accelerator,
+        run: RunDirectory,
+    ):
+        self.model, self.images, self.ids, self.monitor = model, images, ids, monitor
+        self.arguments, self.accelerator, self.run_directory = arguments, accelerator, run
+        self.steps_per_epoch = len(images) // arguments.batch_size
+        self.total_steps = arguments.epochs * self.steps_per_epoch
+        self.make_views = _ViewMaker(arguments, accelerator.device)
+        self.averages = Averages()
+        outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes
+        self.collapse = CollapseWatch(arguments.method, outputs)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end. Returns the precision that was used, the steps that were skipped and the seconds."""
+        arguments, accelerator = self.arguments, self.accelerator
+        first_step, seconds = self._begin()
+        start = time.perf_counter() - seconds
+        with (
+            StopRequest() as stop,
+            progress_bar(accelerator, f"pretrain {arguments.method}", first_step, self.total_steps) as bar,
+        ):
+            for done in range(first_step + 1, self.total_steps + 1):
+                self._step(done - 1)
+                bar.update()
+                epoch, is_mid_epoch = divmod(done, self.steps_per_epoch)
+                is_last = done == self.total_steps
+                logs = done % arguments.log_every == 0 or not is_mid_epoch
+                if logs:
+                    self._log(done, bar)
+                    self.run_directory.log_time(done, {"seconds": time.perf_counter() - start})
+                score = None
+                if not is_mid_epoch and ((arguments.eval_every and epoch % arguments.eval_every == 0) or is_last):
+                    score = self._evaluate(done)
+                stops = stop.seen_by_any(accelerator, logs)
+                saves = not is_mid_epoch and (epoch % arguments.checkpoint_every == 0 or is_last)
+                if (saves or stops) and accelerator.is_main_process:
+                    self._save(done, time.perf_counter() - start, score)
+                if stops and not is_last:
+                    raise stop.interruption(done, self.total_steps, self.run_directory.path)
+        return {
+            "precision": self.precision,
+            "skipped_steps": self.faults.counts()["total"],
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+    def _begin(self) -> tuple[int, float]:
+        """Make the optimizer, and take up the newest checkpoint; returns the steps done and the seconds they took."""
+        arguments, accelerator, model = self.arguments, self.accelerator, self.model
+        model.to(accelerator.device).train()
+        newest = newest_checkpoint(self.run_directory.checkpoints, accelerator)
+        if newest is None:
+            self.precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
+            model.zero_grad(set_to_none=True)
             _reset_batch_norm(model)
-    optimizer = _make_optimizer(model, arguments)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-
-    if newest is None:
-        first_step, seconds = 0, 0.0
-        run.forget_after(-1)
-        run.log(0, {"epoch": 0, **monitor(model.encoder)})
-    else:
-        first_step, extra = load_checkpoint(newest, model, optimizer.optimizer)
-        precision, seconds = extra["precision"], extra["seconds"]
-        run.forget_after(first_step)
+        self.wrapped, self.optimizer = accelerator.prepare(model, _make_optimizer(model, arguments))
+        if newest is None:
+            self.faults = Faults(accelerator.device)
+            self.run_directory.forget_after(-1)
+            self._evaluate(0)
+            return 0, 0.0
+        step, extra = load_checkpoint(newest, model, self.optimizer.optimizer)
+        self.precision, self.collapse.count = extra["precision"], extra["collapsed_windows"]
+        self.faults = Faults(accelerator.device, **extra["faults"])
+        self.averages.restore(extra, accelerator.device)
+        self.run_directory.forget_after(step)
         accelerator.print(f"resuming from {newest}")
+        return step, extra["seconds"]
 
-    averages, start, warned = Averages(), time.perf_counter() - seconds, False
-    bar = progress_bar(accelerator, f"pretrain {arguments.method}", first_step, total_steps)
-    for step in range(first_step, total_steps):
-        scheduled = _schedule(arguments, step, total_steps, steps_per_epoch)
-        output, gradient_norm = _step(
-            wrapped, model, optimizer, images, make_views, arguments, accelerator, step, scheduled, precision
-        )
-        watched = {name: output[name] for name in _WATCHED if name in output}
-        averages.add({**watched, "gradient_norm": gradient_norm})
-        done = step + 1
-        bar.update()
-        last_of_epoch = done % steps_per_epoch == 0
-        if done % arguments.log_every == 0 or last_of_epoch:
-            means = averages.pop(accelerator)
-            if not math.isfinite(means["loss"]):
-                raise InputError(
-                    f"the loss is {means['loss']} at step {done}: lower learning_rate or use precision fp32"
-                )
-            run.log(done, {"epoch": done / steps_per_epoch, **means, **scheduled})
-            bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
-            outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes
-            warning = collapse_warning(arguments.method, means, outputs)
-            if warning and not warned and done > total_steps // 10:
-                warned = True
-                run.log(done, {"warning": warning})
-                bar.write(f"warning: {warning}")
-        if last_of_epoch:
-            epoch = done // steps_per_epoch
-            if (arguments.eval_every and epoch % arguments.eval_every == 0) or done == total_steps:
-                run.log(done, {"epoch": float(epoch), **monitor(model.encoder)})
-            if (epoch % arguments.checkpoint_every == 0 or done == total_steps) and accelerator.is_main_process:
-                seconds = time.perf_counter() - start
-                extra = {"precision": precision, "seconds": seconds}
-                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra)
-    bar.close()
-    return precision, seconds
+    def _trial_loss(self) -> torch.Tensor:
+        share = self.arguments.batch_size // self.accelerator.num_processes
+        share //= self.arguments.gradient_accumulation_steps
+        # A CPU is busy with 32 images; a GPU shows its speed on a whole batch only.
+        indices = torch.arange(share if self.images.is_cuda else min(share, 32), device=self.images.device)
+        return self.model(**self.make_views(self.images[indices], indices, 0)).loss
+
+    def _step(self, step: int) -> None:
+        """One optimizer step on one global batch."""
+        arguments, accelerator, model = self.arguments, self.accelerator, self.model
+        indices, epoch = self._batch(step, accelerator.process_index, accelerator.num_processes)
+        scheduled = _schedule(arguments, step, self.total_steps, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            if not group.get("constant_learning_rate"):
+                group["lr"] = scheduled["learning_rate"]
+            if group["decayed"]:
+                group["weight_decay"] = scheduled["weight_decay"]
+        temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
+        buffers_before = [buffer.clone() for buffer in model.buffers()]  # centres and batch norm: a few kB
+        micro_batches = indices.to(accelerator.device).chunk(arguments.gradient_accumulation_steps)
+        outputs = []
+        for number, chosen in enumerate(micro_batches):
+            views = self.make_views(self.images[chosen], chosen, epoch)
+            synchronise = number == len(micro_batches) - 1
+            with accelerator.no_sync(self.wrapped) if not synchronise else torch.enable_grad():
+                with autocast(accelerator.device, self.precision):
+                    output = self.wrapped(**views, **temperatures)
+                accelerator.backward(output.loss / len(micro_batches))
+            outputs.append(output)
+        if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
+            model.student.head.last_layer.weight.grad = None
+        limit = arguments.clip_grad_norm or math.inf
+        gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
+        means = _mean_outputs(outputs, accelerator)
+        fault = self.faults.note(accelerator, means.loss, gradient_norm)
+        optimizer_step(self.optimizer, skip=fault)
+        if model.has_teacher:
+            model.update_teacher(scheduled["teacher_momentum"], skip=fault)
+            model.update_centre(means)
+        with torch.no_grad():
+            for buffer, before in zip(model.buffers(), buffers_before):
+                buffer.copy_(torch.where(fault, before, buffer))
+        watched = {name: means[name] for name in _WATCHED if name in means}
+        self.averages.add({**watched, "gradient_norm": gradient_norm}, fault)
+
+    def _batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, int]:
+        arguments = self.arguments
+        return batch_indices(len(self.images), arguments.batch_size, arguments.seed, step, process, num_processes)
+
+    def _log(self, done: int, bar: Any) -> None:
+        means = self.averages.pop(self.accelerator)
+        skipped = self.faults.check(done, lambda: [self.ids[i] for i in self._batch(done - 1, 0, 1)[0]])
+        scheduled = _schedule(self.arguments, done - 1, self.total_steps, self.steps_per_epoch)
+        self.run_directory.log(done, {"epoch": done / self.steps_per_epoch, **means, **scheduled, "skipped": skipped})
+        if not means:
+            return
+        bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+        if done <= self.total_steps // 10:  # all outputs are alike at the start
+            return
+        warning = self.collapse.update(means)
+        if warning and self.collapse.count == 1:
+            self.run_directory.log(done, {"warning": warning})
+            bar.write(f"warning: {warning}")
+        if self.collapse.has_lasted and self.arguments.stop_on_collapse:
+            raise InputError(f"{warning} ({self.collapse.count} log lines in a row; --stop_on_collapse no goes on)")
+
+    def _evaluate(self, done: int) -> float | None:
+        """Log the kNN monitor; returns its AUC where there is one."""
+        found = self.monitor(self.model.encoder)
+        self.run_directory.log(done, {"epoch": done / self.steps_per_epoch, **found})
+        return found.get("knn_auc")
+
+    def _save(self, done: int, seconds: float, score: float | None) -> None:
+        extra = {
+            "precision": self.precision,
+            "seconds": seconds,
+            "faults": self.faults.counts(),
+            "collapsed_windows": self.collapse.count,
+            **self.averages.state(),
+        }
+        save_checkpoint(self.run_directory.checkpoints, done, self.model, self.optimizer.optimizer, extra, score)
 
 
 _WATCHED = ("loss", "cls_loss", "patch_loss", "teacher_entropy", "output_std")
-
-
-def _trial_loss(model: torch.nn.Module, images: torch.Tensor, make_views: _ViewMaker, share: int) -> torch.Tensor:
-    # A CPU is busy with 32 images; a GPU shows its speed on a whole batch only.
-    indices = torch.arange(share if images.is_cuda else min(share, 32), device=images.device)
-    return model(**make_views(images[indices], indices, 0)).loss
 
 
 def _reset_batch_norm(model: torch.nn.Module) -> None:
@@ -273,7 +359,11 @@ def _make_optimizer(model: torch.nn.Module, arguments: PretrainArguments) -> tor
     else:
         groups = parameter_groups(model, arguments.weight_decay)
     if arguments.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9)
+        optimizer = torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True)
+        for group in groups:  # the same as without; a first step that is skipped would leave them uninitialised
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
 
 
@@ -298,56 +388,6 @@ def _schedule(arguments: PretrainArguments, step: int, total_steps: int, steps_p
             arguments.warmup_patch_teacher_temperature, arguments.patch_teacher_temperature, step, temperature_steps
         )
     return values
-
-
-def _step(
-    wrapped: torch.nn.Module,
-    model: torch.nn.Module,
-    optimizer: Any,
-    images: torch.Tensor,
-    make_views: _ViewMaker,
-    arguments: PretrainArguments,
-    accelerator: Accelerator,
-    step: int,
-    scheduled: dict[str, float],
-    precision: str,
-) -> tuple[Any, torch.Tensor]:
-    """One optimizer step on one global batch; returns the output of its last micro-batch and the gradient norm."""
-    indices, epoch = batch_indices(
-        len(images),
-        arguments.batch_size,
-        arguments.seed,
-        step,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    for group in optimizer.param_groups:
-        if not group.get("constant_learning_rate"):
-            group["lr"] = scheduled["learning_rate"]
-        if group["decayed"]:
-            group["weight_decay"] = scheduled["weight_decay"]
-    temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
-    micro_batches = indices.to(images.device).chunk(arguments.gradient_accumulation_steps)
-    outputs = []
-    for number, chosen in enumerate(micro_batches):
-        views = make_views(images[chosen], chosen, epoch)
-        synchronise = number == len(micro_batches) - 1
-        with accelerator.no_sync(wrapped) if not synchronise else torch.enable_grad():
-            with autocast(images.device, precision):
-                output = wrapped(**views, **temperatures)
-            accelerator.backward(output.loss / len(micro_batches))
-        outputs.append(output)
-    if model.has_teacher and step < arguments.freeze_last_layer_epochs * (len(images) // arguments.batch_size):
-        model.student.head.last_layer.weight.grad = None
-    limit = arguments.clip_grad_norm or math.inf
-    gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    means = _mean_outputs(outputs, accelerator)
-    if model.has_teacher:
-        model.update_teacher(scheduled["teacher_momentum"])
-        model.update_centre(means)
-    return means, gradient_norm
 
 
 def _mean_outputs(outputs: list[Any], accelerator: Accelerator) -> Any:

@@ -1,15 +1,20 @@
 """The run directory: resolved settings, data fingerprint, versions, metrics and final weights of one training."""
 
+import fcntl
+import itertools
 import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from ..errors import InputError
 
@@ -44,6 +49,23 @@ class RunDirectory:
                 )
             self._earlier = read_run(self.path)
         make_folder(self.path, "output_dir")
+        if is_main_process:
+            self._lock()
+
+    def _lock(self) -> None:
+        """Keep other runs out of the directory, until this object or its process is gone."""
+        self._lock_file = open(self.path / ".lock", "a+")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock_file.seek(0)
+            owner = self._lock_file.read().strip() or "another process"
+            raise InputError(
+                f"output_dir {self.path} is in use by {owner}: wait for it, stop it, or choose another one"
+            ) from error
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock_file.flush()
 
     @property
     def is_finished(self) -> bool:
@@ -93,25 +115,45 @@ class RunDirectory:
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; floats are rounded to 6 significant digits."""
-        if self.is_main_process:
-            line = {"step": step} | {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-            with open(self.path / "metrics.jsonl", "a") as file:
+        self._append("metrics.jsonl", step, values)
+
+    def log_time(self, step: int, values: dict[str, Any]) -> None:
+        """Append one line to timing.jsonl: what depends on the clock has no place among the metrics."""
+        self._append("timing.jsonl", step, values)
+
+    def _append(self, name: str, step: int, values: dict[str, Any]) -> None:
+        if not self.is_main_process:
+            return
+        line = {"step": step} | {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+        try:
+            with open(self.path / name, "a") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path / name} ({error.strerror}): make room, then go on with --resume auto"
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that a run resumed at `step` writes again; -1 drops all."""
-        path = self.path / "metrics.jsonl"
-        if self.is_main_process and path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_text(path, "".join(line + "\n" for line in lines))
+        for path in (self.path / "metrics.jsonl", self.path / "timing.jsonl"):
+            if self.is_main_process and path.exists():
+                # A killed run may leave half a line; what follows it is newer than any checkpoint.
+                whole = itertools.takewhile(lambda line: line.endswith("}\n"), path.read_text().splitlines(True))
+                write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def save_model(self, save: Any) -> None:
         """Call `save(folder)` on an empty folder that then becomes `model/` in one rename."""
         partial = self.path / ".model.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        save(partial)
-        shutil.rmtree(self.model, ignore_errors=True)
-        os.replace(partial, self.model)
+        try:
+            save(partial)
+            shutil.rmtree(self.model, ignore_errors=True)
+            os.replace(partial, self.model)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise InputError(
+                f"cannot write {self.model} ({error}): make room, then go on with --resume auto"
+            ) from error
 
 
 def read_run(run: str | os.PathLike) -> dict[str, Any]:

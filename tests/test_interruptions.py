@@ -1,0 +1,229 @@
+"""Trainings that are killed, stopped, poisoned or out of disk lose nothing and end as if nothing had happened."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lens_ssl_hf import InputError, finetune, pretrain
+from lens_ssl_hf.data.tensors import save_tensors
+from lens_ssl_hf.data.views import Views
+from lens_ssl_hf.training.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[1]
+SSL = {
+    "backbone": "vitt8",
+    "precision": "fp32",
+    "batch_size": 32,
+    "epochs": 4,
+    "warmup_epochs": 1,
+    "log_every": 2,
+    "checkpoint_every": 1,
+    "eval_every": 2,
+    "num_local_views": 1,
+    "num_prototypes": 64,
+    "head_hidden_size": 32,
+}
+LABELS = {"backbone": "vitt8", "precision": "fp32", "steps": 12, "eval_every": 3, "log_every": 2, "batch_size": 32}
+# A process that kills itself, as SIGKILL from outside would, when it comes to a step or to the renaming of a file.
+DRIVER = """
+import json, os, signal, sys
+from lens_ssl_hf import finetune, pretrain
+from lens_ssl_hf.training import checkpoints, loop
+import lens_ssl_hf.training.finetune as finetuning, lens_ssl_hf.training.pretrain as pretraining
+task, data, run, settings, moment, count = sys.argv[1:]
+def at(function, name):
+    calls = []
+    def wrapper(*arguments, **keywords):
+        calls.append(1)
+        if name == moment and len(calls) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return wrapper
+pretraining.optimizer_step = finetuning.optimizer_step = at(loop.optimizer_step, "step")
+checkpoints.os.replace = at(os.replace, "rename")
+{"pretrain": pretrain, "finetune": finetune}[task](data, run, resume="auto", **json.loads(settings))
+"""
+
+
+def run_until_killed(task, data, run, settings, moment, count):
+    command = [sys.executable, "-c", DRIVER, task, data, run, json.dumps(settings), moment, str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+
+
+def lines(run):
+    return (run / "metrics.jsonl").read_text()
+
+
+def assert_same_run(run, expected):
+    weights, wanted = (load_file(one / "model" / "model.safetensors") for one in (run, expected))
+    assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert lines(run) == lines(expected)
+    states = []
+    for one in (run, expected):
+        newest = max((one / "checkpoints").glob("step-*.safetensors"))
+        states.append(load_file(newest))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+@pytest.fixture(scope="module")
+def data(tiny_cutouts, tmp_path_factory):
+    return save_tensors(tiny_cutouts, tmp_path_factory.mktemp("data") / "cutouts.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A pretraining of 4 epochs, 3 steps each, that nothing interrupts; on one thread, as the killed ones."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "never", 0).returncode == 0
+    return run
+
+
+def test_a_killed_pretraining_ends_as_if_nothing_had_happened(whole, data, tmp_path):
+    run, settings = tmp_path / "run", {"method": "dino", **SSL}
+    # In the middle of an epoch after the warm-up and the frozen one; while the log is rewritten or a checkpoint is
+    # renamed; and once more.
+    for moment, count in (("step", 5), ("rename", 3), ("step", 4)):
+        assert run_until_killed("pretrain", data, run, settings, moment, count).returncode == -signal.SIGKILL
+        assert not (run / "model").exists()
+    assert run_until_killed("pretrain", data, run, settings, "never", 0).returncode == 0
+    assert_same_run(run, whole)
+
+
+def test_a_killed_finetuning_ends_as_if_nothing_had_happened(data, tmp_path):
+    assert run_until_killed("finetune", data, tmp_path / "whole", LABELS, "never", 0).returncode == 0
+    for moment, count in (("step", 5), ("rename", 4)):
+        killed = run_until_killed("finetune", data, tmp_path / "run", LABELS, moment, count)
+        assert killed.returncode == -signal.SIGKILL
+    assert run_until_killed("finetune", data, tmp_path / "run", LABELS, "never", 0).returncode == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_set_aside(damage, whole, data, tmp_path, caplog):
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", whole, run], check=True)
+    subprocess.run(["rm", "-r", run / "model"], check=True)
+    newest = max((run / "checkpoints").glob("step-*"))
+    content = bytearray(newest.read_bytes())
+    content[-1000] ^= 1
+    newest.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    resumed = run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "never", 0)
+    assert resumed.returncode == 0 and f"{newest.name} is damaged" in resumed.stderr
+    assert newest.with_name(f"{newest.name}.damaged").exists()
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(number, whole, data, tmp_path):
+    run, options = tmp_path / "run", " ".join(f"--{name} {value}" for name, value in SSL.items())
+    command = f"scripts/run_ssl.py --method dino {options} --dataset {data} --output_dir {run} --resume auto"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *command.split()], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not ((run / "metrics.jsonl").exists() and len(lines(run).splitlines()) > 2):
+        pass
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, message
+    assert "is saved at step" in message and "--resume auto" in message and "Traceback" not in message
+    saved = max((run / "checkpoints").glob("step-*"))
+    assert f"step {int(saved.stem[5:])} of 12" in message
+    assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "never", 0).returncode == 0
+    assert_same_run(run, whole)
+
+
+def test_a_full_disk_loses_nothing(data, tmp_path):
+    script = f"scripts/run_finetune.py --dataset {data} --output_dir {tmp_path}/run --resume auto "
+    script += " ".join(f"--{name} {value}" for name, value in LABELS.items())
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    command = [sys.executable, *script.split()]
+    full = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300)
+    message = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert full.returncode == 2 and len(message) == 1 and "make room" in message[0] and "Traceback" not in full.stderr
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()) and not (tmp_path / "run" / "model").exists()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+
+
+def test_one_run_at_a_time_writes_a_directory(tiny_cutouts, tmp_path):
+    first = RunDirectory(tmp_path / "run", "auto")
+    with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
+        finetune(tiny_cutouts, tmp_path / "run", **LABELS)
+    del first
+    finetune(tiny_cutouts, tmp_path / "run", **{**LABELS, "steps": 1})
+
+
+def poison(monkeypatch, from_epoch):
+    make = Views.make
+
+    def poisoned(self, images, indices, settings, epoch, view):
+        views = make(self, images, indices, settings, epoch, view)
+        return views * torch.nan if epoch >= from_epoch else views
+
+    monkeypatch.setattr(Views, "make", poisoned)
+
+
+@pytest.mark.parametrize("method", ["dino", "simsiam"])
+def test_a_step_that_is_not_finite_changes_nothing(method, tiny_cutouts, tmp_path, monkeypatch):
+    settings = {**SSL, "epochs": 2, "projection_size": 64, "prediction_hidden_size": 16}
+    poison(monkeypatch, from_epoch=1)  # the second half: three steps
+    run = pretrain(tiny_cutouts, tmp_path / "run", method, **settings)
+    assert json.loads((run / "run.json").read_text())["skipped_steps"] == 3
+    before, after = (load_file(run / "checkpoints" / f"step-0000000{step}.safetensors") for step in (3, 6))
+    kept = [name for name in before if not name.startswith("extra.")]
+    assert len(kept) > 100 and all(torch.equal(before[name], after[name]) for name in kept)
+    assert "NaN" not in lines(run)
+
+
+def test_a_first_step_that_is_not_finite_leaves_no_garbage(tiny_cutouts, tmp_path, monkeypatch):
+    make, seen = Views.make, []
+
+    def poisoned(self, images, indices, settings, epoch, view):
+        seen.append(1)
+        return make(self, images, indices, settings, epoch, view) * (torch.nan if len(seen) <= 2 else 1)
+
+    monkeypatch.setattr(Views, "make", poisoned)
+    settings = {**SSL, "epochs": 1, "projection_size": 64, "prediction_hidden_size": 16}
+    run = pretrain(tiny_cutouts, tmp_path / "run", "simsiam", **settings)
+    assert json.loads((run / "run.json").read_text())["skipped_steps"] == 1
+    assert all(value.isfinite().all() for value in load_file(run / "model" / "model.safetensors").values())
+
+
+def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tiny_cutouts, tmp_path, monkeypatch):
+    poison(monkeypatch, from_epoch=2)
+    with pytest.raises(InputError, match=r"10 steps in a row.* on 0-\d+, 0-\d+, 0-\d+ and others"):
+        pretrain(tiny_cutouts, tmp_path / "run", "dino", **{**SSL, "epochs": 8})
+    weights = load_file(max((tmp_path / "run" / "checkpoints").glob("step-*")))
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_collapse_ends_the_run_unless_told_otherwise(tiny_cutouts, tmp_path):
+    settings = {**SSL, "epochs": 6, "log_every": 1, "teacher_temperature": 50.0, "warmup_teacher_temperature": 50.0}
+    with pytest.raises(InputError, match=r"uniform.*10 log lines in a row"):
+        pretrain(tiny_cutouts, tmp_path / "stopped", "dino", **settings)
+    assert '"warning"' in lines(tmp_path / "stopped")
+    pretrain(tiny_cutouts, tmp_path / "goes_on", "dino", stop_on_collapse=False, **settings)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    from lens_ssl_hf.training.checkpoints import save_checkpoint
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step, score in enumerate((0.5, 0.9, 0.7, None, 0.6)):
+        save_checkpoint(tmp_path, step, model, optimizer, score=score)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == [f"step-0000000{step}.safetensors" for step in (1, 3, 4)]
