@@ -346,7 +346,7 @@ def _paint_ring(system: _System, rng, x, y, config) -> np.ndarray:
     """A face-on star-forming ring around an early-type galaxy (Hoag-type, resonance and collisional rings)."""
     galaxy, radius = system.galaxy, min(system.einstein_radius * rng.uniform(0.85, 1.4), 1.6)
     r, phi = _polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.8, 1.0), rng.uniform(0, math.pi))
-    width = radius * rng.uniform(0.12, 0.25)
+    width = radius * rng.uniform(0.2, 0.35)
     lopsided = 1 + rng.uniform(0.0, 0.6) * np.cos(phi - rng.uniform(0, 2 * math.pi))
     ring = _unit_inside(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided, x, y)
     disc = _unit_inside(np.exp(-r / np.float32(radius)), x, y)
@@ -365,7 +365,7 @@ def _paint_companions(system: _System, rng, x, y, config) -> np.ndarray:
         radius = min(system.einstein_radius * rng.uniform(0.8, 1.7), 1.5)
         tilt = phi + math.pi / 2 + rng.normal(0, 0.5)
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
-        light = light + share * _sersic(u, v, rng.uniform(0.25, 0.5), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
+        light = light + share * _sersic(u, v, rng.uniform(0.3, 0.6), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
     blue = _add_knots(_unit_inside(light, x, y), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
     return _layers((system.blue, blue), (galaxy.flux, _render_galaxy(galaxy, x, y, config)))
 
@@ -511,7 +511,7 @@ def _mask(image: np.ndarray, rng: np.random.Generator, config: SimulationConfig)
 def _draw_visible_system(
     rng: np.random.Generator, config: SimulationConfig, seeing: np.ndarray, transfer_g: np.ndarray, sky_g: float
 ) -> _System:
-    """Draw systems until the arcs are in the central pixels, magnified (mu > 4; Collett 2015 asks for 3) and visible in g."""
+    """Draw systems until the arcs are in the central pixels, magnified (mu > 4; Collett 2015: 3) and visible in g."""
     side, oversampling = config.size + 2 * _MARGIN, 3
     window = 2 * math.ceil((_MAX_ARC_RADIUS + 0.3) / config.pixel_scale)
     step = config.pixel_scale / oversampling
@@ -539,7 +539,7 @@ def _draw_visible_system(
         contrast = (seen**2).sum() / (seen * (seen + glare)).sum()
         if contrast > config.min_arc_contrast:
             colour = _draw_blue_colour(rng)
-            redder = 10 ** (0.4 * (rng.uniform(0.1, 0.34) * np.array([-0.5, 0.5, 0.7])))
+            redder = 10 ** (0.4 * (rng.uniform(0.1, 0.33) * np.array([-0.5, 0.5, 0.7])))
             return _System(galaxy, radius, _layers((colour, scene)), snr, magnification * flux * colour * redder)
     raise InputError(f"no lens reaches min_arc_snr {config.min_arc_snr}; lower it in the SimulationConfig")
 
