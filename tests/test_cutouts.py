@@ -266,6 +266,22 @@ def test_empty_folder_and_one_class():
     assert not Path("cache").exists() or nothing_written()
 
 
+def test_errors_tell_of_the_files_left_out():
+    root = make_folder("data", {"lenses": 10, "nonlenses": 10})
+    (root / "lenses" / "link.npy").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"lenses/link\.npy does not exist: restore the file, or leave it out"):
+        load(root)
+    with pytest.raises(InputError, match=r"cannot write no/r\.csv: choose another bad_file_report"):
+        load(root, on_bad_file="skip", bad_file_report="no/r.csv")
+    for path in root.glob("lenses/0*"):
+        path.write_bytes(path.name.encode())
+    with pytest.raises(
+        InputError, match=r"data \(11 bad files are left out, the first: .*\) holds only nonlens cutouts"
+    ):
+        load(root, on_bad_file="skip")
+    assert nothing_written() and not Path("bad_files.csv").exists()
+
+
 def spoil(root, name):
     path = root / "lenses" / "005.npy"
     other = np.load(root / "nonlenses" / "003.npy")
@@ -321,11 +337,20 @@ def test_bad_file_stops_or_is_skipped_and_listed(problem, message, caplog):
         (("file", "label"), ("gone.npy", "lens"), {}, r"data/gone\.npy does not exist: restore the file"),
         (("file", "split"), None, {"label_column": "split", "split_column": "label"}, "has no column 'label'"),
         (("file", "label", "ra"), ("3.npy", "lens", "north"), {}, "row 4: 'north' in column 'ra' is not a number"),
+        (("file", "label", "ra"), ("3.npy", "lens", "inf"), {}, "row 4: 'inf' in column 'ra' is not a number"),
+        (("file", "label", "fold"), ("3.npy", "lens", "1"), {"test_fold": 9}, "has no cutouts of test_fold 9"),
+        (("file", "label"), ("a\0.npy", "lens"), {}, "cannot be read"),
+        (
+            ("file", "label"),
+            None,
+            {"file_pattern": "{id}_{band}{", "bands": ["g"]},
+            "file_pattern '{id}_{band}{' must",
+        ),
         (("file", "label", "split"), ("3.npy", "lens", "dev2"), {}, "row 4: unknown split 'dev2' in column 'split'"),
     ],
 )
 def test_bad_tables(columns, change, options, message):
-    rows = [(*row, "")[: len(columns)] for row in rows_of(20)]
+    rows = [(*row, "0" if "fold" in columns else "")[: len(columns)] for row in rows_of(20)]
     table = make_table("data/t.csv", rows, columns)
     if change:
         rows[3] = change
@@ -352,6 +377,12 @@ def test_a_group_in_two_splits_is_refused():
         ("simulated", {"test_fold": 1}, "test_fold has no meaning for simulated cutouts"),
         ("simulated", {"bands": ["z"]}, "bands z cannot be simulated: choose among g r i"),
         ("simulated", {"stretch": "log"}, "stretch is 'log': choose one of auto, asinh"),
+        ("simulated", {"unlabelled_size": -3}, "unlabelled_size is -3: give at least 0"),
+        ("simulated", {"num_proc": 0}, "num_proc is 0: give at least 1"),
+        ("simulated", {"data_seed": -1}, "data_seed is -1: give at least 0"),
+        ("simulated", {"min_arc_snr": float("nan")}, "min_arc_snr is nan: give a finite number"),
+        ("simulated", {"pixel_scale": 0.0}, r"pixel_scale is 0\.0: give a positive number"),
+        ("simulated", {"bands": ["g", "g"]}, "bands g g names a band twice"),
         ("simulated", {"crop": 3}, "load_cutouts has no option 'crop'"),
     ],
 )
@@ -384,6 +415,10 @@ def test_saved_cutouts_load_with_plain_datasets_and_with_their_info():
     with pytest.raises(InputError, match="saved is built already, size cannot change it"):
         load("saved", size=32)
     assert sorted(path.name for path in Path().iterdir()) == ["cache", "saved"]  # nothing temporary
+    Path("card").mkdir()
+    shutil.copy("saved/cutouts.json", "card")
+    with pytest.raises(InputError, match=r"card holds cutouts\.json but no cutouts"):
+        load("card")
 
     shutil.rmtree("saved")
     data["train"] = data["train"].select([3, 1])

@@ -110,6 +110,11 @@ def test_bands_are_chosen_by_name_and_flux_follows_the_zero_point():
         standardise(raw, "a.fits", ["z"])
 
 
+def test_pixels_too_large_to_be_resampled_are_refused():
+    with pytest.raises(InputError, match=r"a\.fits has pixels of 0\.2 arcsec, too large to be resampled to 1e-05"):
+        standardise(RawCutout(make_flux(1)[0], pixel_scale=0.2), "a.fits", pixel_scale=1e-5)
+
+
 def test_flux_in_other_units_is_refused():
     entry = cutouts_entry()
     flux = make_flux(2)[1]
