@@ -58,7 +58,7 @@ def load_dataset(arguments: DataArguments) -> Any:
             if getattr(arguments, name) != value:
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to build_dataset.py")
         return arguments.dataset
-    from accelerate import PartialState
+    from .training.loop import process_state
 
     try:
         from .data.cutouts import load_cutouts
@@ -68,15 +68,15 @@ def load_dataset(arguments: DataArguments) -> Any:
             "(scripts/build_dataset.py) and give that as --dataset"
         ) from error
     options = asdict(arguments)
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
 
 
 def draw_curves(run: Path) -> None:
     """Write `curves.png` into a run, from the main process, where matplotlib is installed."""
-    from accelerate import PartialState
+    from .training.loop import process_state
 
-    if PartialState().is_main_process and find_spec("matplotlib"):
+    if process_state().is_main_process and find_spec("matplotlib"):
         from .evaluation.plots import plot_curves
 
         plot_curves(run)

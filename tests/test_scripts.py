@@ -18,6 +18,7 @@ SCRIPTS = sorted({path.name for path in (ROOT / "scripts").glob("*.py")} - set(W
 ABSENT = (
     "datasets evaluate sklearn scikit_learn scipy matplotlib astropy pandas pyarrow PIL pillow lens_ssl __editable__"
 )
+LAUNCH = "-m accelerate.commands.launch"
 QUICK = "--backbone vitt8 --precision fp32 --eval_every 1"
 
 
@@ -72,14 +73,29 @@ def test_two_processes_are_one(method, data, tmp_path):
     arguments += f"--projection_size 64 --log_every 1 --checkpoint_every 1 --clip_grad_norm 0 --dataset {data}"
     one = run(f"{arguments} --output_dir {tmp_path}/one")
     assert one.returncode == 0, one.stderr
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no"
-    two = run(f"{launch} {arguments} --output_dir {tmp_path}/two", ACCELERATE_USE_CPU="true")
+    two = run(f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml {arguments} --output_dir {tmp_path}/two")
     assert two.returncode == 0, two.stderr
     facts = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
     assert [fact["num_processes"] for fact in facts] == [1, 2]
     one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
     losses = [[line["loss"] for line in map(json.loads, lines) if "loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_a_launch_that_runs_fewer_processes_than_asked_for_stops(data, tmp_path):
+    script = f"scripts/run_ssl.py --dataset {data} --output_dir {tmp_path}/out"
+    result = run(f"{LAUNCH} --cpu --num_processes 2 --num_machines 1 {script}")
+    assert result.returncode != 0 and "error: 2 processes were asked for but 1 run" in result.stderr
+
+
+@pytest.mark.parametrize("name,number", [("one_gpu", 1), ("many_gpus", 2), ("many_machines", 2)])
+def test_accelerate_files_start_what_they_say(name, number, data, tmp_path):
+    """All but the GPUs themselves: as many processes as asked for, which are one run."""
+    options = f"--config_file scripts/accelerate/{name}.yaml --num_processes {number} --num_machines 1"
+    script = f"scripts/run_finetune.py {QUICK} --steps 1 --dataset {data} --output_dir {tmp_path}/out"
+    result = run(f"{LAUNCH} {options} {script}")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["num_processes"] == number
 
 
 def test_a_program_that_is_run_with_h_keeps_the_models():

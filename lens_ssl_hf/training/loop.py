@@ -10,13 +10,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..errors import InputError, Interrupted
+
+
+def process_state() -> PartialState:
+    """Accelerate's state of the processes; where there is no GPU, several talk over gloo, not each to itself."""
+    return PartialState(cpu=_many_without_gpu())
+
+
+def _many_without_gpu() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
 
 
 def make_accelerator() -> Accelerator:
@@ -26,16 +36,42 @@ def make_accelerator() -> Accelerator:
     Raises:
         [`InputError`]: a launch that silently runs as one process, or fp16.
     """
-    accelerator = Accelerator()
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
+    accelerator = Accelerator(cpu=_many_without_gpu())
+    asked_for = _processes_asked_for()
+    if asked_for != accelerator.num_processes:
         raise InputError(
-            f"{launched} processes were launched but Accelerate runs {accelerator.num_processes}: on CPUs launch with "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+            f"{asked_for} processes were asked for but {accelerator.num_processes} run: launch with one of the files "
+            "in scripts/accelerate, as in accelerate launch --config_file scripts/accelerate/cpu.yaml"
         )
     if accelerator.mixed_precision == "fp16":
         raise InputError("mixed_precision fp16 gives NaN with these methods: use bf16 or no")
     return accelerator
+
+
+def _processes_asked_for() -> int:
+    """
+    What `accelerate launch` was asked for on its command line or in its configuration. Where it cannot start several
+    processes (`--cpu --num_processes 2`), it starts one and tells it nothing; only its own command line shows it.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        command = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return launched
+    # accelerate launch ..., accelerate-launch ..., python -m accelerate.commands.launch ...
+    ends = ("launch", "launch.py")
+    position = next((i for i, word in enumerate(command) if word.endswith(ends)), None)
+    if position is None or not any("accelerate" in word for word in command[: position + 1]):
+        return launched
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    options, _ = launch_command_parser().parse_known_args(command[position + 1 :])
+    if options.num_processes:
+        return options.num_processes
+    if options.config_file or os.path.isfile(default_config_file):
+        return load_config_from_file(options.config_file).num_processes
+    return launched
 
 
 def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
