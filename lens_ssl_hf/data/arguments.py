@@ -20,7 +20,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": (
-                "Side of the stored cutouts in pixels (centre crop); by default 64 simulated, else the smallest found."
+                "Side of the stored cutouts in pixels (centre crop); by default 64 simulated, else the smallest found, at least 32."
             )
         },
     )
@@ -61,7 +61,7 @@ class DataArguments:
         default=0, metadata={"help": "Simulated: cutouts without labels, for pretraining only."}
     )
     lens_fraction: float = field(default=0.604, metadata={"help": "Simulated: share of lenses in every split."})
-    min_arc_snr: float = field(default=25.0, metadata={"help": "Simulated: least S/N of the arcs in g."})
+    min_arc_snr: float = field(default=80.0, metadata={"help": "Simulated: least S/N of the arcs in g."})
     min_radius_over_seeing: float = field(
         default=1.2, metadata={"help": "Simulated: least Einstein radius in units of the seeing."}
     )
