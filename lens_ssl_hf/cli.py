@@ -51,9 +51,13 @@ def _refuse(message: str) -> NoReturn:
     raise InputError(f"{message}: see --help")
 
 
-def load_dataset(arguments: DataArguments) -> Any:
-    """The cutouts that `--dataset` names: a `.safetensors` file as its path, all else through [`load_cutouts`]."""
-    if arguments.dataset.endswith(".safetensors"):
+def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
+    """
+    The cutouts that `--dataset` names: a `.safetensors` file as its path, and what [`save_cutouts`] wrote too where it
+    `may_stream`; all else through [`load_cutouts`].
+    """
+    is_saved = may_stream and (Path(arguments.dataset) / "cutouts.json").is_file()
+    if arguments.dataset.endswith(".safetensors") or is_saved:
         for name, value in asdict(DataArguments(dataset=arguments.dataset)).items():
             if getattr(arguments, name) != value:
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to build_dataset.py")

@@ -21,7 +21,7 @@ from lens_ssl_hf.errors import exit_on_input_error
 ROOT = Path(__file__).parents[1]
 DATA = {"train_size": 1500, "validation_size": 300, "test_size": 500}
 PRETRAIN = {"backbone": "vitt8", "epochs": 8, "warmup_epochs": 1, "eval_every": 2}
-FINETUNE = {"labels": 300, "steps": 160, "eval_every": 20}
+FINETUNE = {"labels": 300, "steps": 300, "eval_every": 30}
 
 
 @dataclass
@@ -98,7 +98,7 @@ def print_longer_run() -> None:
     for row in results["rows"]:
         auc = row["roc_auc"]
         print(
-            f"    {row['init_method']:8} {row['num_labels']:5} labels, {row['seeds']} seeds   "
+            f"    {row['init']:16} {row['num_labels']:5} labels, {row['seeds']} seeds   "
             f"ROC AUC {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
         )
 

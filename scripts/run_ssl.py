@@ -21,7 +21,7 @@ def main() -> None:
     from lens_ssl_hf import pretrain
 
     quiet()
-    run = pretrain(load_dataset(data_arguments), **vars(arguments))
+    run = pretrain(load_dataset(data_arguments, may_stream=True), **vars(arguments))
     draw_curves(run)
     print(f"run: {run}   next: python scripts/run_finetune.py --init {run} --labels 300 ...")
 

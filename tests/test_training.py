@@ -18,7 +18,6 @@ from lens_ssl_hf.data.tensors import load_tensors, save_tensors
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
-from lens_ssl_hf.training.loop import batch_indices
 from lens_ssl_hf.training.monitors import collapse_warning, knn_scores, roc_auc
 from lens_ssl_hf.training.schedules import cosine, linear
 
@@ -161,15 +160,6 @@ def test_layer_decay_reaches_every_parameter_once():
     assert peaks[id(model.vit.layers[0].mlp.fc1.weight)] == 0.5**11
     assert peaks[id(model.vit.embeddings.cls_token)] == 0.5**12
     assert all((group["weight_decay"] > 0) == (p.ndim >= 2) for group in groups for p in group["params"])
-
-
-def test_order_of_the_samples_does_not_depend_on_the_number_of_processes():
-    for step in (0, 1, 7, 23):
-        whole, epoch = batch_indices(100, 24, seed=0, step=step, process=0, num_processes=1)
-        halves = [batch_indices(100, 24, seed=0, step=step, process=p, num_processes=2)[0] for p in (0, 1)]
-        assert torch.equal(torch.cat(halves), whole) and epoch == step // 4
-    seen = torch.cat([batch_indices(100, 24, 0, step, 0, 1)[0] for step in range(4)])
-    assert len(seen.unique()) == 96
 
 
 def test_schedules():

@@ -20,7 +20,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": (
-                "Side of the stored cutouts in pixels (centre crop); by default 64 simulated, else the smallest found, at least 32."
+                "Side of the stored cutouts in pixels (centre crop); by default 64 simulated, else the smallest found "
+                "from 32 on."
             )
         },
     )

@@ -32,6 +32,7 @@ BUILDER_VERSION = "1.0.0"  # raise it whenever the same source gives other data:
 FIT_CUTOUTS = 1000  # training cutouts that the stretch is fitted on, at most
 MODEL_CROP = 32  # pixels that the models see by default: without a size, no smaller cutout sets that of all others
 MIN_SIZE = 8
+ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
 CARD_FILE = "cutouts.json"
 REPORT_FILE = "bad_files.csv"
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
@@ -448,7 +449,8 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
             shards = max(1, -(-split.data.nbytes // 500_000_000))
             for i in range(shards):
                 path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
-                split.shard(shards, i, contiguous=True).to_parquet(str(path))
+                rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
+                split.shard(shards, i, contiguous=True).to_parquet(str(path), batch_size=rows)
                 # The cache of load_dataset goes by file names: other content must have another name.
                 digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
                 path.rename(path.with_stem(f"{path.stem}-{digest}"))

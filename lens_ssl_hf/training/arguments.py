@@ -95,6 +95,7 @@ class PretrainArguments(ViewArguments):
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
     checkpoint_every: int = _option(5, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
@@ -103,6 +104,7 @@ class PretrainArguments(ViewArguments):
     def __post_init__(self) -> None:
         _choose("method", self.method, METHODS)
         _choose("optimizer", self.optimizer, ("adamw", "sgd"))
+        _choose("stream", self.stream, ("auto", "yes", "no"))
         _check_common(self)
         _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every")
         _positive(self, "num_prototypes", "head_hidden_size", "head_bottleneck_size")

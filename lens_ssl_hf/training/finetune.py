@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from torch.nn import functional as F
 from transformers import ViTForImageClassification
 
+from ..data.batches import ResidentImages
 from ..data.processing import processor_config
 from ..data.tensors import CutoutTensors, splits_and_info
 from ..data.views import Views
@@ -28,7 +29,6 @@ from .loop import (
     Faults,
     StopRequest,
     autocast,
-    batch_indices,
     center_crop,
     channel_statistics,
     choose_precision,
@@ -116,9 +116,8 @@ def finetune(
     validation_images = normalise(
         center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
     )
-    outcome = _train(
-        model, images, subset.labels, subset.ids, validation_images, validation.labels, arguments, accelerator, run
-    )
+    samples = ResidentImages(images, subset.ids, arguments.batch_size, arguments.seed)
+    outcome = _train(model, samples, subset.labels, validation_images, validation.labels, arguments, accelerator, run)
     if accelerator.is_main_process:
         run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
     run.write_facts({**facts, **outcome})
@@ -240,9 +239,8 @@ def layer_decay_groups(
 
 def _train(
     model: ViTForImageClassification,
-    images: torch.Tensor,
+    samples: ResidentImages,
     labels: torch.Tensor,
-    ids: list[str],
     validation_images: torch.Tensor,
     validation_labels: torch.Tensor,
     arguments: FinetuneArguments,
@@ -258,10 +256,8 @@ def _train(
         model.vit.requires_grad_(False)
 
     def trial_loss() -> torch.Tensor:
-        chosen = torch.arange(arguments.batch_size // accelerator.num_processes, device=device) % len(images)
-        return F.cross_entropy(
-            model(views.make(images[chosen], chosen, settings, 0, 0)).logits.float(), labels[chosen]
-        )
+        batch, chosen, _ = samples.batch(0, accelerator.process_index, accelerator.num_processes)
+        return F.cross_entropy(model(views.make(batch, chosen, settings, 0, 0)).logits.float(), labels[chosen])
 
     newest = newest_checkpoint(run.checkpoints, accelerator)
     if newest is None:
@@ -301,16 +297,8 @@ def _train(
             factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            chosen, epoch = batch_indices(
-                len(images),
-                arguments.batch_size,
-                arguments.seed,
-                step,
-                accelerator.process_index,
-                accelerator.num_processes,
-            )
-            chosen = chosen.to(device)
-            batch = views.make(images[chosen], chosen, settings, epoch, 0)
+            batch, chosen, epoch = samples.batch(step, accelerator.process_index, accelerator.num_processes)
+            batch = views.make(batch, chosen, settings, epoch, 0)
             with autocast(device, precision):
                 logits = wrapped(batch).logits
             loss = F.cross_entropy(logits.float(), labels[chosen])
@@ -325,8 +313,7 @@ def _train(
             logs = done % arguments.log_every == 0 or evaluates
             if logs:
                 means = averages.pop(accelerator)
-                whole = batch_indices(len(images), arguments.batch_size, arguments.seed, step, 0, 1)[0]
-                skipped = faults.check(done, lambda whole=whole: [ids[i] for i in whole])
+                skipped = faults.check(done, lambda step=step: samples.ids(step))
                 rate = arguments.learning_rate * factor
                 run.log(done, {"epoch": epoch, **means, "learning_rate": rate, "skipped": skipped})
                 run.log_time(done, {"seconds": time.perf_counter() - start})

@@ -101,29 +101,6 @@ def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torc
     return (pixels * (1 / 255) - mean) / std
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """A permutation of the samples, a function of (seed, epoch)."""
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    return torch.randperm(num_samples, generator=generator)
-
-
-def batch_indices(
-    num_samples: int, batch_size: int, seed: int, step: int, process: int, num_processes: int
-) -> tuple[torch.Tensor, int]:
-    """
-    The samples of one process in one step. The batch of all processes together does not depend on their number; the
-    incomplete batch at the end of an epoch is left out, and a set smaller than a batch is one batch.
-
-    Returns:
-        `tuple[torch.LongTensor, int]`: indices, and the epoch.
-    """
-    batch_size = min(batch_size, num_samples)
-    epoch, batch = divmod(step, num_samples // batch_size)
-    indices = epoch_order(num_samples, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
-    share = batch_size // num_processes
-    return indices[process * share : (process + 1) * share], epoch
-
-
 def choose_precision(accelerator: Accelerator, requested: str, train_step: Callable[[], torch.Tensor]) -> str:
     """
     `"bf16"` or `"fp32"`: what is requested, what Accelerate was configured with, or what a short measurement prefers.

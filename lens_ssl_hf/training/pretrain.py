@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
 from ..data.tensors import CutoutTensors, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
@@ -23,7 +25,6 @@ from .loop import (
     Faults,
     StopRequest,
     autocast,
-    batch_indices,
     center_crop,
     channel_statistics,
     choose_precision,
@@ -44,7 +45,9 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     Pretrain a ViT on the `train` and `unlabelled` splits, without their labels.
 
     Args:
-        cutouts (`DatasetDict`, or path of a `.safetensors` file): from [`load_cutouts`] or [`save_tensors`].
+        cutouts (`DatasetDict`, or path of a `.safetensors` file or a directory):
+            From [`load_cutouts`], [`save_tensors`] or [`save_cutouts`]; what does not fit into memory is read as it is
+            needed, from such a directory.
         output_dir (`str` or `os.PathLike`): the run directory to write.
         method (`str`, *optional*, defaults to `"dino"`): simsiam, dino or ibot; its recipe sets the defaults.
         settings: fields of [`PretrainArguments`], such as `backbone="vitt8"` or `epochs=60`.
@@ -58,8 +61,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     settings = {**recipe(method), **settings, "method": method, "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(PretrainArguments, settings)
     accelerator = make_accelerator()
-    splits, info = splits_and_info(cutouts)
-    images, ids, statistics = _training_images(splits, arguments, accelerator)
+    images, labelled, info, statistics = _open_images(cutouts, arguments, accelerator)
     run = RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
@@ -85,8 +87,8 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         accelerator.print(f"{run.path} is finished already")
         return run.path
     run.write_facts(facts)
-    monitor = _KNNMonitor(splits, arguments, statistics, accelerator)
-    outcome = _Training(model, images, ids, monitor, arguments, accelerator, run).run()
+    monitor = _KNNMonitor(labelled, arguments, statistics, accelerator)
+    outcome = _Training(model, images, monitor, arguments, accelerator, run).run()
     if accelerator.is_main_process:
         run.save_model(model.save_pretrained)
     run.write_facts({**facts, **outcome})
@@ -94,22 +96,61 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     return run.path
 
 
-def _training_images(
-    splits: dict[str, CutoutTensors], arguments: PretrainArguments, accelerator: Accelerator
-) -> tuple[torch.Tensor, list[str], tuple[list[float], list[float]]]:
-    """All images to train on, normalised, on the device; their ids; and the means and deviations of their bands."""
+_MONITORED = 4096  # cutouts of train and of validation that the kNN monitor of streamed data sees, at most
+
+
+def _open_images(
+    cutouts: Any, arguments: PretrainArguments, accelerator: Accelerator
+) -> tuple[ResidentImages | StreamedImages, dict[str, CutoutTensors], dict, tuple[list[float], list[float]]]:
+    """
+    All images to train on; the splits that the monitor uses; the fields of `CutoutInfo`; and the means and standard
+    deviations per band, of streamed images those of a sample. Sets `arguments.stream` to what is done.
+    """
+    share = accelerator.num_processes * arguments.gradient_accumulation_steps
+    if arguments.batch_size % share:
+        raise InputError(f"batch_size {arguments.batch_size} is not a multiple of processes x accumulation, {share}")
+    is_directory = isinstance(cutouts, str | os.PathLike) and Path(cutouts).is_dir()
+    if is_directory and _streams(ParquetSplits(Path(cutouts)), arguments, accelerator):
+        arguments.stream = "yes"
+        parquet = ParquetSplits(Path(cutouts))
+        labelled = {name: parquet.sample(name, _MONITORED) for name in ("train", "validation", "unlabelled")}
+        labelled = {name: split for name, split in labelled.items() if split is not None}
+        if sample := [labelled[name].pixels for name in ("train", "unlabelled") if name in labelled]:
+            statistics = channel_statistics(torch.cat(sample), arguments.crop_size)
+        else:
+            statistics = [], []
+        options = (*statistics, arguments.batch_size, arguments.seed, accelerator.device)
+        return StreamedImages(Path(cutouts), *options), labelled, parquet.info, statistics
+    if arguments.stream == "yes":
+        raise InputError("stream yes needs a data set that save_cutouts or build_dataset.py wrote as a directory")
+    arguments.stream = "no"
+    if is_directory:
+        from ..data.cutouts import load_cutouts
+
+        cutouts = load_cutouts(cutouts)
+    splits, info = splits_and_info(cutouts)
     parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
         raise InputError("the data set has neither a train nor an unlabelled split: nothing to pretrain on")
     pixels = torch.cat([part.pixels for part in parts])
-    ids = [one for part in parts for one in part.ids]
-    share = accelerator.num_processes * arguments.gradient_accumulation_steps
-    if arguments.batch_size % share:
-        raise InputError(f"batch_size {arguments.batch_size} is not a multiple of processes x accumulation, {share}")
     if len(pixels) < arguments.batch_size:
         raise InputError(f"{len(pixels)} images are fewer than batch_size {arguments.batch_size}: lower batch_size")
     statistics = channel_statistics(pixels, arguments.crop_size)
-    return normalise(pixels.to(accelerator.device), *statistics), ids, statistics
+    images = normalise(pixels.to(accelerator.device), *statistics)
+    ids = [one for part in parts for one in part.ids]
+    return ResidentImages(images, ids, arguments.batch_size, arguments.seed), splits, info, statistics
+
+
+def _streams(parquet: ParquetSplits, arguments: PretrainArguments, accelerator: Accelerator) -> bool:
+    """Whether the images are read as they are needed: asked for, or more than half of what is free here."""
+    if arguments.stream != "auto":
+        return arguments.stream == "yes"
+    needed = parquet.nbytes(("train", "unlabelled"))
+    copies = 3 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as read, as tensors, normalised, in every process
+    fits = copies * needed < psutil.virtual_memory().available / 2
+    if accelerator.device.type == "cuda":
+        fits = fits and needed < torch.cuda.mem_get_info(accelerator.device)[0] / 2
+    return not fits
 
 
 def _make_model(arguments: PretrainArguments, info: dict, mean: list[float], std: list[float]) -> torch.nn.Module:
@@ -182,16 +223,15 @@ class _Training:
     def __init__(
         self,
         model: torch.nn.Module,
-        images: torch.Tensor,
-        ids: list[str],
+        images: ResidentImages | StreamedImages,
         monitor: _KNNMonitor,
         arguments: PretrainArguments,
         accelerator: Accelerator,
         run: RunDirectory,
     ):
-        self.model, self.images, self.ids, self.monitor = model, images, ids, monitor
+        self.model, self.images, self.monitor = model, images, monitor
         self.arguments, self.accelerator, self.run_directory = arguments, accelerator, run
-        self.steps_per_epoch = len(images) // arguments.batch_size
+        self.steps_per_epoch = images.steps_per_epoch
         self.total_steps = arguments.epochs * self.steps_per_epoch
         self.make_views = _ViewMaker(arguments, accelerator.device)
         self.averages = Averages()
@@ -255,16 +295,16 @@ class _Training:
         return step, extra["seconds"]
 
     def _trial_loss(self) -> torch.Tensor:
-        share = self.arguments.batch_size // self.accelerator.num_processes
-        share //= self.arguments.gradient_accumulation_steps
+        images, indices, _ = self.images.batch(0, self.accelerator.process_index, self.accelerator.num_processes)
         # A CPU is busy with 32 images; a GPU shows its speed on a whole batch only.
-        indices = torch.arange(share if self.images.is_cuda else min(share, 32), device=self.images.device)
-        return self.model(**self.make_views(self.images[indices], indices, 0)).loss
+        number = len(images) // self.arguments.gradient_accumulation_steps
+        number = number if images.is_cuda else min(number, 32)
+        return self.model(**self.make_views(images[:number], indices[:number], 0)).loss
 
     def _step(self, step: int) -> None:
         """One optimizer step on one global batch."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
-        indices, epoch = self._batch(step, accelerator.process_index, accelerator.num_processes)
+        images, indices, epoch = self.images.batch(step, accelerator.process_index, accelerator.num_processes)
         scheduled = _schedule(arguments, step, self.total_steps, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             if not group.get("constant_learning_rate"):
@@ -273,15 +313,15 @@ class _Training:
                 group["weight_decay"] = scheduled["weight_decay"]
         temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
         buffers_before = [buffer.clone() for buffer in model.buffers()]  # centres and batch norm: a few kB
-        micro_batches = indices.to(accelerator.device).chunk(arguments.gradient_accumulation_steps)
+        number = arguments.gradient_accumulation_steps
         outputs = []
-        for number, chosen in enumerate(micro_batches):
-            views = self.make_views(self.images[chosen], chosen, epoch)
-            synchronise = number == len(micro_batches) - 1
+        for i, micro_batch in enumerate(zip(images.chunk(number), indices.chunk(number))):
+            views = self.make_views(*micro_batch, epoch)
+            synchronise = i == number - 1
             with accelerator.no_sync(self.wrapped) if not synchronise else torch.enable_grad():
                 with autocast(accelerator.device, self.precision):
                     output = self.wrapped(**views, **temperatures)
-                accelerator.backward(output.loss / len(micro_batches))
+                accelerator.backward(output.loss / number)
             outputs.append(output)
         if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
             model.student.head.last_layer.weight.grad = None
@@ -299,13 +339,9 @@ class _Training:
         watched = {name: means[name] for name in _WATCHED if name in means}
         self.averages.add({**watched, "gradient_norm": gradient_norm}, fault)
 
-    def _batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, int]:
-        arguments = self.arguments
-        return batch_indices(len(self.images), arguments.batch_size, arguments.seed, step, process, num_processes)
-
     def _log(self, done: int, bar: Any) -> None:
         means = self.averages.pop(self.accelerator)
-        skipped = self.faults.check(done, lambda: [self.ids[i] for i in self._batch(done - 1, 0, 1)[0]])
+        skipped = self.faults.check(done, lambda: self.images.ids(done - 1))
         scheduled = _schedule(self.arguments, done - 1, self.total_steps, self.steps_per_epoch)
         self.run_directory.log(done, {"epoch": done / self.steps_per_epoch, **means, **scheduled, "skipped": skipped})
         if not means:

@@ -1,0 +1,260 @@
+"""
+Where a pretraining takes its batches from: a tensor on the device, or the Parquet files of a data set that is larger
+than memory.
+
+Both give the batch of a step as a function of (seed, step) alone, whatever the number of processes, so that a run can
+be resumed at the exact sample; and each process gets its own share of it.
+"""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from .tensors import CutoutTensors
+
+MAX_STREAMS = 32  # the most processes that can share a stream
+WINDOW = 128  # rows of a stream that are shuffled among each other: 32 streams keep 4,096 cutouts, and as many to come
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """A permutation of the samples, a function of (seed, epoch)."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    return torch.randperm(num_samples, generator=generator)
+
+
+class ResidentImages:
+    """
+    Images that lie on the device as one tensor.
+
+    Args:
+        images (`torch.Tensor` of shape `(n, bands, H, W)`): normalised pixels.
+        ids (`Sequence[str]`): their names.
+        batch_size (`int`): of all processes together.
+        seed (`int`): of the order.
+    """
+
+    def __init__(self, images: torch.Tensor, ids: Sequence[str], batch_size: int, seed: int):
+        self.images, self._ids, self.batch_size, self.seed = images, ids, min(batch_size, len(images)), seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def indices(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, int]:
+        """
+        The samples of one process in one step, and the epoch. The incomplete batch at the end of an epoch is left out,
+        and a set smaller than a batch is one batch.
+        """
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        order = epoch_order(len(self.images), self.seed, epoch)
+        share = self.batch_size // num_processes
+        first = batch * self.batch_size + process * share
+        return order[first : first + share], epoch
+
+    def batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Images and indices (both on the device) of one process in one step, and the epoch."""
+        indices, epoch = self.indices(step, process, num_processes)
+        indices = indices.to(self.images.device)
+        return self.images[indices], indices, epoch
+
+    def ids(self, step: int) -> list[str]:
+        """Names of the samples in one step of all processes."""
+        return [self._ids[i] for i in self.indices(step, 0, 1)[0]]
+
+
+class StreamedImages:
+    """
+    Images that are read from the Parquet files of a data set as they are needed.
+
+    The row groups of an epoch are shuffled and dealt out as `streams` equal stretches; each is read front to back, in
+    windows of `WINDOW` rows that are shuffled in memory. A batch takes as many rows from each stream, and a process
+    reads its own streams only. What is kept in memory does not depend on the number of cutouts.
+
+    Args:
+        directory (`Path`): what [`save_cutouts`] wrote.
+        mean, std (`list[float]`): per band, after division by 255.
+        batch_size (`int`): of all processes together.
+        seed (`int`): of the order.
+        device (`torch.device`): where batches are put.
+
+    Raises:
+        [`InputError`]: the data set has neither a train nor an unlabelled split, or less than a batch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        mean: list[float],
+        std: list[float],
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+    ):
+        self.parquet = ParquetSplits(directory)
+        self.groups = [group for split in ("train", "unlabelled") for group in self.parquet.groups.get(split, ())]
+        if not self.groups:
+            raise InputError(f"{directory} has neither a train nor an unlabelled split: nothing to pretrain on")
+        self.first_rows = np.cumsum([0, *(rows for _, _, rows in self.groups)])
+        self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
+        self.streams = math.gcd(batch_size, MAX_STREAMS)
+        self.rows_per_step = batch_size // self.streams
+        self.stretch = len(self) // self.streams
+        if self.steps_per_epoch == 0:
+            raise InputError(f"{len(self)} images are fewer than batch_size {batch_size}: lower batch_size")
+        shape = (1, -1, 1, 1)
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(shape).to(device) for v in (mean, std))
+        self._layouts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._windows: dict[tuple[int, int, int], Future] = {}
+        self._reader = ThreadPoolExecutor(1)  # reads the windows to come while the device computes
+
+    def __len__(self) -> int:
+        return int(self.first_rows[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.stretch // self.rows_per_step
+
+    def batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Images and indices (both on the device) of one process in one step, and the epoch."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        rows = range(number * self.rows_per_step, (number + 1) * self.rows_per_step)
+        streams = self._share(process, num_processes)
+        first, last = rows[0] // WINDOW, rows[-1] // WINDOW
+        wanted = [(epoch, stream, window) for window in range(first, last + 1) for stream in streams]
+        ahead = [(epoch, stream, last + 1) for stream in streams if (last + 1) * WINDOW < self.stretch]
+        for key in [*wanted, *ahead]:
+            if key not in self._windows:
+                self._windows[key] = self._reader.submit(self._read_window, *key)
+        pixels, indices = [], []
+        for stream in streams:
+            for row in rows:
+                window_indices, window_pixels = self._windows[epoch, stream, row // WINDOW].result()
+                pixels.append(window_pixels[row % WINDOW])
+                indices.append(window_indices[row % WINDOW])
+        for key in self._windows.keys() - {*wanted, *ahead}:
+            del self._windows[key]
+        images = torch.from_numpy(np.stack(pixels)).to(self.device)
+        return (images * (1 / 255) - self.mean) / self.std, torch.tensor(indices, device=self.device), epoch
+
+    def ids(self, step: int) -> list[str]:
+        """Names of the samples in one step of all processes."""
+        indices = self.batch(step, 0, 1)[1].tolist()
+        groups = np.searchsorted(self.first_rows, indices, side="right") - 1
+        columns = {group: self.parquet.read(*self.groups[group][:2], "id") for group in set(groups.tolist())}
+        return [columns[g][i - self.first_rows[g]] for g, i in zip(groups.tolist(), indices)]
+
+    def _share(self, process: int, num_processes: int) -> range:
+        if self.streams % num_processes:
+            raise InputError(
+                f"{num_processes} processes cannot share {self.streams} streams: choose a number of processes, and a "
+                f"batch_size, that are multiples of a power of two up to {MAX_STREAMS}"
+            )
+        share = self.streams // num_processes
+        return range(process * share, (process + 1) * share)
+
+    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The row groups in the order of an epoch, and the position of each one's first row in it."""
+        if epoch not in self._layouts:
+            order = epoch_order(len(self.groups), self.seed, epoch).numpy()
+            starts = np.cumsum([0, *(self.groups[group][2] for group in order)])
+            self._layouts = {epoch: (order, starts)}
+        return self._layouts[epoch]
+
+    def _read_window(self, epoch: int, stream: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices `(rows,)` and pixels `(rows, bands, H, W)` of one window, shuffled."""
+        order, starts = self._layout(epoch)
+        first = stream * self.stretch + window * WINDOW
+        last = min(first + WINDOW, (stream + 1) * self.stretch)
+        pixels, indices = [], []
+        for position in range(np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, last)):
+            group = order[position]
+            low, high = max(first - starts[position], 0), min(last, starts[position + 1]) - starts[position]
+            pixels.append(self.parquet.read(*self.groups[group][:2], "pixels")[low:high])
+            indices.append(np.arange(low, high) + self.first_rows[group])
+        key = ((self.seed * 1_000_003 + epoch) * MAX_STREAMS + stream) * 1_000_003 + window
+        generator = torch.Generator().manual_seed(key % 2**63)
+        shuffled = torch.randperm(last - first, generator=generator).numpy()
+        return np.concatenate(indices)[shuffled], np.concatenate(pixels)[shuffled]
+
+
+class ParquetSplits:
+    """
+    Random access to the row groups of a directory that [`save_cutouts`] wrote.
+
+    Args:
+        directory (`Path`): the directory, with `data/<split>-*.parquet`.
+
+    Attributes:
+        groups (`dict[str, list[tuple[Path, int, int]]]`): per split, file, number and rows of each row group.
+        info (`dict`): the fields of `CutoutInfo`.
+    """
+
+    def __init__(self, directory: Path):
+        from pyarrow import parquet
+
+        from .processing import CutoutInfo
+
+        self.info = asdict(CutoutInfo.from_json((directory / "cutouts.json").read_text(encoding="utf-8")))
+        self.groups: dict[str, list[tuple[Path, int, int]]] = {}
+        for path in sorted((directory / "data").glob("*.parquet")):
+            try:
+                metadata = parquet.ParquetFile(path).metadata
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path} cannot be read ({error}): write it again with save_cutouts") from error
+            groups = self.groups.setdefault(path.name.split("-")[0], [])
+            groups += [(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+        self._last: tuple[tuple[Path, int, str], Any] | None = None
+
+    def read(self, path: Path, group: int, column: str) -> Any:
+        """One column of one row group: `pixels` as `(rows, bands, H, W)` float32, others as a list."""
+        last = self._last
+        if last is not None and last[0] == (path, group, column):
+            return last[1]  # windows often end within a group
+        from pyarrow import parquet
+
+        try:
+            table = parquet.ParquetFile(path).read_row_group(group, columns=[column])
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}): write it again with save_cutouts") from error
+        values = table.column(0).combine_chunks()
+        if column == "pixels":
+            values = getattr(values, "storage", values)
+            for _ in range(3):
+                values = values.flatten()
+            size = self.info["size"]
+            found = values.to_numpy(zero_copy_only=False).reshape(-1, len(self.info["bands"]), size, size)
+        else:
+            found = values.to_pylist()
+        self._last = ((path, group, column), found)
+        return found
+
+    def sample(self, split: str, number: int) -> CutoutTensors | None:
+        """Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent."""
+        groups = self.groups.get(split, [])
+        if not groups:
+            return None
+        rows = sum(rows for _, _, rows in groups)
+        chosen = groups[:: max(1, rows // number)]
+        columns: dict[str, list] = {name: [] for name in ("pixels", "label", "id", "group", "subclass")}
+        for path, group, _ in chosen:
+            for name, values in columns.items():
+                values.extend(self.read(path, group, name))
+        pixels = torch.from_numpy(np.stack(columns["pixels"][:number]))
+        labels = torch.tensor(columns["label"][:number])
+        text = (columns[name][:number] for name in ("id", "group", "subclass"))
+        return CutoutTensors(pixels, labels, *text)
+
+    def nbytes(self, splits: Sequence[str]) -> int:
+        """Bytes that the pixels of some splits take in memory."""
+        rows = sum(rows for split in splits for _, _, rows in self.groups.get(split, ()))
+        return rows * len(self.info["bands"]) * self.info["size"] ** 2 * 4
