@@ -6,8 +6,9 @@ Both give the batch of a step as a function of (seed, step) alone, whatever the 
 be resumed at the exact sample; and each process gets its own share of it.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -207,12 +208,10 @@ class ParquetSplits:
         self.info = asdict(CutoutInfo.from_json((directory / "cutouts.json").read_text(encoding="utf-8")))
         self.groups: dict[str, list[tuple[Path, int, int]]] = {}
         for path in sorted((directory / "data").glob("*.parquet")):
-            try:
-                metadata = parquet.ParquetFile(path).metadata
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path} cannot be read ({error}): write it again with save_cutouts") from error
+            with _readable(path), parquet.ParquetFile(path) as file:
+                rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             groups = self.groups.setdefault(path.name.split("-")[0], [])
-            groups += [(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+            groups += [(path, i, count) for i, count in enumerate(rows)]
         self._last: tuple[tuple[Path, int, str], Any] | None = None
 
     def read(self, path: Path, group: int, column: str) -> Any:
@@ -222,19 +221,16 @@ class ParquetSplits:
             return last[1]  # windows often end within a group
         from pyarrow import parquet
 
-        try:
-            table = parquet.ParquetFile(path).read_row_group(group, columns=[column])
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}): write it again with save_cutouts") from error
-        values = table.column(0).combine_chunks()
-        if column == "pixels":
-            values = getattr(values, "storage", values)
-            for _ in range(3):
-                values = values.flatten()
-            size = self.info["size"]
-            found = values.to_numpy(zero_copy_only=False).reshape(-1, len(self.info["bands"]), size, size)
-        else:
-            found = values.to_pylist()
+        with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+            if column == "pixels":
+                values = getattr(values, "storage", values)
+                for _ in range(3):
+                    values = values.flatten()
+                size = self.info["size"]
+                found = values.to_numpy(zero_copy_only=False).reshape(-1, len(self.info["bands"]), size, size)
+            else:
+                found = values.to_pylist()
         self._last = ((path, group, column), found)
         return found
 
@@ -258,3 +254,12 @@ class ParquetSplits:
         """Bytes that the pixels of some splits take in memory."""
         rows = sum(rows for split in splits for _, _, rows in self.groups.get(split, ()))
         return rows * len(self.info["bands"]) * self.info["size"] ** 2 * 4
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged file makes pyarrow raise nearly anything
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path} cannot be read ({reason}): write it again with save_cutouts") from error

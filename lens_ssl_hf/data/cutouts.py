@@ -450,7 +450,9 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
             for i in range(shards):
                 path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
                 rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
-                split.shard(shards, i, contiguous=True).to_parquet(str(path), batch_size=rows)
+                split.shard(shards, i, contiguous=True).to_parquet(
+                    str(path), batch_size=rows, write_page_checksum=True
+                )
                 # The cache of load_dataset goes by file names: other content must have another name.
                 digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
                 path.rename(path.with_stem(f"{path.stem}-{digest}"))

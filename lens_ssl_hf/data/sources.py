@@ -1,5 +1,6 @@
 """Which cutouts a folder or a table names, with labels, groups and splits, before any pixel is read."""
 
+import contextlib
 import csv
 import hashlib
 import logging
@@ -228,12 +229,13 @@ def _read_columns(table: Path, options: Any) -> dict[str, list[str]]:
             raise InputError(
                 f"{table} has no column {name!r} (it has {', '.join(available)}): name yours with {key}_column"
             )
-    return {key: [_text(v) for v in frame[name].tolist()] for key, name in names.items() if name in available}
+    with _readable(table):
+        return {key: [_text(v) for v in frame[name].tolist()] for key, name in names.items() if name in available}
 
 
 def _open_table(table: Path) -> tuple[Any, list[str]]:
     name = table.name.lower()
-    try:
+    with _readable(table):
         if name.endswith((".fits", ".fit", ".fits.gz")):
             from astropy.table import Table
 
@@ -246,7 +248,13 @@ def _open_table(table: Path) -> tuple[Any, list[str]]:
         else:
             frame = pandas.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
         return frame, [str(column) for column in frame.columns]
-    except (OSError, ValueError, TypeError, LookupError) as error:  # the parsers' own errors are ValueErrors
+
+
+@contextlib.contextmanager
+def _readable(table: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged file makes the parsers raise nearly anything
         problem = getattr(error, "strerror", None) or "truncated?"
         raise InputError(f"{table} cannot be read as a table ({problem}): save or copy it again") from error
 

@@ -52,12 +52,13 @@ def save_checkpoint(
     tensors |= {f"extra.{name}": value for name, value in extra.items() if isinstance(value, torch.Tensor)}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     values = {name: value for name, value in extra.items() if not isinstance(value, torch.Tensor)}
-    header = {"step": step, "values": values, "score": score, "checksum": _checksum(tensors)}
+    header = json.dumps({"step": step, "values": values, "score": score})
+    metadata = {"header": header, "checksum": str(_checksum(header, tensors))}
     path = directory / f"step-{step:08d}.safetensors"
     partial = directory / f".{path.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"checkpoint": json.dumps(header)})
+        save_file(tensors, partial, metadata=metadata)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -103,15 +104,15 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["checkpoint"])
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if _checksum(tensors) != header["checksum"]:
+    if str(_checksum(metadata["header"], tensors)) != metadata["checksum"]:
         raise ValueError("its checksum is wrong")
-    return header, tensors
+    return json.loads(metadata["header"]), tensors
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
-    checksum = 0
+def _checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
+    checksum = zlib.crc32(header.encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), checksum))
     return checksum
@@ -122,7 +123,7 @@ def _delete_old(directory: Path) -> None:
     scores = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            score = json.loads(file.metadata()["checkpoint"])["score"]
+            score = json.loads(file.metadata()["header"])["score"]
         if score is not None:
             scores[path] = score
     best = max(scores, key=scores.get, default=None)
