@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_two_processes_are_one(method, data, tmp_path):
     and batch norm run over both. SGD, since AdamW makes steps of the rounding where gradients vanish.
     """
     arguments = f"tests/record_batches.py --method {method} {QUICK} --epochs 2 --batch_size 48 --num_local_views 1 "
-    arguments += "--optimizer sgd --learning_rate 0.1 --warmup_epochs 0 --projection_size 64 --log_every 1 "
+    arguments += "--optimizer sgd --learning_rate 0.01 --warmup_epochs 0 --projection_size 64 --log_every 1 "
     arguments += f"--checkpoint_every 1 --dataset {data}"
     one = run(f"{arguments} --output_dir {tmp_path}/one", RECORD=f"{tmp_path}/one.txt")
     assert one.returncode == 0, one.stderr
@@ -104,13 +105,16 @@ def test_a_launch_that_runs_fewer_processes_than_asked_for_stops(data, tmp_path)
     assert result.returncode != 0 and "error: 2 processes were asked for but 1 run" in result.stderr
 
 
-@pytest.mark.parametrize("name,number", [("one_gpu", 1), ("many_gpus", 2), ("many_machines", 2)])
-def test_accelerate_files_start_what_they_say(name, number, data, tmp_path):
+@pytest.mark.parametrize("name,number,machines", [("one_gpu", 1, 1), ("many_gpus", 2, 1), ("many_machines", 2, 2)])
+def test_accelerate_files_start_what_they_say(name, number, machines, data, tmp_path):
     """All but the GPUs themselves: as many processes as asked for, which are one run."""
-    options = f"--config_file scripts/accelerate/{name}.yaml --num_processes {number} --num_machines 1"
+    options = f"--config_file scripts/accelerate/{name}.yaml --num_processes {number} --num_machines {machines}"
     script = f"scripts/run_finetune.py {QUICK} --steps 1 --dataset {data} --output_dir {tmp_path}/out"
-    result = run(f"{LAUNCH} {options} {script}")
-    assert result.returncode == 0, result.stderr
+    with ThreadPoolExecutor() as pool:
+        ranks = [f"--machine_rank {rank}" if machines > 1 else "" for rank in range(machines)]
+        results = list(pool.map(lambda rank: run(f"{LAUNCH} {options} {rank} {script}"), ranks))
+    for result in results:
+        assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["num_processes"] == number
 
 
