@@ -59,7 +59,7 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
     is_saved = may_stream and (Path(arguments.dataset) / "cutouts.json").is_file()
     if arguments.dataset.endswith(".safetensors") or is_saved:
         for name, value in asdict(DataArguments(dataset=arguments.dataset)).items():
-            if getattr(arguments, name) != value:
+            if getattr(arguments, name) != value and name not in ("cache_dir", "num_proc"):
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to build_dataset.py")
         return arguments.dataset
     from .training.loop import process_state

@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
 from safetensors.torch import load_file
 
 from lens_ssl_hf import InputError, pretrain, save_cutouts
-from lens_ssl_hf.data.batches import ResidentImages, StreamedImages
+from lens_ssl_hf.data import batches
+from lens_ssl_hf.data.batches import ParquetSplits, ResidentImages, StreamedImages
 from lens_ssl_hf.data.processing import CutoutInfo
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
@@ -81,8 +84,14 @@ def saved(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(params=[4, 128])
+def window(request, monkeypatch):
+    """Few rows shuffled among each other, so that a stream of the little data set has several windows; and one."""
+    monkeypatch.setattr(batches, "WINDOW", request.param)
+
+
 def streamed(saved, batch_size=32, seed=0):
-    return StreamedImages(saved, MEAN, STD, batch_size, seed, "cpu")
+    return StreamedImages(ParquetSplits(saved), MEAN, STD, batch_size, seed, "cpu")
 
 
 def test_an_epoch_in_memory_is_a_permutation_shared_by_the_processes():
@@ -95,7 +104,7 @@ def test_an_epoch_in_memory_is_a_permutation_shared_by_the_processes():
     assert len(torch.cat([images.indices(step, 0, 1)[0] for step in range(4)]).unique()) == 96
 
 
-def test_a_streamed_epoch_holds_every_cutout_once(saved):
+def test_a_streamed_epoch_holds_every_cutout_once(window, saved):
     images = streamed(saved)
     assert len(images) == 330 and images.steps_per_epoch == 10
     seen = []
@@ -113,7 +122,7 @@ def test_a_streamed_epoch_holds_every_cutout_once(saved):
     assert not torch.equal(order, other) and images.batch(10, 0, 1)[2] == 1
 
 
-def test_streams_are_shared_by_processes_and_begin_anywhere(saved):
+def test_streams_are_shared_by_processes_and_begin_anywhere(window, saved):
     whole = streamed(saved)
     halves = [streamed(saved), streamed(saved)]
     for step in (3, 4, 9, 17):  # a fresh one at step 3, as after resuming
@@ -121,12 +130,12 @@ def test_streams_are_shared_by_processes_and_begin_anywhere(saved):
         parts = [half.batch(step, process, 2) for process, half in enumerate(halves)]
         assert torch.equal(torch.cat([part[1] for part in parts]), indices)
         assert torch.equal(torch.cat([part[0] for part in parts]), images)
-    with pytest.raises(InputError, match="3 processes cannot share 32 streams"):
+    with pytest.raises(InputError, match="3 processes cannot share streamed batches of 32"):
         whole.batch(0, 0, 3)
 
 
 @pytest.mark.parametrize("batch_size", [6, 48, 256])
-def test_any_batch_size_reads_the_same_cutouts(batch_size, saved):
+def test_any_batch_size_reads_the_same_cutouts(batch_size, window, saved):
     images = streamed(saved, batch_size)
     seen = torch.cat([images.batch(step, 0, 1)[1] for step in range(images.steps_per_epoch)])
     assert len(seen) == len(seen.unique()) == images.steps_per_epoch * batch_size > 250
@@ -144,17 +153,29 @@ def test_a_streamed_pretraining_resumes_at_the_exact_sample(saved, tmp_path):
     resumed = pretrain(saved, tmp_path / "cut", "dino", stream="yes", resume="auto", **SSL)
     weights = [load_file(run / "model" / "model.safetensors") for run in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert pretrain(saved, tmp_path / "cut", "dino", resume="auto", **SSL) == resumed  # auto goes on as it was begun
     with pytest.raises(InputError, match="stream is no, was yes"):
-        pretrain(saved, tmp_path / "cut", "dino", resume="auto", **SSL)  # it fits, so that auto does not stream
+        pretrain(saved, tmp_path / "cut", "dino", resume="auto", stream="no", **SSL)
     with pytest.raises(InputError, match="stream yes needs a data set"):
         pretrain(str(saved / "cutouts.json"), tmp_path / "x", "dino", stream="yes", **SSL)
+
+
+def test_what_is_larger_than_memory_is_streamed(saved, tmp_path, monkeypatch):
+    settings = {**SSL, "epochs": 1, "eval_every": 0}
+    run = pretrain(saved, tmp_path / "small", "dino", **settings)
+    assert json.loads((run / "run.json").read_text())["arguments"]["stream"] == "no"
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    run = pretrain(saved, tmp_path / "large", "dino", **settings)
+    assert json.loads((run / "run.json").read_text())["arguments"]["stream"] == "yes"
+    with pytest.raises(InputError, match=r"no cutouts\.json"):
+        pretrain(tmp_path, tmp_path / "x", "dino", **settings)
 
 
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from lens_ssl_hf.data.batches import StreamedImages
-images = StreamedImages(Path(sys.argv[1]), [0.5] * 3, [0.1] * 3, 128, 0, "cpu")
+from lens_ssl_hf.data.batches import ParquetSplits, StreamedImages
+images = StreamedImages(ParquetSplits(Path(sys.argv[1])), [0.5] * 3, [0.1] * 3, 128, 0, "cpu")
 for step in range(images.steps_per_epoch):
     images.batch(step, 0, 1)
 print(len(images), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -90,9 +90,9 @@ def whole(data, tmp_path_factory):
 
 def test_a_killed_pretraining_ends_as_if_nothing_had_happened(whole, data, tmp_path):
     run, settings = tmp_path / "run", {"method": "dino", **SSL}
-    # In the middle of an epoch after the warm-up and the frozen one; while the log is rewritten or a checkpoint is
-    # renamed; and once more.
-    for moment, count in (("step", 5), ("rename", 3), ("step", 4)):
+    # In the middle of an epoch after the warm-up and the frozen one; in the middle of writing a checkpoint, after
+    # run.json and the two logs; and once more.
+    for moment, count in (("step", 5), ("rename", 4), ("step", 4)):
         assert run_until_killed("pretrain", data, run, settings, moment, count).returncode == -signal.SIGKILL
         assert not (run / "model").exists()
     assert run_until_killed("pretrain", data, run, settings, "never", 0).returncode == 0
@@ -104,6 +104,7 @@ def test_a_killed_finetuning_ends_as_if_nothing_had_happened(data, tmp_path):
     for moment, count in (("step", 5), ("rename", 4)):
         killed = run_until_killed("finetune", data, tmp_path / "run", LABELS, moment, count)
         assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "run" / "checkpoints").glob(".*.partial"))  # it was killed in the middle of writing one
     assert run_until_killed("finetune", data, tmp_path / "run", LABELS, "never", 0).returncode == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -143,26 +144,30 @@ def test_a_signal_saves_and_says_how_to_go_on(number, whole, data, tmp_path):
     assert_same_run(run, whole)
 
 
-def test_a_full_disk_loses_nothing(data, tmp_path):
-    script = f"scripts/run_finetune.py --dataset {data} --output_dir {tmp_path}/run --resume auto "
-    script += " ".join(f"--{name} {value}" for name, value in LABELS.items())
+def test_a_full_disk_loses_nothing(whole, data, tmp_path):
+    run = tmp_path / "run"
+    assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "step", 5).returncode < 0
+    before = {path.name: path.read_bytes() for path in (run / "checkpoints").glob("step-*")}
+    options = " ".join(f"--{name} {value}" for name, value in SSL.items())
+    command = f"scripts/run_ssl.py --method dino {options} --dataset {data} --output_dir {run} --resume auto"
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
-    command = [sys.executable, *script.split()]
-    full = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300)
+    full = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300
+    )
     message = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert full.returncode == 2 and len(message) == 1 and "make room" in message[0] and "Traceback" not in full.stderr
-    assert not list((tmp_path / "run" / "checkpoints").iterdir()) and not (tmp_path / "run" / "model").exists()
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+    assert {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()} == before
+    assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "never", 0).returncode == 0
+    assert_same_run(run, whole)
 
 
 def test_one_run_at_a_time_writes_a_directory(tiny_cutouts, tmp_path):
-    first = RunDirectory(tmp_path / "run", "auto")
-    with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
-        finetune(tiny_cutouts, tmp_path / "run", **LABELS)
-    del first
+    with RunDirectory(tmp_path / "run", "auto"):
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
+            finetune(tiny_cutouts, tmp_path / "run", **LABELS)
     finetune(tiny_cutouts, tmp_path / "run", **{**LABELS, "steps": 1})
 
 
@@ -204,7 +209,7 @@ def test_a_first_step_that_is_not_finite_leaves_no_garbage(tiny_cutouts, tmp_pat
 
 def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tiny_cutouts, tmp_path, monkeypatch):
     poison(monkeypatch, from_epoch=2)
-    with pytest.raises(InputError, match=r"10 steps in a row.* on 0-\d+, 0-\d+, 0-\d+ and others"):
+    with pytest.raises(InputError, match=r"10 steps in a row.* holds 0-\d+, 0-\d+, 0-\d+ and others"):
         pretrain(tiny_cutouts, tmp_path / "run", "dino", **{**SSL, "epochs": 8})
     weights = load_file(max((tmp_path / "run" / "checkpoints").glob("step-*")))
     assert all(value.isfinite().all() for value in weights.values())
@@ -213,9 +218,9 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tiny_cutouts, tmp_p
 def test_a_collapse_ends_the_run_unless_told_otherwise(tiny_cutouts, tmp_path):
     settings = {**SSL, "epochs": 6, "log_every": 1, "teacher_temperature": 50.0, "warmup_teacher_temperature": 50.0}
     with pytest.raises(InputError, match=r"uniform.*10 log lines in a row"):
-        pretrain(tiny_cutouts, tmp_path / "stopped", "dino", **settings)
-    assert '"warning"' in lines(tmp_path / "stopped")
-    pretrain(tiny_cutouts, tmp_path / "goes_on", "dino", stop_on_collapse=False, **settings)
+        pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings)
+    assert '"warning"' in lines(tmp_path / "run")
+    pretrain(tiny_cutouts, tmp_path / "run", "dino", stop_on_collapse=False, resume="auto", **settings)
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
@@ -227,3 +232,6 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         save_checkpoint(tmp_path, step, model, optimizer, score=score)
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == [f"step-0000000{step}.safetensors" for step in (1, 3, 4)]
+    (tmp_path / kept[0]).write_bytes(b"")  # damaged, but too old to be read
+    save_checkpoint(tmp_path, 5, model, optimizer, score=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}.safetensors" for step in (4, 5)]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .tensors import CutoutTensors
+from .tensors import CutoutTensors, normalise
 
 MAX_STREAMS = 32  # the most processes that can share a stream
 WINDOW = 128  # rows of a stream that are shuffled among each other: 32 streams keep 4,096 cutouts, and as many to come
@@ -42,7 +42,8 @@ class ResidentImages:
     """
 
     def __init__(self, images: torch.Tensor, ids: Sequence[str], batch_size: int, seed: int):
-        self.images, self._ids, self.batch_size, self.seed = images, ids, min(batch_size, len(images)), seed
+        self.images, self._ids, self.seed = images, ids, seed
+        self.batch_size = min(batch_size, len(images))  # of a set smaller than a batch, all
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,29 +83,27 @@ class StreamedImages:
     reads its own streams only. What is kept in memory does not depend on the number of cutouts.
 
     Args:
-        directory (`Path`): what [`save_cutouts`] wrote.
+        parquet ([`ParquetSplits`]): the data set.
         mean, std (`list[float]`): per band, after division by 255.
         batch_size (`int`): of all processes together.
         seed (`int`): of the order.
         device (`torch.device`): where batches are put.
 
     Raises:
-        [`InputError`]: the data set has neither a train nor an unlabelled split, or less than a batch.
+        [`InputError`]: the data set has less than a batch in train and unlabelled together.
     """
 
     def __init__(
         self,
-        directory: Path,
+        parquet: "ParquetSplits",
         mean: list[float],
         std: list[float],
         batch_size: int,
         seed: int,
         device: torch.device | str,
     ):
-        self.parquet = ParquetSplits(directory)
-        self.groups = [group for split in ("train", "unlabelled") for group in self.parquet.groups.get(split, ())]
-        if not self.groups:
-            raise InputError(f"{directory} has neither a train nor an unlabelled split: nothing to pretrain on")
+        self.parquet, self.mean, self.std = parquet, mean, std
+        self.groups = [group for split in ("train", "unlabelled") for group in parquet.groups.get(split, ())]
         self.first_rows = np.cumsum([0, *(rows for _, _, rows in self.groups)])
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.streams = math.gcd(batch_size, MAX_STREAMS)
@@ -112,10 +111,9 @@ class StreamedImages:
         self.stretch = len(self) // self.streams
         if self.steps_per_epoch == 0:
             raise InputError(f"{len(self)} images are fewer than batch_size {batch_size}: lower batch_size")
-        shape = (1, -1, 1, 1)
-        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(shape).to(device) for v in (mean, std))
         self._layouts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._windows: dict[tuple[int, int, int], Future] = {}
+        self._last_groups: dict[int, tuple[int, np.ndarray]] = {}
         self._reader = ThreadPoolExecutor(1)  # reads the windows to come while the device computes
 
     def __len__(self) -> int:
@@ -129,7 +127,7 @@ class StreamedImages:
         """Images and indices (both on the device) of one process in one step, and the epoch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         rows = range(number * self.rows_per_step, (number + 1) * self.rows_per_step)
-        streams = self._share(process, num_processes)
+        streams = self.share(process, num_processes)
         first, last = rows[0] // WINDOW, rows[-1] // WINDOW
         wanted = [(epoch, stream, window) for window in range(first, last + 1) for stream in streams]
         ahead = [(epoch, stream, last + 1) for stream in streams if (last + 1) * WINDOW < self.stretch]
@@ -145,7 +143,7 @@ class StreamedImages:
         for key in self._windows.keys() - {*wanted, *ahead}:
             del self._windows[key]
         images = torch.from_numpy(np.stack(pixels)).to(self.device)
-        return (images * (1 / 255) - self.mean) / self.std, torch.tensor(indices, device=self.device), epoch
+        return normalise(images, self.mean, self.std), torch.tensor(indices, device=self.device), epoch
 
     def ids(self, step: int) -> list[str]:
         """Names of the samples in one step of all processes."""
@@ -154,11 +152,17 @@ class StreamedImages:
         columns = {group: self.parquet.read(*self.groups[group][:2], "id") for group in set(groups.tolist())}
         return [columns[g][i - self.first_rows[g]] for g, i in zip(groups.tolist(), indices)]
 
-    def _share(self, process: int, num_processes: int) -> range:
+    def share(self, process: int, num_processes: int) -> range:
+        """
+        The streams of one process.
+
+        Raises:
+            [`InputError`]: the number of processes does not divide that of the streams.
+        """
         if self.streams % num_processes:
             raise InputError(
-                f"{num_processes} processes cannot share {self.streams} streams: choose a number of processes, and a "
-                f"batch_size, that are multiples of a power of two up to {MAX_STREAMS}"
+                f"{num_processes} processes cannot share streamed batches of {self.batch_size}: choose a power of two "
+                f"up to {MAX_STREAMS} that divides batch_size as the number of processes"
             )
         share = self.streams // num_processes
         return range(process * share, (process + 1) * share)
@@ -180,12 +184,18 @@ class StreamedImages:
         for position in range(np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, last)):
             group = order[position]
             low, high = max(first - starts[position], 0), min(last, starts[position + 1]) - starts[position]
-            pixels.append(self.parquet.read(*self.groups[group][:2], "pixels")[low:high])
+            pixels.append(self._read_group(stream, group)[low:high])
             indices.append(np.arange(low, high) + self.first_rows[group])
         key = ((self.seed * 1_000_003 + epoch) * MAX_STREAMS + stream) * 1_000_003 + window
         generator = torch.Generator().manual_seed(key % 2**63)
         shuffled = torch.randperm(last - first, generator=generator).numpy()
         return np.concatenate(indices)[shuffled], np.concatenate(pixels)[shuffled]
+
+    def _read_group(self, stream: int, group: int) -> np.ndarray:
+        # A group spans several windows of its stream.
+        if stream not in self._last_groups or self._last_groups[stream][0] != group:
+            self._last_groups[stream] = (group, self.parquet.read(*self.groups[group][:2], "pixels"))
+        return self._last_groups[stream][1]
 
 
 class ParquetSplits:
@@ -198,6 +208,9 @@ class ParquetSplits:
     Attributes:
         groups (`dict[str, list[tuple[Path, int, int]]]`): per split, file, number and rows of each row group.
         info (`dict`): the fields of `CutoutInfo`.
+
+    Raises:
+        [`InputError`]: [`save_cutouts`] did not write the directory, or a file is damaged.
     """
 
     def __init__(self, directory: Path):
@@ -205,20 +218,19 @@ class ParquetSplits:
 
         from .processing import CutoutInfo
 
-        self.info = asdict(CutoutInfo.from_json((directory / "cutouts.json").read_text(encoding="utf-8")))
+        if not (directory / "cutouts.json").is_file():
+            raise InputError(f"{directory} holds no cutouts.json: give load_cutouts({str(directory)!r}) instead of it")
+        with _readable(directory / "cutouts.json"):
+            self.info = asdict(CutoutInfo.from_json((directory / "cutouts.json").read_text(encoding="utf-8")))
         self.groups: dict[str, list[tuple[Path, int, int]]] = {}
         for path in sorted((directory / "data").glob("*.parquet")):
             with _readable(path), parquet.ParquetFile(path) as file:
                 rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             groups = self.groups.setdefault(path.name.split("-")[0], [])
             groups += [(path, i, count) for i, count in enumerate(rows)]
-        self._last: tuple[tuple[Path, int, str], Any] | None = None
 
     def read(self, path: Path, group: int, column: str) -> Any:
         """One column of one row group: `pixels` as `(rows, bands, H, W)` float32, others as a list."""
-        last = self._last
-        if last is not None and last[0] == (path, group, column):
-            return last[1]  # windows often end within a group
         from pyarrow import parquet
 
         with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
@@ -231,7 +243,6 @@ class ParquetSplits:
                 found = values.to_numpy(zero_copy_only=False).reshape(-1, len(self.info["bands"]), size, size)
             else:
                 found = values.to_pylist()
-        self._last = ((path, group, column), found)
         return found
 
     def sample(self, split: str, number: int) -> CutoutTensors | None:
@@ -240,7 +251,7 @@ class ParquetSplits:
         if not groups:
             return None
         rows = sum(rows for _, _, rows in groups)
-        chosen = groups[:: max(1, rows // number)]
+        chosen = groups[:: -(-rows // number)]
         columns: dict[str, list] = {name: [] for name in ("pixels", "label", "id", "group", "subclass")}
         for path, group, _ in chosen:
             for name, values in columns.items():

@@ -162,3 +162,30 @@ def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:
         if any(len(split) != len(column) for column in (split.labels, split.ids, split.groups, split.subclasses)):
             return f"pixels, labels and columns of {name} differ in length"
     return None if splits else "it holds no split"
+
+
+def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`."""
+    centre = center_crop(pixels, crop_size).double() / 255
+    std, mean = torch.std_mean(centre, dim=(0, 2, 3))
+    if (std == 0).any():
+        raise InputError(f"band {int((std == 0).nonzero()[0])} of the training split is constant: leave it out")
+    return mean.tolist(), std.tolist()
+
+
+def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """The central `size x size` pixels, with the same rounding as `ViTImageProcessor`'s centre crop."""
+    height, width = pixels.shape[-2:]
+    if min(height, width) < size:
+        raise InputError(
+            f"cutouts of {height}x{width} pixels are smaller than crop_size {size}: lower crop_size or give larger"
+        )
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[..., top : top + size, left : left + size]
+
+
+def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """Display units `(n, bands, H, W)` -> `(pixels / 255 - mean) / std`, as `ViTImageProcessor` does it."""
+    shape = (1, -1, 1, 1)
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(shape) for values in (mean, std))
+    return (pixels * (1 / 255) - mean) / std

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import CutoutTensors, as_tensors, splits_and_info
+from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, splits_and_info
 from ..errors import InputError
-from ..training.loop import center_crop, normalise
 from ..training.run_directory import read_run, write_json
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import CutoutTensors, splits_and_info
+from ..data.tensors import CutoutTensors, center_crop, normalise, splits_and_info
 from ..errors import InputError
-from ..training.loop import center_crop, extract_cls, normalise
+from ..training.loop import extract_cls
 from ..training.monitors import knn_scores, roc_auc
 from ..training.run_directory import read_run, write_json
 from .evaluate import Predictions, compatibility, describe, report_on, title_of

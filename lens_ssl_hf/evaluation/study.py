@@ -48,12 +48,15 @@ def run_study(
         [`InputError`]: two inits have one name, a cell was made otherwise, or what [`finetune`] raises.
     """
     names = {init: "scratch" if init == "scratch" else Path(init).name for init in inits}
-    if len(set(names.values())) < len(inits):
-        raise InputError(f"inits {', '.join(inits)}: two end in the same name, which cells are called by: rename one")
+    if len({*names.values(), "profiles"}) < len(inits) + 1:
+        raise InputError(f"inits {', '.join(inits)}: two end in the same name, or one in profiles: rename it")
     splits, info = cutouts = splits_and_info(cutouts)
     # After hours of training is too late for these.
-    if seeds < 1 or "test" not in splits:
-        raise InputError("seeds must be positive" if seeds < 1 else "the data set has no test split: give one")
+    if seeds < 1:
+        raise InputError(f"seeds must be positive, not {seeds}")
+    for name in ("train", "validation", "test"):
+        if name not in splits:
+            raise InputError(f"the data set has no {name} split: a study needs train, validation and test")
     for budget in labels:
         make_arguments(FinetuneArguments, {**settings, "labels": budget})
         label_subset(splits["train"].labels, budget, seed=0)

@@ -4,6 +4,7 @@ Checkpoints: one safetensors file each, with weights, optimizer state and the st
 Data order and views are functions of the step, so that nothing else is needed to go on.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -74,18 +76,42 @@ def save_checkpoint(
 
 def newest_checkpoint(directory: Path, accelerator: Accelerator) -> Path | None:
     """
-    The newest whole `step-*.safetensors` in `directory`, or `None`. Damaged ones that are newer are renamed to
-    `*.damaged` with a warning. Every process must call it.
+    The newest whole `step-*.safetensors` in `directory`, or `None` where there is none. Newer damaged ones are
+    renamed to `*.damaged` with a warning. Every process must call it; the main one looks for all.
+
+    Raises:
+        [`InputError`]: all are damaged, or a process does not see what the main one does.
     """
-    with accelerator.main_process_first():  # the others then find what it has left
-        for path in sorted(directory.glob("step-*.safetensors"), reverse=True):
-            try:
-                _read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("%s is damaged (%s): set aside as .damaged, going on from the one before", path, error)
-                path.rename(path.with_name(f"{path.name}.damaged"))
-            else:
-                return path
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = _newest_whole(directory)
+        except InputError as error:
+            found[1] = str(error)
+    path, problem = broadcast_object_list(found)
+    if problem:
+        raise InputError(problem)
+    if path is not None and not path.is_file():
+        raise InputError(f"a process cannot see {path}: give an output_dir that all machines share")
+    return path
+
+
+def _newest_whole(directory: Path) -> Path | None:
+    paths = sorted(directory.glob("step-*.safetensors"), reverse=True)
+    for path in paths:
+        try:
+            _read(path)
+        except OSError as error:
+            raise InputError(f"cannot read the checkpoint {path} ({error.strerror}): try again") from error
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s): set aside as .damaged", path, error)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        else:
+            return path
+    if paths:
+        raise InputError(
+            f"all checkpoints in {directory} were damaged and set aside: begin anew in another output_dir"
+        )
     return None
 
 
@@ -122,10 +148,14 @@ def _delete_old(directory: Path) -> None:
     paths = sorted(directory.glob("step-*.safetensors"))
     scores = {}
     for path in paths:
-        with safe_open(path, framework="pt") as file:
-            score = json.loads(file.metadata()["header"])["score"]
-        if score is not None:
-            scores[path] = score
+        # A damaged one that nobody needed to read is not the best one.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
+            with safe_open(path, framework="pt") as file:
+                score = json.loads(file.metadata()["header"])["score"]
+            if score is not None:
+                scores[path] = score
+    for partial in directory.glob(".step-*.partial"):  # of a save that was killed
+        partial.unlink()
     best = max(scores, key=scores.get, default=None)
     for path in paths[:-_KEEP]:
         if path != best:
@@ -133,8 +163,9 @@ def _delete_old(directory: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)  # makes the rename itself survive a power cut
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)  # makes the rename itself survive a power cut
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from transformers import ViTForImageClassification
 
 from ..data.batches import ResidentImages
 from ..data.processing import processor_config
-from ..data.tensors import CutoutTensors, splits_and_info
+from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import backbone_config
@@ -29,12 +29,9 @@ from .loop import (
     Faults,
     StopRequest,
     autocast,
-    center_crop,
-    channel_statistics,
     choose_precision,
     lens_probabilities,
     make_accelerator,
-    normalise,
     optimizer_step,
     progress_bar,
 )
@@ -74,22 +71,21 @@ def finetune(
     settings = {**settings, "init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(FinetuneArguments, settings)
     accelerator = make_accelerator()
-    if arguments.batch_size % accelerator.num_processes:
-        raise InputError(
-            f"batch_size {arguments.batch_size} is not a multiple of {accelerator.num_processes} processes"
-        )
     splits, info = splits_and_info(cutouts)
     train, validation = _labelled_splits(splits)
     center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
     subset = train.select(label_subset(train.labels, arguments.labels, subset_seed))
+    batch_size = min(arguments.batch_size, len(subset))
+    if batch_size % accelerator.num_processes:
+        raise InputError(
+            f"a batch of {batch_size} labelled cutouts is not a multiple of {accelerator.num_processes} processes: "
+            "change batch_size, labels or the number of processes"
+        )
     set_seed(arguments.seed)
     model, mean, std = _make_classifier(arguments, info, train)
     if arguments.layer_decay is None:
         arguments.layer_decay = 1.0 if arguments.init == "scratch" else 0.75
-    run = RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-
     facts = {
         "task": "finetune",
         "method": None,
@@ -107,22 +103,26 @@ def finetune(
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
-    run.check_same(facts)
-    if run.is_finished:
-        accelerator.print(f"{run.path} is finished already")
+    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process) as run:
+        accelerator.wait_for_everyone()
+        run.check_same(facts)
+        if run.is_finished:
+            accelerator.print(f"{run.path} is finished already")
+            return run.path
+        run.write_facts(facts)
+        images = normalise(subset.pixels.to(accelerator.device), mean, std)
+        validation_images = normalise(
+            center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
+        )
+        samples = ResidentImages(images, subset.ids, arguments.batch_size, arguments.seed)
+        outcome = _train(
+            model, samples, subset.labels, validation_images, validation.labels, arguments, accelerator, run
+        )
+        if accelerator.is_main_process:
+            run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
+        run.write_facts({**facts, **outcome})
+        accelerator.wait_for_everyone()
         return run.path
-    run.write_facts(facts)
-    images = normalise(subset.pixels.to(accelerator.device), mean, std)
-    validation_images = normalise(
-        center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
-    )
-    samples = ResidentImages(images, subset.ids, arguments.batch_size, arguments.seed)
-    outcome = _train(model, samples, subset.labels, validation_images, validation.labels, arguments, accelerator, run)
-    if accelerator.is_main_process:
-        run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
-    run.write_facts({**facts, **outcome})
-    accelerator.wait_for_everyone()
-    return run.path
 
 
 def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
@@ -339,7 +339,7 @@ def _train(
                 }
                 save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra)
             if stops and done < arguments.steps:
-                raise stop.interruption(done, arguments.steps, run.path)
+                raise stop.interruption(accelerator, done, arguments.steps, run.path)
     model.load_state_dict(best_weights)
     seconds = round(time.perf_counter() - start, 1)
     return {**best, "precision": precision, "skipped_steps": faults.counts()["total"], "seconds": seconds}

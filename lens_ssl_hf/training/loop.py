@@ -69,36 +69,9 @@ def _processes_asked_for() -> int:
     options, _ = launch_command_parser().parse_known_args(command[position + 1 :])
     if options.num_processes:
         return options.num_processes
-    if options.config_file or os.path.isfile(default_config_file):
+    if options.config_file or (os.path.isfile(default_config_file) and not options.cpu):
         return load_config_from_file(options.config_file).num_processes
     return launched
-
-
-def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`."""
-    centre = center_crop(pixels, crop_size).double() / 255
-    std, mean = torch.std_mean(centre, dim=(0, 2, 3))
-    if (std == 0).any():
-        raise InputError(f"band {int((std == 0).nonzero()[0])} of the training split is constant: leave it out")
-    return mean.tolist(), std.tolist()
-
-
-def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """The central `size x size` pixels, with the same rounding as `ViTImageProcessor`'s centre crop."""
-    height, width = pixels.shape[-2:]
-    if min(height, width) < size:
-        raise InputError(
-            f"cutouts of {height}x{width} pixels are smaller than crop_size {size}: lower crop_size or give larger"
-        )
-    top, left = (height - size) // 2, (width - size) // 2
-    return pixels[..., top : top + size, left : left + size]
-
-
-def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
-    """Display units `(n, bands, H, W)` -> `(pixels / 255 - mean) / std`, as `ViTImageProcessor` does it."""
-    shape = (1, -1, 1, 1)
-    mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(shape) for values in (mean, std))
-    return (pixels * (1 / 255) - mean) / std
 
 
 def choose_precision(accelerator: Accelerator, requested: str, train_step: Callable[[], torch.Tensor]) -> str:
@@ -194,22 +167,23 @@ class Faults:
     read now and then, so that no step waits for the host.
     """
 
-    def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0):
-        self._total = torch.tensor(total, device=device)
-        self._consecutive = torch.tensor(consecutive, device=device)
+    def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0, longest: int = 0):
+        self._total, self._consecutive, self._longest = torch.tensor([total, consecutive, longest], device=device)
 
     def note(self, accelerator: Accelerator, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor:
         """Whether this step is to be skipped, as a bool on the device, the same in every process."""
         fault = ~(loss.detach().isfinite() & torch.as_tensor(gradient_norm, device=loss.device).isfinite())
         if accelerator.num_processes > 1:
             fault = accelerator.reduce(fault.float(), "sum") > 0
-        self._total += fault
+        self._total = self._total + fault
         self._consecutive = (self._consecutive + 1) * fault
+        self._longest = torch.maximum(self._longest, self._consecutive)
         return fault
 
     def counts(self) -> dict[str, int]:
-        """`total` and `consecutive` (up to the last step) counts."""
-        return {"total": int(self._total), "consecutive": int(self._consecutive)}
+        """`total`, `consecutive` (up to the last step) and the `longest` number of consecutive ones."""
+        names = ("total", "consecutive", "longest")
+        return dict(zip(names, torch.stack([self._total, self._consecutive, self._longest]).tolist()))
 
     def check(self, step: int, ids: Callable[[], Sequence[str]]) -> int:
         """
@@ -223,13 +197,12 @@ class Faults:
             [`InputError`]: too many in a row.
         """
         counts = self.counts()
-        if counts["consecutive"] < MAX_CONSECUTIVE_FAULTS:
+        if counts["longest"] < MAX_CONSECUTIVE_FAULTS:
             return counts["total"]
-        named = ", ".join(ids()[:3])
         raise InputError(
-            f"{counts['consecutive']} steps in a row, up to step {step} on {named} and others, gave a loss or "
-            "gradient that is NaN or infinite and were skipped: look at these cutouts, lower learning_rate or use "
-            "precision fp32"
+            f"{counts['longest']} steps in a row gave a loss or gradient that is NaN or infinite and were skipped "
+            f"(the batch of step {step} holds {', '.join(ids()[:3])} and others): look at the cutouts, lower "
+            "learning_rate or use precision fp32"
         )
 
 
@@ -246,7 +219,7 @@ def optimizer_step(optimizer: Any, skip: torch.Tensor) -> None:
 
 
 class StopRequest:
-    """Notes Ctrl-C and SIGTERM, so that a loop can save before it leaves; a second Ctrl-C leaves at once."""
+    """Notes Ctrl-C and SIGTERM, so that a loop can save before it leaves. A second Ctrl-C leaves at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -263,7 +236,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.signal_number is not None:
+        if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
 
@@ -278,13 +251,15 @@ class StopRequest:
             return False
         flag = torch.tensor(float(self.signal_number or 0), device=accelerator.device)
         number = int(accelerator.gather(flag.reshape(1)).max())
-        self.signal_number = number or None
+        if number:
+            self.signal_number = number
         return number > 0
 
-    def interruption(self, done: int, total: int, run: Path) -> Interrupted:
-        """What to raise once the step `done` of `total` is saved."""
+    def interruption(self, accelerator: Accelerator, done: int, total: int, run: Path) -> Interrupted:
+        """What to raise in every process once the main one has saved the step `done` of `total`."""
+        accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left
         return Interrupted(
-            f"{run} is saved at step {done} of {total}, go on with the same command and --resume auto",
+            f"{run} is saved at step {done} of {total}; do the same again with --resume auto to go on",
             self.signal_number,
         )
 

@@ -1,6 +1,7 @@
 """Self-supervised pretraining: a plain Accelerate loop for SimSiam, DINO and iBOT."""
 
 import dataclasses
+import logging
 import math
 import os
 import time
@@ -10,10 +11,10 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
-from ..data.tensors import CutoutTensors, splits_and_info
+from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
@@ -25,19 +26,18 @@ from .loop import (
     Faults,
     StopRequest,
     autocast,
-    center_crop,
-    channel_statistics,
     choose_precision,
     extract_cls,
     make_accelerator,
-    normalise,
     optimizer_step,
     parameter_groups,
     progress_bar,
 )
 from .monitors import CollapseWatch, knn_scores, roc_auc
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, read_run
 from .schedules import cosine, linear
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", **settings: Any) -> Path:
@@ -62,9 +62,6 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     arguments = make_arguments(PretrainArguments, settings)
     accelerator = make_accelerator()
     images, labelled, info, statistics = _open_images(cutouts, arguments, accelerator)
-    run = RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-
     set_seed(arguments.seed)
     model = _make_model(arguments, info, *statistics)
     facts = {
@@ -82,18 +79,21 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
-    run.check_same(facts)
-    if run.is_finished:
-        accelerator.print(f"{run.path} is finished already")
+    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process) as run:
+        accelerator.wait_for_everyone()
+        run.check_same(facts)
+        if run.is_finished:
+            accelerator.print(f"{run.path} is finished already")
+            return run.path
+        run.write_facts(facts)
+        monitor = _KNNMonitor(labelled, arguments, statistics, accelerator)
+        del labelled  # what is needed of it is on the device
+        outcome = _Training(model, images, monitor, arguments, accelerator, run).run()
+        if accelerator.is_main_process:
+            run.save_model(model.save_pretrained)
+        run.write_facts({**facts, **outcome})
+        accelerator.wait_for_everyone()
         return run.path
-    run.write_facts(facts)
-    monitor = _KNNMonitor(labelled, arguments, statistics, accelerator)
-    outcome = _Training(model, images, monitor, arguments, accelerator, run).run()
-    if accelerator.is_main_process:
-        run.save_model(model.save_pretrained)
-    run.write_facts({**facts, **outcome})
-    accelerator.wait_for_everyone()
-    return run.path
 
 
 _MONITORED = 4096  # cutouts of train and of validation that the kNN monitor of streamed data sees, at most
@@ -110,47 +110,52 @@ def _open_images(
     if arguments.batch_size % share:
         raise InputError(f"batch_size {arguments.batch_size} is not a multiple of processes x accumulation, {share}")
     is_directory = isinstance(cutouts, str | os.PathLike) and Path(cutouts).is_dir()
-    if is_directory and _streams(ParquetSplits(Path(cutouts)), arguments, accelerator):
-        arguments.stream = "yes"
-        parquet = ParquetSplits(Path(cutouts))
-        labelled = {name: parquet.sample(name, _MONITORED) for name in ("train", "validation", "unlabelled")}
-        labelled = {name: split for name, split in labelled.items() if split is not None}
-        if sample := [labelled[name].pixels for name in ("train", "unlabelled") if name in labelled]:
-            statistics = channel_statistics(torch.cat(sample), arguments.crop_size)
-        else:
-            statistics = [], []
-        options = (*statistics, arguments.batch_size, arguments.seed, accelerator.device)
-        return StreamedImages(Path(cutouts), *options), labelled, parquet.info, statistics
+    parquet = ParquetSplits(Path(cutouts)) if is_directory else None
+    arguments.stream = "yes" if _streams(parquet, arguments, accelerator) else "no"
     if arguments.stream == "yes":
-        raise InputError("stream yes needs a data set that save_cutouts or build_dataset.py wrote as a directory")
-    arguments.stream = "no"
-    if is_directory:
+        labelled = {name: parquet.sample(name, _MONITORED) for name in ("train", "validation", "unlabelled")}
+        splits, info = {name: split for name, split in labelled.items() if split is not None}, parquet.info
+    elif is_directory:
         from ..data.cutouts import load_cutouts
 
-        cutouts = load_cutouts(cutouts)
-    splits, info = splits_and_info(cutouts)
+        with accelerator.main_process_first():  # which fills the cache for the others
+            splits, info = splits_and_info(load_cutouts(cutouts))
+    else:
+        splits, info = splits_and_info(cutouts)
     parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
         raise InputError("the data set has neither a train nor an unlabelled split: nothing to pretrain on")
     pixels = torch.cat([part.pixels for part in parts])
+    statistics = channel_statistics(pixels, arguments.crop_size)
+    if arguments.stream == "yes":
+        images = StreamedImages(parquet, *statistics, arguments.batch_size, arguments.seed, accelerator.device)
+        images.share(0, accelerator.num_processes)  # refuses numbers that cannot share
+        return images, splits, info, statistics
     if len(pixels) < arguments.batch_size:
         raise InputError(f"{len(pixels)} images are fewer than batch_size {arguments.batch_size}: lower batch_size")
-    statistics = channel_statistics(pixels, arguments.crop_size)
-    images = normalise(pixels.to(accelerator.device), *statistics)
     ids = [one for part in parts for one in part.ids]
-    return ResidentImages(images, ids, arguments.batch_size, arguments.seed), splits, info, statistics
+    on_device = normalise(pixels.to(accelerator.device), *statistics)
+    return ResidentImages(on_device, ids, arguments.batch_size, arguments.seed), splits, info, statistics
 
 
-def _streams(parquet: ParquetSplits, arguments: PretrainArguments, accelerator: Accelerator) -> bool:
-    """Whether the images are read as they are needed: asked for, or more than half of what is free here."""
-    if arguments.stream != "auto":
-        return arguments.stream == "yes"
+def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accelerator: Accelerator) -> bool:
+    """Whether the images are read as they are needed: asked for, begun so, or more than half of what is free."""
+    wanted = arguments.stream
+    run_file = Path(arguments.output_dir) / "run.json"
+    if wanted == "auto" and arguments.resume == "auto" and run_file.is_file():
+        wanted = read_run(arguments.output_dir)["arguments"].get("stream", "auto")
+    if parquet is None:
+        if wanted == "yes":
+            raise InputError("stream yes needs a data set that save_cutouts or build_dataset.py wrote as a directory")
+        return False
+    if wanted != "auto":
+        return wanted == "yes"
     needed = parquet.nbytes(("train", "unlabelled"))
     copies = 3 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as read, as tensors, normalised, in every process
     fits = copies * needed < psutil.virtual_memory().available / 2
     if accelerator.device.type == "cuda":
         fits = fits and needed < torch.cuda.mem_get_info(accelerator.device)[0] / 2
-    return not fits
+    return broadcast_object_list([not fits])[0]  # the main process decides for all
 
 
 def _make_model(arguments: PretrainArguments, info: dict, mean: list[float], std: list[float]) -> torch.nn.Module:
@@ -201,6 +206,7 @@ class _KNNMonitor:
             split = splits.get(name)
             labelled = split.labels >= 0 if split is not None else torch.zeros(0, dtype=torch.bool)
             if len(split.labels[labelled].unique() if labelled.any() else ()) < 2:
+                logger.warning("no kNN monitor: the %s split lacks labelled lenses or non-lenses", name)
                 self.sets = []
                 return
             pixels = center_crop(split.pixels[labelled], arguments.crop_size).to(accelerator.device)
@@ -264,7 +270,7 @@ class _Training:
                 if (saves or stops) and accelerator.is_main_process:
                     self._save(done, time.perf_counter() - start, score)
                 if stops and not is_last:
-                    raise stop.interruption(done, self.total_steps, self.run_directory.path)
+                    raise stop.interruption(accelerator, done, self.total_steps, self.run_directory.path)
         return {
             "precision": self.precision,
             "skipped_steps": self.faults.counts()["total"],
@@ -354,7 +360,9 @@ class _Training:
             self.run_directory.log(done, {"warning": warning})
             bar.write(f"warning: {warning}")
         if self.collapse.has_lasted and self.arguments.stop_on_collapse:
-            raise InputError(f"{warning} ({self.collapse.count} log lines in a row; --stop_on_collapse no goes on)")
+            raise InputError(
+                f"{warning} ({self.collapse.count} log lines in a row; --stop_on_collapse no --resume auto goes on)"
+            )
 
     def _evaluate(self, done: int) -> float | None:
         """Log the kNN monitor; returns its AUC where there is one."""

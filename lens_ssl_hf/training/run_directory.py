@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -12,22 +13,24 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
 from ..errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
 
 
 # What may differ between a run and its continuation.
-_FREE_ARGUMENTS = ("output_dir", "resume")
+_FREE_ARGUMENTS = ("output_dir", "resume", "stop_on_collapse")
 
 
 class RunDirectory:
     """
-    One training's directory. Only the main process writes.
+    One training's directory, as a context in which no other run can use it. Only the main process writes.
 
     Args:
         path (`str` or `os.PathLike`): the directory; made if it is missing.
@@ -49,20 +52,31 @@ class RunDirectory:
                 )
             self._earlier = read_run(self.path)
         make_folder(self.path, "output_dir")
-        if is_main_process:
+        self._lock_file: TextIO | None = None
+
+    def __enter__(self) -> "RunDirectory":
+        if self.is_main_process:
             self._lock()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock_file is not None:
+            self._lock_file.close()  # which unlocks
 
     def _lock(self) -> None:
-        """Keep other runs out of the directory, until this object or its process is gone."""
-        self._lock_file = open(self.path / ".lock", "a+")
         try:
+            self._lock_file = open(self.path / ".lock", "a+")
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._lock_file.seek(0)
             owner = self._lock_file.read().strip() or "another process"
+            self._lock_file.close()
             raise InputError(
                 f"output_dir {self.path} is in use by {owner}: wait for it, stop it, or choose another one"
             ) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): make sure that no other run uses it", self.path, error.strerror)
+            return
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
