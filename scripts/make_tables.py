@@ -43,7 +43,9 @@ def table(results: dict) -> str:
 def caption(results: dict) -> str:
     """What was tested on, pretrained on and fine-tuned how, in sentences."""
     test = results["test"]
-    kinds = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in test["subclasses"].items())
+    kinds = ", ".join(
+        f"{count} {name.replace('_', ' ')}" for name, count in test["subclasses"].items() if name != "lens"
+    )
     sentences = [f"Test split: {test['num_lenses']} lenses, {test['num_nonlenses']} non-lenses ({kinds})."]
     for run in results["pretraining"].values():
         sentences.append(
