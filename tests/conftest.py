@@ -23,8 +23,7 @@ def make_split(size: int, seed: int, bands: int = 3, side: int = 40) -> CutoutTe
     return CutoutTensors(pixels.clamp(0, 255), labels, names, names, ["lens" if y else "field" for y in labels])
 
 
-@pytest.fixture(scope="session")
-def tiny_cutouts() -> tuple[dict, dict]:
+def make_cutouts() -> tuple[dict, dict]:
     """Splits and CutoutInfo fields of 96 + 48 + 48 toy cutouts, as `load_tensors` returns them."""
     info = {
         "source": "folder",
@@ -38,6 +37,12 @@ def tiny_cutouts() -> tuple[dict, dict]:
         "fingerprint": "0123456789abcdef",
     }
     return {"train": make_split(96, 0), "validation": make_split(48, 1), "test": make_split(48, 2)}, info
+
+
+@pytest.fixture(scope="session")
+def tiny_cutouts() -> tuple[dict, dict]:
+    """[`make_cutouts`], made once."""
+    return make_cutouts()
 
 
 @pytest.fixture(scope="session")

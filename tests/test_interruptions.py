@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,15 @@ def lines(run):
     return (run / "metrics.jsonl").read_text()
 
 
+def has_logged(run, since, after_step):
+    """Whether a run has written a whole line of a later step since a moment."""
+    path = run / "metrics.jsonl"
+    if not path.exists() or path.stat().st_mtime < since:
+        return False
+    whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+    return bool(whole) and json.loads(whole[-1])["step"] > after_step
+
+
 def assert_same_run(run, expected):
     weights, wanted = (load_file(one / "model" / "model.safetensors") for one in (run, expected))
     assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
@@ -106,6 +117,32 @@ def test_a_killed_finetuning_ends_as_if_nothing_had_happened(data, tmp_path):
         assert killed.returncode == -signal.SIGKILL
     assert list((tmp_path / "run" / "checkpoints").glob(".*.partial"))  # it was killed in the middle of writing one
     assert run_until_killed("finetune", data, tmp_path / "run", LABELS, "never", 0).returncode == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["simsiam", "dino", "ibot", "finetune"])
+def test_killed_from_outside_at_any_moment(task, data, tmp_path):
+    """SIGKILL after the warm-up and the frozen first epoch, at moments that nobody chose, until it gets through."""
+    settings = {**SSL, "epochs": 12, "projection_size": 64, "method": task}
+    settings = {**LABELS, "steps": 40} if task == "finetune" else settings
+    command = ["finetune" if task == "finetune" else "pretrain", data, tmp_path / "run", settings, "never", 0]
+    assert run_until_killed(*command[:2], tmp_path / "whole", *command[3:]).returncode == 0
+    arguments = [sys.executable, "-c", DRIVER, *map(str, command[:3]), json.dumps(settings), "never", "0"]
+    moments = []
+    while len(moments) < 5:
+        begun = time.time()
+        process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not has_logged(tmp_path / "run", since=begun, after_step=3):
+            time.sleep(0.001)
+        moments.append(random.uniform(0, 1.5))
+        time.sleep(moments[-1])
+        process.kill()
+        if process.wait() == 0:
+            break  # it was through before the moment came
+    print("seconds from a log line to the kill:", moments)
+    assert process.returncode == -signal.SIGKILL or len(moments) > 1
+    assert run_until_killed(*command).returncode == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

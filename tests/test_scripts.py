@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_batches import write_data_set
 
 from lens_ssl_hf.data.tensors import save_tensors
 
@@ -97,6 +100,39 @@ def test_two_processes_are_one(method, data, tmp_path):
         assert values[1] == pytest.approx(values[0], rel=2e-5)
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     assert all(torch.allclose(weights[1][name], weights[0][name], atol=1e-5) for name in weights[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", ["no", "yes"])
+def test_two_processes_that_are_told_to_stop_go_on_to_the_bit(stream, tmp_path):
+    """Resident and streamed; and what is streamed by two processes is what one streams."""
+    data = write_data_set(tmp_path / "set", 330)
+    script = f"scripts/run_ssl.py --method dino {QUICK} --epochs 6 --batch_size 64 --num_local_views 1 --log_every 1 "
+    script += f"--optimizer sgd --learning_rate 0.01 --checkpoint_every 1 --stream {stream} --dataset {data}"
+    launch = f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml {script}"
+    one, whole, cut = (tmp_path / name for name in ("one", "whole", "cut"))
+    for result in (run(f"{script} --output_dir {one}"), run(f"{launch} --output_dir {whole}")):
+        assert result.returncode == 0, result.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *launch.split(), "--output_dir", cut, "--resume", "auto"],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = cut / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 8):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode != 0 and message.count("is saved at step") >= 1, message
+    assert not (cut / "model").exists()
+    assert run(f"{launch} --output_dir {cut} --resume auto").returncode == 0
+    weights = [load_file(path / "model" / "model.safetensors") for path in (whole, cut, one)]
+    assert all(torch.equal(weights[1][name], weights[0][name]) for name in weights[0])
+    assert log.read_text() == (whole / "metrics.jsonl").read_text()
+    assert all(torch.allclose(weights[2][name], weights[0][name], atol=1e-5) for name in weights[0])
 
 
 def test_a_launch_that_runs_fewer_processes_than_asked_for_stops(data, tmp_path):
