@@ -311,12 +311,36 @@ def test_damaged_tables(tmp_path):
 def test_damaged_data_sets(tiny_cutouts, tmp_path):
     whole = save_tensors(tiny_cutouts, tmp_path / "whole.safetensors").read_bytes()
     small = whole[:20_000]  # the header and some pixels: mutants of all of it take long to write
+    right, _ = load_tensors(tmp_path / "whole.safetensors")
     refused = 0
+
+    def check(path):
+        splits, _ = load_tensors(path)
+        assert splits.keys() == right.keys()
+        assert all(torch.equal(splits[name].pixels, right[name].pixels) for name in right)
+        assert all(torch.equal(splits[name].labels, right[name].labels) for name in right)
+
     for i, content in enumerate([*mutations(small, 60, np.random.default_rng(3)), b"[" * 100_000]):
         path = tmp_path / f"mutant{i}.safetensors"
         path.write_bytes(content + whole[20_000:])
-        refused += not read_or_refuse(load_tensors, path)
-    assert refused > 20
+        refused += not read_or_refuse(check, path)
+        path.unlink()
+    assert refused > 50
+
+
+def test_a_flipped_bit_and_a_file_without_checksum_are_refused(tiny_cutouts, tmp_path):
+    path = save_tensors(tiny_cutouts, tmp_path / "a.safetensors")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1000] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(
+        InputError, match=r"a\.safetensors \(its checksum is wrong\): write it again with save_tensors"
+    ):
+        load_tensors(path)
+    path.write_bytes(whole.replace(b'"checksum"', b'"checkers"'))
+    with pytest.raises(InputError, match=r"a\.safetensors has no checksum.*write it again with save_tensors"):
+        load_tensors(path)
 
 
 def test_damaged_parquet_splits(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,14 +101,16 @@ def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
     splits, info = splits_and_info(cutouts)
     tensors, text = {}, {}
     for name, split in splits.items():
-        tensors[f"{name}.pixels"] = split.pixels.contiguous()
-        tensors[f"{name}.labels"] = split.labels
+        tensors[f"{name}.pixels"] = split.pixels.cpu().contiguous()
+        tensors[f"{name}.labels"] = split.labels.cpu().contiguous()
         text[name] = {"ids": split.ids, "groups": split.groups, "subclasses": split.subclasses}
+    metadata = {"cutout_info": json.dumps(info), "columns": json.dumps(text)}
+    metadata["checksum"] = str(checksum("".join(metadata.values()), tensors))
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"cutout_info": json.dumps(info), "columns": json.dumps(text)})
+        save_file(tensors, partial, metadata=metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
@@ -136,10 +139,15 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dic
                 raise InputError(f"{path} holds no cutouts: write it with save_tensors")
             info, columns = json.loads(metadata["cutout_info"]), json.loads(metadata["columns"])
             CutoutInfo.from_json(metadata["cutout_info"])  # fails where a field is missing
-            splits = {
-                name: CutoutTensors(file.get_tensor(f"{name}.pixels"), file.get_tensor(f"{name}.labels"), **text)
-                for name, text in columns.items()
-            }
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if "checksum" not in metadata:
+            raise InputError(f"{path} has no checksum, an earlier version wrote it: write it again with save_tensors")
+        if str(checksum(metadata["cutout_info"] + metadata["columns"], tensors)) != metadata["checksum"]:
+            raise ValueError("its checksum is wrong")
+        splits = {
+            name: CutoutTensors(tensors[f"{name}.pixels"], tensors[f"{name}.labels"], **text)
+            for name, text in columns.items()
+        }
         problem = _problem(splits, info)
     except InputError:
         raise
@@ -148,6 +156,14 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dic
     if problem:
         raise InputError(f"cannot read {path} ({problem}): write it again with save_tensors")
     return splits, info
+
+
+def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
+    """CRC-32 of a text and of tensors (contiguous, in main memory) with their names: tells damage, not forgery."""
+    found = zlib.crc32(header.encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
+    return found
 
 
 def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..data.tensors import checksum
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def save_checkpoint(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     values = {name: value for name, value in extra.items() if not isinstance(value, torch.Tensor)}
     header = json.dumps({"step": step, "values": values, "score": score})
-    metadata = {"header": header, "checksum": str(_checksum(header, tensors))}
+    metadata = {"header": header, "checksum": str(checksum(header, tensors))}
     path = directory / f"step-{step:08d}.safetensors"
     partial = directory / f".{path.name}.partial"
     try:
@@ -132,16 +132,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if str(_checksum(metadata["header"], tensors)) != metadata["checksum"]:
+    if str(checksum(metadata["header"], tensors)) != metadata["checksum"]:
         raise ValueError("its checksum is wrong")
     return json.loads(metadata["header"]), tensors
-
-
-def _checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
-    checksum = zlib.crc32(header.encode())
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), checksum))
-    return checksum
 
 
 def _delete_old(directory: Path) -> None:
