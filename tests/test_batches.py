@@ -12,7 +12,7 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
 from safetensors.torch import load_file
 
-from lens_ssl_hf import InputError, pretrain, save_cutouts
+from lens_ssl_hf import InputError, load_cutouts, pretrain, save_cutouts
 from lens_ssl_hf.data import batches
 from lens_ssl_hf.data.batches import ParquetSplits, ResidentImages, StreamedImages
 from lens_ssl_hf.data.processing import CutoutInfo
@@ -158,6 +158,27 @@ def test_a_streamed_pretraining_resumes_at_the_exact_sample(saved, tmp_path):
         pretrain(saved, tmp_path / "cut", "dino", resume="auto", stream="no", **SSL)
     with pytest.raises(InputError, match="stream yes needs a data set"):
         pretrain(str(saved / "cutouts.json"), tmp_path / "x", "dino", stream="yes", **SSL)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("rm data/train-00001-*", r"holds train-00001-of-00003 no longer"),
+        ("cp data/train-00001-* data/train-00001-of-00003-copy.parquet", r"holds train-00001-of-00003 twice"),
+        ("rm data/validation-*", r"holds no file of the split validation"),
+    ],
+)
+def test_a_directory_that_lost_a_file_is_refused(spoil, message, tmp_path, monkeypatch):
+    import lens_ssl_hf.data.cutouts as cutouts
+
+    monkeypatch.setattr(cutouts, "SHARD_BYTES", 500_000)
+    directory = write_data_set(tmp_path / "set", 100)
+    assert len(ParquetSplits(directory).groups["train"]) == 3
+    subprocess.run(spoil, shell=True, check=True, cwd=directory)
+    with pytest.raises(InputError, match=rf"set/data {message}: copy the directory again"):
+        ParquetSplits(directory)
+    with pytest.raises(InputError, match=rf"set/data {message}: copy the directory again"):
+        load_cutouts(directory, cache_dir=str(tmp_path / "cache"))
 
 
 def test_what_is_larger_than_memory_is_streamed(saved, tmp_path, monkeypatch):

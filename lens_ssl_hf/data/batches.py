@@ -8,6 +8,7 @@ be resumed at the exact sample; and each process gets its own share of it.
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -210,7 +211,7 @@ class ParquetSplits:
         info (`dict`): the fields of `CutoutInfo`.
 
     Raises:
-        [`InputError`]: [`save_cutouts`] did not write the directory, or a file is damaged.
+        [`InputError`]: [`save_cutouts`] did not write the directory, or a file is damaged or missing.
     """
 
     def __init__(self, directory: Path):
@@ -222,6 +223,7 @@ class ParquetSplits:
             raise InputError(f"{directory} holds no cutouts.json: give load_cutouts({str(directory)!r}) instead of it")
         with _readable(directory / "cutouts.json"):
             self.info = asdict(CutoutInfo.from_json((directory / "cutouts.json").read_text(encoding="utf-8")))
+        check_shards(directory)
         self.groups: dict[str, list[tuple[Path, int, int]]] = {}
         for path in sorted((directory / "data").glob("*.parquet")):
             with _readable(path), parquet.ParquetFile(path) as file:
@@ -265,6 +267,27 @@ class ParquetSplits:
         """Bytes that the pixels of some splits take in memory."""
         rows = sum(rows for split in splits for _, _, rows in self.groups.get(split, ()))
         return rows * len(self.info["bands"]) * self.info["size"] ** 2 * 4
+
+
+def check_shards(directory: Path) -> None:
+    """
+    Raises:
+        [`InputError`]: the directory lacks a file that [`save_cutouts`] wrote, or holds two in the place of one.
+    """
+    numbers: dict[str, list[str]] = {}  # by what the names of a split's files share
+    for path in (directory / "data").glob("*.parquet"):
+        if match := re.match(r"(\w+)-(\d+)-of-(\d+)", path.name):
+            numbers.setdefault(f"{match[1]}-*-of-{match[3]}", []).append(match[2])
+    for pattern, found in numbers.items():
+        wanted = {f"{number:05d}" for number in range(int(pattern.rsplit("-", 1)[1]))}
+        if wrong := sorted(wanted ^ set(found)) or [number for number in found if found.count(number) > 1]:
+            problem = "twice" if wrong[0] in found else "no longer"
+            name = pattern.replace("*", wrong[0])
+            raise InputError(f"{directory}/data holds {name} {problem}: copy the directory again or write it anew")
+    card = directory / "README.md"
+    for split in re.findall(r"path: data/(\w+)-\*", card.read_text(errors="replace") if card.is_file() else ""):
+        if not any(pattern.startswith(f"{split}-*-of-") for pattern in numbers):
+            raise InputError(f"{directory}/data holds no file of the split {split}: copy the directory again")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from ..errors import InputError
 from .arguments import DataArguments
@@ -33,6 +33,7 @@ FIT_CUTOUTS = 1000  # training cutouts that the stretch is fitted on, at most
 MODEL_CROP = 32  # pixels that the models see by default: without a size, no smaller cutout sets that of all others
 MIN_SIZE = 8
 ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
+SHARD_BYTES = 500_000_000  # of a Parquet file
 CARD_FILE = "cutouts.json"
 REPORT_FILE = "bad_files.csv"
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
@@ -446,7 +447,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
         (temporary / "data").mkdir()
         for name, split in dataset_dict.items():
-            shards = max(1, -(-split.data.nbytes // 500_000_000))
+            shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
             for i in range(shards):
                 path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
                 rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
@@ -503,8 +504,14 @@ def _load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.Da
         raise InputError(f"{source} is built already, {extra[0]} cannot change it: build it again from its source")
     try:
         info = CutoutInfo.from_json(card.read_text(encoding="utf-8"))
+        if os.path.isdir(source):
+            from .batches import check_shards  # imports torch
+
+            check_shards(Path(source))
         dataset_dict = datasets.load_dataset(source, cache_dir=options.get("cache_dir"))
-    except (ValueError, TypeError, AttributeError, DatasetGenerationError) as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, DatasetsError) as error:
         raise InputError(f"{source} cannot be read (truncated?): write it again with save_cutouts") from error
     for split in dataset_dict.values():
         if not {"id", "pixels", "label"} <= set(split.column_names):
