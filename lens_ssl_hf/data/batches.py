@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .tensors import CutoutTensors, normalise
+from .tensors import CutoutTensors, check_finite, normalise
 
 MAX_STREAMS = 32  # the most processes that can share a stream
 WINDOW = 128  # rows of a stream that are shuffled among each other: 32 streams keep 4,096 cutouts, and as many to come
@@ -248,7 +248,12 @@ class ParquetSplits:
         return found
 
     def sample(self, split: str, number: int) -> CutoutTensors | None:
-        """Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent."""
+        """
+        Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent.
+
+        Raises:
+            [`InputError`]: one of them has a NaN or infinite pixel.
+        """
         groups = self.groups.get(split, [])
         if not groups:
             return None
@@ -261,7 +266,7 @@ class ParquetSplits:
         pixels = torch.from_numpy(np.stack(columns["pixels"][:number]))
         labels = torch.tensor(columns["label"][:number])
         text = (columns[name][:number] for name in ("id", "group", "subclass"))
-        return CutoutTensors(pixels, labels, *text)
+        return check_finite(split, CutoutTensors(pixels, labels, *text))
 
     def nbytes(self, splits: Sequence[str]) -> int:
         """Bytes that the pixels of some splits take in memory."""
@@ -282,12 +287,12 @@ def check_shards(directory: Path) -> None:
         wanted = {f"{number:05d}" for number in range(int(pattern.rsplit("-", 1)[1]))}
         if wrong := sorted(wanted ^ set(found)) or [number for number in found if found.count(number) > 1]:
             problem = "twice" if wrong[0] in found else "no longer"
-            name = pattern.replace("*", wrong[0])
-            raise InputError(f"{directory}/data holds {name} {problem}: copy the directory again or write it anew")
+            name = f"data/{pattern.replace('*', wrong[0])}"
+            raise InputError(f"{directory} holds {name} {problem}: copy the directory again or write it anew")
     card = directory / "README.md"
-    for split in re.findall(r"path: data/(\w+)-\*", card.read_text(errors="replace") if card.is_file() else ""):
-        if not any(pattern.startswith(f"{split}-*-of-") for pattern in numbers):
-            raise InputError(f"{directory}/data holds no file of the split {split}: copy the directory again")
+    for name in re.findall(r"data/[\w-]+\.parquet", card.read_text(errors="replace") if card.is_file() else ""):
+        if not (directory / name).is_file():  # the only one of a split
+            raise InputError(f"{directory} holds {name} no longer: copy the directory again or write it anew")
 
 
 @contextlib.contextmanager

@@ -446,6 +446,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
         (temporary / "data").mkdir()
+        files: dict[str, list[str]] = {name: [] for name in dataset_dict}
         for name, split in dataset_dict.items():
             shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
             for i in range(shards):
@@ -454,11 +455,12 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
                 split.shard(shards, i, contiguous=True).to_parquet(
                     str(path), batch_size=rows, write_page_checksum=True
                 )
-                # The cache of load_dataset goes by file names: other content must have another name.
+                # The cache of load_dataset goes by what README.md says: other content must have another name there.
                 digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-                path.rename(path.with_stem(f"{path.stem}-{digest}"))
+                path = path.rename(path.with_stem(f"{path.stem}-{digest}"))
+                files[name].append(f"data/{path.name}")
         (temporary / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(dataset_dict, info), encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(dataset_dict, info, files), encoding="utf-8")
         temporary.chmod(0o755)
         os.replace(temporary, directory)
     except OSError as error:
@@ -468,7 +470,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
             shutil.rmtree(temporary)
 
 
-def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo) -> str:
+def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[str, list[str]]) -> str:
     import yaml
 
     features = next(iter(dataset_dict.values())).features
@@ -480,7 +482,7 @@ def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo) -> str:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*"} for name in dataset_dict],
+                "data_files": [{"split": name, "path": paths} for name, paths in files.items()],
             }
         ],
         "dataset_info": {"features": features._to_yaml_list(), "splits": splits},

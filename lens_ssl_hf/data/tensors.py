@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from ..errors import InputError
 
+_CHUNK = 1024  # cutouts that are looked at together
+
 
 @dataclass
 class CutoutTensors:
@@ -78,16 +80,21 @@ def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
 
     Returns:
         `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
-    """
-    if isinstance(cutouts, tuple):
-        return cutouts
-    if isinstance(cutouts, str | os.PathLike):
-        return load_tensors(cutouts)
-    if not isinstance(cutouts, Mapping):
-        raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
-    from .processing import cutout_info
 
-    return {name: as_tensors(split) for name, split in cutouts.items()}, asdict(cutout_info(cutouts))
+    Raises:
+        [`InputError`]: it is no data set of these kinds, or a pixel is NaN or infinite.
+    """
+    if isinstance(cutouts, str | os.PathLike):
+        cutouts = load_tensors(cutouts)
+    if isinstance(cutouts, tuple):
+        splits, info = cutouts
+    elif isinstance(cutouts, Mapping):
+        from .processing import cutout_info
+
+        splits, info = cutouts, asdict(cutout_info(cutouts))
+    else:
+        raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
+    return {name: check_finite(name, as_tensors(split)) for name, split in splits.items()}, info
 
 
 def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
@@ -181,12 +188,35 @@ def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:
 
 
 def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`."""
-    centre = center_crop(pixels, crop_size).double() / 255
-    std, mean = torch.std_mean(centre, dim=(0, 2, 3))
+    """
+    Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`; in
+    float64, but of `_CHUNK` cutouts at a time.
+    """
+    chunks = center_crop(pixels, crop_size).split(_CHUNK)
+    count = len(pixels) * crop_size**2
+    mean = sum(chunk.double().sum(dim=(0, 2, 3)) for chunk in chunks) / count
+    squares = sum((chunk.double() - mean.view(1, -1, 1, 1)).square().sum(dim=(0, 2, 3)) for chunk in chunks)
+    std = (squares / (count - 1)).sqrt()
     if (std == 0).any():
         raise InputError(f"band {int((std == 0).nonzero()[0])} of the training split is constant: leave it out")
-    return mean.tolist(), std.tolist()
+    return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def check_finite(name: str, split: CutoutTensors) -> CutoutTensors:
+    """
+    The split itself.
+
+    Raises:
+        [`InputError`]: one of its cutouts has a NaN or infinite pixel; names it.
+    """
+    for number, chunk in enumerate(split.pixels.split(_CHUNK)):
+        finite = chunk.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            one = split.ids[number * _CHUNK + int((~finite).nonzero()[0])]
+            raise InputError(
+                f"cutout {one} of {name} has NaN or infinite pixels: fill them, or make the data set with load_cutouts"
+            )
+    return split
 
 
 def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
