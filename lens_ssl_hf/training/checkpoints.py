@@ -55,7 +55,7 @@ def save_checkpoint(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     values = {name: value for name, value in extra.items() if not isinstance(value, torch.Tensor)}
     header = json.dumps({"step": step, "values": values, "score": score})
-    metadata = {"header": header, "checksum": str(_checksum(header, tensors))}
+    metadata = {"header": header, "checksum": str(checksum(header, tensors))}
     path = directory / f"step-{step:08d}.safetensors"
     partial = directory / f".{path.name}.partial"
     try:
@@ -132,12 +132,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if str(_checksum(metadata["header"], tensors)) != metadata["checksum"]:
+    if str(checksum(metadata["header"], tensors)) != metadata["checksum"]:
         raise ValueError("its checksum is wrong")
     return json.loads(metadata["header"]), tensors
 
 
-def _checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
+def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
+    """CRC-32 of a text and of named tensors on the CPU, in the order of their names."""
     checksum = zlib.crc32(header.encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), checksum))

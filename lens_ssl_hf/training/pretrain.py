@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..data.tensors import CutoutTensors, center_crop, channel_statistics, norma
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name
+from ..models.backbones import backbone_name, use_fast_attention
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -60,7 +61,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     """
     settings = {**recipe(method), **settings, "method": method, "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(PretrainArguments, settings)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     images, labelled, info, statistics = _open_images(cutouts, arguments, accelerator)
     set_seed(arguments.seed)
     model = _make_model(arguments, info, *statistics)
@@ -74,6 +75,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         "image_std": statistics[1],
         "crop_size": arguments.crop_size,
         "num_train_images": len(images),
+        "samples": images.digest,
         "num_parameters": sum(p.numel() for p in model.encoder.parameters()),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
@@ -91,12 +93,12 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         outcome = _Training(model, images, monitor, arguments, accelerator, run).run()
         if accelerator.is_main_process:
             run.save_model(model.save_pretrained)
-        run.write_facts({**facts, **outcome})
+        run.add_facts(outcome)
         accelerator.wait_for_everyone()
         return run.path
 
 
-_MONITORED = 4096  # cutouts of train and of validation that the kNN monitor of streamed data sees, at most
+_MONITORED = 4096  # cutouts of train and of validation that the kNN monitor sees, at most
 
 
 def _open_images(
@@ -112,20 +114,16 @@ def _open_images(
     is_directory = isinstance(cutouts, str | os.PathLike) and Path(cutouts).is_dir()
     parquet = ParquetSplits(Path(cutouts)) if is_directory else None
     arguments.stream = "yes" if _streams(parquet, arguments, accelerator) else "no"
-    if arguments.stream == "yes":
-        labelled = {name: parquet.sample(name, _MONITORED) for name in ("train", "validation", "unlabelled")}
-        splits, info = {name: split for name, split in labelled.items() if split is not None}, parquet.info
-    elif is_directory:
-        from ..data.cutouts import load_cutouts
-
-        with accelerator.main_process_first():  # which fills the cache for the others
-            splits, info = splits_and_info(load_cutouts(cutouts))
+    if parquet is not None:
+        number = _MONITORED if arguments.stream == "yes" else sys.maxsize
+        found = {name: parquet.sample(name, number) for name in ("train", "validation", "unlabelled")}
+        splits, info = {name: split for name, split in found.items() if split is not None}, parquet.info
     else:
         splits, info = splits_and_info(cutouts)
     parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
         raise InputError("the data set has neither a train nor an unlabelled split: nothing to pretrain on")
-    pixels = torch.cat([part.pixels for part in parts])
+    pixels = torch.cat([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels
     statistics = channel_statistics(pixels, arguments.crop_size)
     if arguments.stream == "yes":
         images = StreamedImages(parquet, *statistics, arguments.batch_size, arguments.seed, accelerator.device)
@@ -151,7 +149,8 @@ def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accele
     if wanted != "auto":
         return wanted == "yes"
     needed = parquet.nbytes(("train", "unlabelled"))
-    copies = 3 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as read, as tensors, normalised, in every process
+    # as read, as tensors, joined, normalised, in every process
+    copies = 4 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fits = copies * needed < psutil.virtual_memory().available / 2
     if accelerator.device.type == "cuda":
         fits = fits and needed < torch.cuda.mem_get_info(accelerator.device)[0] / 2
@@ -209,8 +208,10 @@ class _KNNMonitor:
                 logger.warning("no kNN monitor: the %s split lacks labelled lenses or non-lenses", name)
                 self.sets = []
                 return
-            pixels = center_crop(split.pixels[labelled], arguments.crop_size).to(accelerator.device)
-            self.sets.append((normalise(pixels, *statistics), split.labels[labelled].to(accelerator.device)))
+            chosen = labelled.nonzero().flatten()
+            chosen = chosen[:: -(-len(chosen) // _MONITORED)]
+            pixels = center_crop(split.pixels[chosen], arguments.crop_size).to(accelerator.device)
+            self.sets.append((normalise(pixels, *statistics), split.labels[chosen].to(accelerator.device)))
 
     def __call__(self, encoder: torch.nn.Module) -> dict[str, float]:
         if not self.sets:
@@ -245,7 +246,7 @@ class _Training:
         self.collapse = CollapseWatch(arguments.method, outputs)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end. Returns the precision that was used, the steps that were skipped and the seconds."""
+        """Train to the end. Returns the number of steps that were skipped and the seconds that it took."""
         arguments, accelerator = self.arguments, self.accelerator
         first_step, seconds = self._begin()
         start = time.perf_counter() - seconds
@@ -271,19 +272,17 @@ class _Training:
                     self._save(done, time.perf_counter() - start, score)
                 if stops and not is_last:
                     raise stop.interruption(accelerator, done, self.total_steps, self.run_directory.path)
-        return {
-            "precision": self.precision,
-            "skipped_steps": self.faults.counts()["total"],
-            "seconds": round(time.perf_counter() - start, 1),
-        }
+        seconds = round(time.perf_counter() - start, 1)
+        return {"skipped_steps": self.faults.counts()["total"], "seconds": seconds}
 
     def _begin(self) -> tuple[int, float]:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done and the seconds they took."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
-        model.to(accelerator.device).train()
+        use_fast_attention(model.to(accelerator.device).train())
         newest = newest_checkpoint(self.run_directory.checkpoints, accelerator)
-        if newest is None:
-            self.precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
+        if "precision" not in self.run_directory.facts:
+            precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
+            self.run_directory.add_facts({"precision": precision})
             model.zero_grad(set_to_none=True)
             _reset_batch_norm(model)
         self.wrapped, self.optimizer = accelerator.prepare(model, _make_optimizer(model, arguments))
@@ -293,7 +292,7 @@ class _Training:
             self._evaluate(0)
             return 0, 0.0
         step, extra = load_checkpoint(newest, model, self.optimizer.optimizer)
-        self.precision, self.collapse.count = extra["precision"], extra["collapsed_windows"]
+        self.collapse.count = extra["collapsed_windows"]
         self.faults = Faults(accelerator.device, **extra["faults"])
         self.averages.restore(extra, accelerator.device)
         self.run_directory.forget_after(step)
@@ -325,7 +324,7 @@ class _Training:
             views = self.make_views(*micro_batch, epoch)
             synchronise = i == number - 1
             with accelerator.no_sync(self.wrapped) if not synchronise else torch.enable_grad():
-                with autocast(accelerator.device, self.precision):
+                with autocast(accelerator.device, self.run_directory.facts["precision"]):
                     output = self.wrapped(**views, **temperatures)
                 accelerator.backward(output.loss / number)
             outputs.append(output)
@@ -334,7 +333,7 @@ class _Training:
         limit = arguments.clip_grad_norm or math.inf
         gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
         means = _mean_outputs(outputs, accelerator)
-        fault = self.faults.note(accelerator, means.loss, gradient_norm)
+        fault = self.faults.note(accelerator, step, means.loss, gradient_norm)
         optimizer_step(self.optimizer, skip=fault)
         if model.has_teacher:
             model.update_teacher(scheduled["teacher_momentum"], skip=fault)
@@ -347,7 +346,7 @@ class _Training:
 
     def _log(self, done: int, bar: Any) -> None:
         means = self.averages.pop(self.accelerator)
-        skipped = self.faults.check(done, lambda: self.images.ids(done - 1))
+        skipped = self.faults.check(self.images.ids)
         scheduled = _schedule(self.arguments, done - 1, self.total_steps, self.steps_per_epoch)
         self.run_directory.log(done, {"epoch": done / self.steps_per_epoch, **means, **scheduled, "skipped": skipped})
         if not means:
@@ -361,7 +360,8 @@ class _Training:
             bar.write(f"warning: {warning}")
         if self.collapse.has_lasted and self.arguments.stop_on_collapse:
             raise InputError(
-                f"{warning} ({self.collapse.count} log lines in a row; --stop_on_collapse no --resume auto goes on)"
+                f"{warning}, in another output_dir ({self.collapse.count} log lines in a row; "
+                "--stop_on_collapse no --resume auto goes on as it is)"
             )
 
     def _evaluate(self, done: int) -> float | None:
@@ -372,7 +372,6 @@ class _Training:
 
     def _save(self, done: int, seconds: float, score: float | None) -> None:
         extra = {
-            "precision": self.precision,
             "seconds": seconds,
             "faults": self.faults.counts(),
             "collapsed_windows": self.collapse.count,

@@ -1,5 +1,6 @@
 """The run directory: resolved settings, data fingerprint, versions, metrics and final weights of one training."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -24,8 +25,9 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
 
 
-# What may differ between a run and its continuation.
+# What may differ between a run and its continuation; and what is noted where it does, since bits may differ then.
 _FREE_ARGUMENTS = ("output_dir", "resume", "stop_on_collapse")
+_ENVIRONMENT = ("versions", "git_revision", "num_processes", "device")
 
 
 class RunDirectory:
@@ -44,6 +46,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike, resume: str, is_main_process: bool = True):
         self.path = Path(path)
         self.is_main_process = is_main_process
+        self.facts: dict[str, Any] = {}
         self._earlier: dict[str, Any] | None = None  # read before the main process writes
         if (self.path / "run.json").exists():
             if resume == "never":
@@ -103,9 +106,9 @@ class RunDirectory:
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
         ]
-        for name, what in {"task": "the task", "data": "the data", "init_run": "the run that init names"}.items():
-            if self._earlier.get(name) != facts.get(name):
-                differences.append(f"{what} is another")
+        others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
+        others |= {"init_run": "the run that init names is another", "init_weights": "the weights of init are others"}
+        differences += [text for name, text in others.items() if self._earlier.get(name) != facts.get(name)]
         if differences:
             raise InputError(
                 f"output_dir {self.path} holds a run that was begun otherwise ({'; '.join(differences)}): "
@@ -121,11 +124,34 @@ class RunDirectory:
         return self.path / "model"
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        """Write run.json; the command that began the run, the versions and the revision of the code are added."""
+        """
+        Write run.json; the command that began the run, the versions and the revision of the code are added. A run that
+        goes on keeps what it was begun with; under `resumed` it lists where it went on otherwise.
+        """
+        here = {"command": _command(), "versions": _versions(), "git_revision": _git_revision()}
+        self.facts = {**facts, **here}
+        if self._earlier is not None:
+            changed = {name: self.facts[name] for name in _ENVIRONMENT if self.facts[name] != self._earlier[name]}
+            resumed = self._earlier.get("resumed", [])
+            if changed and changed not in resumed[-1:]:
+                resumed = [*resumed, changed]
+                if self.is_main_process:
+                    logger.warning(
+                        "%s was begun with other %s: its weights may differ in the last bits from those of a run "
+                        "that nothing interrupted",
+                        self.path,
+                        ", ".join(changed),
+                    )
+            kept = ("command", "precision", *_ENVIRONMENT)
+            self.facts |= {name: self._earlier[name] for name in kept if name in self._earlier}
+            self.facts |= {"resumed": resumed} if resumed else {}
+        self.add_facts({})
+
+    def add_facts(self, facts: dict[str, Any]) -> None:
+        """Add to run.json."""
+        self.facts |= facts
         if self.is_main_process:
-            origin = self._earlier or {"command": _command(), "versions": _versions(), "git_revision": _git_revision()}
-            facts |= {name: origin[name] for name in ("command", "versions", "git_revision")}
-            write_json(self.path / "run.json", facts)
+            write_json(self.path / "run.json", self.facts)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; floats are rounded to 6 significant digits."""
@@ -201,6 +227,8 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write {path} ({error.strerror}): choose a writable place") from error
 
 
@@ -230,8 +258,11 @@ def _versions() -> dict[str, str]:
 
 def _git_revision() -> str | None:
     """Revision of the checkout that this package runs from, -dirty where it was changed; `None` when installed."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():  # git would find the repository that an environment happens to lie in
+        return None
     try:
-        arguments = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        arguments = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
