@@ -65,7 +65,8 @@ class ResidentImages:
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self.images), self.seed, epoch))
+            # on the device, so that no step waits for a copy
+            self._order = (epoch, epoch_order(len(self.images), self.seed, epoch).to(self.images.device))
         share = self.batch_size // num_processes
         first = batch * self.batch_size + process * share
         return self._order[1][first : first + share], epoch
@@ -73,7 +74,6 @@ class ResidentImages:
     def batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Images and indices (both on the device) of one process in one step, and the epoch."""
         indices, epoch = self.indices(step, process, num_processes)
-        indices = indices.to(self.images.device)
         return self.images[indices], indices, epoch
 
     def ids(self, step: int) -> list[str]:

@@ -99,6 +99,9 @@ class PretrainArguments(ViewArguments):
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    compile: str = _option(
+        "off", "on compiles the layers with torch.compile: a minute at the start, to gain on a GPU."
+    )
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
@@ -162,6 +165,9 @@ class FinetuneArguments(ViewArguments):
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
     seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    compile: str = _option(
+        "off", "on compiles the layers with torch.compile: a minute at the start, to gain on a GPU."
+    )
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
@@ -197,6 +203,7 @@ def _check_common(arguments: Any) -> None:
     _choose("backbone", arguments.backbone, ("vitt8", "vits8", "vitb8"))
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
+    _choose("compile", arguments.compile, ("on", "off"))
     _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every", "learning_rate", "blur_sigma_max")
     _not_negative(arguments, "gain", "offset", "blur_probability", "noise_sigma")
     _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")

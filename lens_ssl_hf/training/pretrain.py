@@ -13,13 +13,14 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from torch.profiler import record_function
 
 from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name, use_fast_attention
+from ..models.backbones import backbone_name, compile_layers, use_fast_attention
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -90,7 +91,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         run.write_facts(facts)
         monitor = _KNNMonitor(labelled, arguments, statistics, accelerator)
         del labelled  # what is needed of it is on the device
-        outcome = _Training(model, images, monitor, arguments, accelerator, run).run()
+        outcome = Pretraining(model, images, monitor, arguments, accelerator, run).run()
         if accelerator.is_main_process:
             run.save_model(model.save_pretrained)
         run.add_facts(outcome)
@@ -224,8 +225,8 @@ class _KNNMonitor:
         return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy}
 
 
-class _Training:
-    """One run of the loop."""
+class Pretraining:
+    """One run of the loop. The parts of a step carry names for the profiler: views, forward, backward, optimizer."""
 
     def __init__(
         self,
@@ -248,14 +249,14 @@ class _Training:
     def run(self) -> dict[str, Any]:
         """Train to the end. Returns the number of steps that were skipped and the seconds that it took."""
         arguments, accelerator = self.arguments, self.accelerator
-        first_step, seconds = self._begin()
+        first_step, seconds = self.begin()
         start = time.perf_counter() - seconds
         with (
             StopRequest() as stop,
             progress_bar(accelerator, f"pretrain {arguments.method}", first_step, self.total_steps) as bar,
         ):
             for done in range(first_step + 1, self.total_steps + 1):
-                self._step(done - 1)
+                self.step(done - 1)
                 bar.update()
                 epoch, is_mid_epoch = divmod(done, self.steps_per_epoch)
                 is_last = done == self.total_steps
@@ -275,10 +276,12 @@ class _Training:
         seconds = round(time.perf_counter() - start, 1)
         return {"skipped_steps": self.faults.counts()["total"], "seconds": seconds}
 
-    def _begin(self) -> tuple[int, float]:
+    def begin(self) -> tuple[int, float]:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done and the seconds they took."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
         use_fast_attention(model.to(accelerator.device).train())
+        if arguments.compile == "on":
+            compile_layers(model)
         newest = newest_checkpoint(self.run_directory.checkpoints, accelerator)
         if "precision" not in self.run_directory.facts:
             precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
@@ -306,7 +309,7 @@ class _Training:
         number = number if images.is_cuda else min(number, 32)
         return self.model(**self.make_views(images[:number], indices[:number], 0)).loss
 
-    def _step(self, step: int) -> None:
+    def step(self, step: int) -> None:
         """One optimizer step on one global batch."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
         images, indices, epoch = self.images.batch(step, accelerator.process_index, accelerator.num_processes)
@@ -321,26 +324,30 @@ class _Training:
         number = arguments.gradient_accumulation_steps
         outputs = []
         for i, micro_batch in enumerate(zip(images.chunk(number), indices.chunk(number))):
-            views = self.make_views(*micro_batch, epoch)
+            with record_function("views"):
+                views = self.make_views(*micro_batch, epoch)
             synchronise = i == number - 1
             with accelerator.no_sync(self.wrapped) if not synchronise else torch.enable_grad():
-                with autocast(accelerator.device, self.run_directory.facts["precision"]):
+                precision = self.run_directory.facts["precision"]
+                with record_function("forward"), autocast(accelerator.device, precision):
                     output = self.wrapped(**views, **temperatures)
-                accelerator.backward(output.loss / number)
+                with record_function("backward"):
+                    accelerator.backward(output.loss / number)
             outputs.append(output)
-        if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
-            model.student.head.last_layer.weight.grad = None
-        limit = arguments.clip_grad_norm or math.inf
-        gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
-        means = _mean_outputs(outputs, accelerator)
-        fault = self.faults.note(accelerator, step, means.loss, gradient_norm)
-        optimizer_step(self.optimizer, skip=fault)
-        if model.has_teacher:
-            model.update_teacher(scheduled["teacher_momentum"], skip=fault)
-            model.update_centre(means)
-        with torch.no_grad():
-            for buffer, before in zip(model.buffers(), buffers_before):
-                buffer.copy_(torch.where(fault, before, buffer))
+        with record_function("optimizer"):
+            if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
+                model.student.head.last_layer.weight.grad = None
+            limit = arguments.clip_grad_norm or math.inf
+            gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
+            means = _mean_outputs(outputs, accelerator)
+            fault = self.faults.note(accelerator, step, means.loss, gradient_norm)
+            optimizer_step(self.optimizer, skip=fault)
+            if model.has_teacher:
+                model.update_teacher(scheduled["teacher_momentum"], skip=fault)
+                model.update_centre(means)
+            with torch.no_grad():
+                for buffer, before in zip(model.buffers(), buffers_before):
+                    buffer.copy_(torch.where(fault, before, buffer))
         watched = {name: means[name] for name in _WATCHED if name in means}
         self.averages.add({**watched, "gradient_norm": gradient_norm}, fault)
 
