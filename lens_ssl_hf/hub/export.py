@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from ..data.processing import processor_config
+from ..data.processing import save_processor
 from ..errors import InputError
 from ..evaluation.plots import plot_curves
 from ..models.backbones import load_encoder
-from ..training.run_directory import read_run, write_json
+from ..training.run_directory import read_run
 from .card import CardFacts, write_card
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
-_FILES = r"config\.json|preprocessor_config\.json|README\.md|model.*\.safetensors(\.index\.json)?|\w+\.png"
+_FILES = r"(preprocessor_)?config\.json|lens_image_processor\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
+_FILES += r"\w+\.png"
 
 
 def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | None = None) -> Path:
@@ -34,7 +35,8 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
             of the run where that was a Hub id.
 
     Returns:
-        `Path`: the folder, with weights, config.json, preprocessor_config.json, README.md and pictures.
+        `Path`: the folder, with weights, config.json, preprocessor_config.json, README.md and pictures; for other than
+        three bands also lens_image_processor.py.
 
     Raises:
         [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.
@@ -59,8 +61,7 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
         raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
     try:
         model.save_pretrained(partial)
-        processor = processor_config(facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
-        write_json(partial / "preprocessor_config.json", processor)
+        save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
         for picture in PICTURES:
             if (run / picture).is_file():
                 shutil.copy(run / picture, partial)

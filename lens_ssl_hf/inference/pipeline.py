@@ -19,6 +19,8 @@ class LensPipeline:
 
         if isinstance(model, Path):
             model = str(model)
+        # The image processor that the package registers is used, so that nobody is asked to trust the model's copy.
+        kwargs = {"trust_remote_code": False, **kwargs}
         self.classifier = transformers_pipeline("image-classification", model=model, **kwargs)
         config = self.classifier.model.config
         self.num_channels, self.min_size = config.num_channels, config.image_size

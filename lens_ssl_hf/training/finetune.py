@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import ViTForImageClassification
 
 from ..data.batches import ResidentImages
-from ..data.processing import processor_config
+from ..data.processing import save_processor
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
@@ -36,7 +36,7 @@ from .loop import (
     progress_bar,
 )
 from .monitors import roc_auc
-from .run_directory import RunDirectory, read_run, write_json
+from .run_directory import RunDirectory, read_run
 from .schedules import cosine
 
 logger = logging.getLogger(__name__)
@@ -350,4 +350,4 @@ def _save_classifier(
 ) -> None:
     """A folder that plain transformers loads: weights, configuration and image processor."""
     model.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", processor_config(model.config.cutouts, crop_size, mean, std))
+    save_processor(folder, model.config.cutouts, crop_size, mean, std)
