@@ -112,6 +112,22 @@ class Stretch:
 
         return stretch_flux(flux, **asdict(self))
 
+    def invert(self, display: np.ndarray) -> np.ndarray:
+        """
+        Flux that [`~Stretch.apply`] makes these display units of, `(..., bands, H, W)` float32; what was clipped comes
+        back as black or white.
+        """
+        if self.kind == "none":
+            return display
+        curve, inverse = {
+            "asinh": (np.arcsinh, np.sinh),
+            "sqrt": (lambda x: np.sign(x) * (np.sqrt(1 + abs(x)) - 1), lambda y: np.sign(y) * ((1 + abs(y)) ** 2 - 1)),
+            "linear": (lambda x: x, lambda y: y),
+        }[self.kind]
+        black, white, softening = (np.array(v)[:, None, None] for v in (self.black, self.white, self.softening))
+        low, high = curve(black / softening), curve(white / softening)
+        return (softening * inverse(low + display / 255 * (high - low))).astype(np.float32)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

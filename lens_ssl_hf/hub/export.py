@@ -1,9 +1,11 @@
 """A run directory -> a folder that plain transformers loads: stock weights, image processor, card and pictures."""
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -54,25 +56,37 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
         model = classifier_of(run)
     if (run / "metrics.jsonl").is_file():
         plot_curves(run)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
-    try:
+    with replace_folder(folder) as partial:
         model.save_pretrained(partial)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
         for picture in PICTURES:
             if (run / picture).is_file():
                 shutil.copy(run / picture, partial)
         write_card(CardFacts.from_run(run, folder.name, base_model), partial)
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        partial.chmod(0o755)
+    return folder
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """
+    A new folder, to be filled in the block, which takes the place of `folder` where the block ends well and vanishes
+    where it does not.
+
+    Raises:
+        [`InputError`]: `folder` cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
+    try:
+        yield partial
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def backbone_of(run: str | os.PathLike) -> ViTModel:

@@ -52,15 +52,21 @@ class LensPipeline:
             [`InputError`]: unreadable file, wrong number of bands, no valid pixel, smaller than the model's crop, or
                 values that cannot be what the model expects.
         """
-        if units not in ("flux", "display"):
-            raise InputError(f"units is {units!r}: choose flux or display")
         is_batch = isinstance(cutouts, list | tuple) or getattr(cutouts, "ndim", 0) == 4
         items = list(cutouts) if is_batch else [cutouts]
-        images = [self._display(item, f"cutout {i}", units, hdu) for i, item in enumerate(items)]
+        images = [self.display(item, f"cutout {i}", units, hdu) for i, item in enumerate(items)]
         results = self.classifier(images, **kwargs)
         return results if is_batch else results[0]
 
-    def _display(self, item: Any, name: str, units: str, hdu: int | str | None) -> np.ndarray:
+    def display(
+        self, item: Any, name: str = "the cutout", units: str = "flux", hdu: int | str | None = None
+    ) -> np.ndarray:
+        """
+        One cutout as the model's image processor reads it: float32 display units `(bands, H, W)`. The arguments and
+        errors are those of a call; `name` is what errors call a cutout that is no file.
+        """
+        if units not in ("flux", "display"):
+            raise InputError(f"units is {units!r}: choose flux or display")
         if isinstance(item, str | Path):
             raw, name = read_raw(item, hdu), str(item)
         else:
