@@ -1,5 +1,6 @@
 """`transformers.pipeline("image-classification")` for cutouts in any form, with the checks that it lacks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ class LensPipeline:
             array = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
             pixels = as_pixels(array, name, self.num_channels)
             check_valid(pixels, name)
-            raw = RawCutout(pixels, display=array.dtype == np.uint8 or units == "display")
+            raw = RawCutout(pixels, display=array.dtype == np.uint8)
+        if units == "display":
+            raw = replace(raw, display=True)
         display = as_display(raw, self.cutouts, name, self.num_channels, self.min_size)
         if raw.display and self.cutouts["stretch"]["kind"] != "linear":
             try:
