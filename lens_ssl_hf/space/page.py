@@ -209,9 +209,9 @@ def calibration_sentence(score: float, facts: dict[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    if share in (0, 1):
-        return f"{100 * share:.0f} %"
-    return f"{100 * share:.0f} %" if 0.0995 <= share < 0.995 else f"{100 * share:.2g} %"
+    """Two digits, and a space that no line breaks at."""
+    is_round = share in (0, 1) or 0.0995 <= share < 0.995
+    return f"{100 * share:.{'0f' if is_round else '2g'}}\N{NO-BREAK SPACE}%"
 
 
 def introduction(facts: dict[str, Any]) -> str:
