@@ -24,6 +24,8 @@ _EXPORTS = {
     "pipeline": "inference.pipeline",
     "predict": "evaluation.evaluate",
     "pretrain": "training.pretrain",
+    "push_dataset": "hub.push",
+    "push_to_hub": "hub.push",
     "read_cutout": "inference.read_cutout",
     "save_cutouts": "data.cutouts",
     "save_tensors": "data.tensors",
