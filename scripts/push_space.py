@@ -30,8 +30,8 @@ class SpaceArguments(PushArguments):
 @exit_on_input_error
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, SpaceArguments, description=__doc__, positional=("model",))
+    from lens_ssl_hf import push_space
     from lens_ssl_hf.hub.push import check_repo_id
-    from lens_ssl_hf.space.build import push_space
 
     quiet()
     check_repo_id(arguments.repo_id, needs_token=arguments.dry_run is None)

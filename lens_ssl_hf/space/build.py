@@ -23,6 +23,7 @@ from ..evaluation.metrics import reliability
 from ..evaluation.plots import colour_image
 from ..evaluation.probes import extract_features
 from ..hub.export import replace_folder
+from ..hub.push import check_repo_id, publish
 from ..training.run_directory import write_json, write_text
 from .finder import FACTS_FILE, INDEX_FILE, MODEL_FOLDER
 
@@ -108,6 +109,44 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
         write_text(partial / "requirements.txt", "".join(versions))
         write_text(partial / "README.md", str(_card(facts)))
     return folder
+
+
+def push_space(
+    model: str | Path,
+    cutouts: Any,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    split: str = "test",
+    dry_run: str | Path | None = None,
+) -> str:
+    """
+    Publish what [`build_space`] writes, in one commit, as [`push_to_hub`] publishes a model.
+
+    Args:
+        model, cutouts, split: as for [`build_space`].
+        repo_id (`str`): such as `"me/lens-space"`.
+        private, revision, dry_run: as for [`push_to_hub`].
+
+    Returns:
+        `str`: the page of the Space on the Hub; of a dry run the folder.
+
+    Raises:
+        [`InputError`]: the model or the data cannot be used; nobody is logged in; or the Hub refuses or cannot be
+            reached.
+    """
+    check_repo_id(repo_id, needs_token=dry_run is None)
+
+    def write(folder: Path) -> None:
+        build_space(model, cutouts, folder, split)
+
+    return publish(write, repo_id, "space", _is_of_space, private, revision, dry_run)
+
+
+def _is_of_space(path: str) -> bool:
+    """Whether a path in a repository is that of a file that `build_space` writes, now or in an earlier version."""
+    files = ("README.md", "app.py", "requirements.txt", FACTS_FILE, INDEX_FILE)
+    return path in files or path.startswith(("lens_ssl_hf/", "examples/", f"{MODEL_FOLDER}/"))
 
 
 def _labelled(splits: dict[str, CutoutTensors], name: str) -> CutoutTensors:
