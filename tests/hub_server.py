@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITER, READER = "hf_writer", "hf_reader"  # tokens; other ones are not valid
 LFS = (".safetensors", ".parquet", ".png")
@@ -359,9 +359,10 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, {"error": "Entry not found"}, {**headers, "X-Error-Code": "EntryNotFound"}
         content = repository.commits[commit][path]
         entry = _entry(path, content)
-        if "lfs" in entry:  # as the Hub sends clients to its CDN
+        if "lfs" in entry:  # as the Hub sends clients to its CDN, which has another name
             headers |= {"X-Linked-Etag": f'"{entry["lfs"]["oid"]}"', "X-Linked-Size": str(len(content))}
-            return 302, b"", {**headers, "Location": f"{self.server.url}/cdn/{quote(entry['lfs']['oid'])}"}
+            place = f"http://localhost:{self.server.server_port}/cdn/{entry['lfs']['oid']}"
+            return 302, b"", {**headers, "Location": place}
         return self._ranged(content, {**headers, "ETag": f'"{entry["oid"]}"'})
 
     def cdn(self, oid: str) -> tuple:

@@ -375,7 +375,7 @@ def test_cutouts_of_a_survey_need_a_licence(hub, tmp_path):
     for kind in ("lenses", "nonlenses"):
         (tmp_path / "survey" / kind).mkdir(parents=True)
         for number in range(10):
-            pixels = np.random.default_rng(number).normal(size=(4, 40, 40)).astype(np.float32)
+            pixels = np.random.default_rng(number + 10 * len(kind)).normal(size=(4, 40, 40)).astype(np.float32)
             pixels[:, 15:25, 15:25] += 9
             np.save(tmp_path / "survey" / kind / f"{number}.npy", pixels)
     cutouts = load_cutouts(tmp_path / "survey", cache_dir=str(tmp_path / "cache"))
