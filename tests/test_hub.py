@@ -561,12 +561,13 @@ def test_a_space_of_a_published_model_loads_the_revision_that_was_calibrated(hub
     assert f"models:\n- {CLASSIFIER}\n" in (tmp_path / "dry" / "README.md").read_text()
     # Other weights are pushed; the Space goes on with those that its calibration was counted for.
     weights = safetensors.torch.load(model.files()["model.safetensors"])
-    other = safetensors.torch.save({name: -value for name, value in weights.items()}, {"format": "pt"})
+    weights |= {name: -value for name, value in weights.items() if name.startswith("classifier.")}
+    other = safetensors.torch.save(weights, {"format": "pt"})  # which says 1 - P(lens)
     model.add("main", {**model.files(), "model.safetensors": other})
     code = "import sys; from pathlib import Path; from lens_ssl_hf.space.finder import Finder\n"
     code += "space = Path(sys.argv[1]); print(Finder(space).look(space / 'examples' / 'lens-1.png').score)"
     looked = run_python(["-c", code, str(tmp_path / "dry")], hub, tmp_path / "other_home")
     assert looked.returncode == 0, looked.stderr
     scores = predict(runs["classifier"], tiny_cutouts)
-    assert float(looked.stdout) == pytest.approx(scores.score[scores.label == 1][0], abs=0.05)  # 8 bits
-    assert 1 - float(looked.stdout) > 0.1  # which the negated classifier would have said
+    expected = scores.score[scores.label == 1][0]
+    assert float(looked.stdout) == pytest.approx(expected, abs=0.05) and abs(expected - 0.5) > 0.1  # 8 bits

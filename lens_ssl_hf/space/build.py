@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import SpaceCard, SpaceCardData
 from safetensors.torch import save_file
+from transformers.utils import cached_file, extract_commit_hash
 
 from .. import __version__
 from ..data.cutouts import LABELS
@@ -85,10 +86,11 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
     train, held_out = (_labelled(splits, name) for name in ("train", split))
     scores = predict(classifier, (splits, info), split=split)
     known = scores.labelled()
+    is_hub_id = not Path(model).exists()
     facts = {
-        "name": Path(model).resolve().name if Path(model).exists() else str(model),
-        "model": None if Path(model).exists() else str(model),
-        "revision": getattr(classifier.model.config, "_commit_hash", None),
+        "name": str(model) if is_hub_id else Path(model).resolve().name,
+        "model": str(model) if is_hub_id else None,
+        "revision": _revision(str(model)) if is_hub_id else None,
         "data": {name: info[name] for name in ("name", "simulated", "fingerprint")},
         "split": split,
         "num_lenses": int((known.label == 1).sum()),
@@ -100,7 +102,7 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
         write_json(partial / FACTS_FILE, facts)
         _write_index(partial / INDEX_FILE, classifier, train)
         _write_examples(partial / "examples", held_out, classifier.cutouts)
-        if facts["model"] is None:
+        if not is_hub_id:
             _copy_model(Path(model), partial / MODEL_FOLDER)
         package = Path(__file__).parents[1]
         shutil.copytree(package, partial / package.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -156,6 +158,11 @@ def _labelled(splits: dict[str, CutoutTensors], name: str) -> CutoutTensors:
     if set(found.labels.tolist()) != {0, 1}:
         raise InputError(f"the {name} split lacks labelled lenses or non-lenses: a Space needs both")
     return found
+
+
+def _revision(model: str) -> str:
+    """The commit of a model on the Hub that was loaded."""
+    return extract_commit_hash(cached_file(model, "config.json", local_files_only=True), None)
 
 
 def _write_index(path: Path, classifier: Classifier, train: CutoutTensors) -> None:
