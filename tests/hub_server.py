@@ -110,6 +110,7 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else 40 ms a request
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -47,6 +47,7 @@ def test_a_classifier_is_stock_and_scores_as_the_run_does(tmp_path):
     assert processor["image_processor_type"].startswith("ViTImageProcessor") and not processor["do_resize"]
     assert processor["crop_size"] == {"height": 32, "width": 32} and processor["rescale_factor"] == 1 / 255
     assert {"README.md", "curves.png", "model.safetensors"} <= {file.name for file in folder.iterdir()}
+    assert "trust_remote_code" not in (folder / "README.md").read_text()
 
 
 def test_exports_work_where_the_package_does_not_exist(tmp_path):
@@ -86,6 +87,8 @@ def test_four_bands_get_the_processor_that_reads_them(tmp_path):
     run = write_classifier_run(tmp_path / "run", bands=4)
     folder = export(run, tmp_path / "lens-four")
     assert export(run, folder) == folder  # with the processor's file in it, it is still an export
+    card = (folder / "README.md").read_text()
+    assert 'model="lens-four", trust_remote_code=True)' in card and 'pretrained("lens-four", trust_remote' in card
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     assert isinstance(processor, LensImageProcessor) and not processor.do_stretch
     split = make_split(3, 0, bands=4)

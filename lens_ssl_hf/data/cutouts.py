@@ -531,5 +531,5 @@ def _load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict
     except (HfHubHTTPError, OSError) as error:
         raise InputError(
             f"{source} is neither a folder or table here nor, as far as can be seen, a data set on the Hub with "
-            f"{CARD_FILE}: correct the path or the id"
+            f"{CARD_FILE}: correct the path or the id, or log in if it is private"
         ) from error
