@@ -29,8 +29,8 @@ class Browser:
         arguments = [word.replace("%20", " ") for word in ARGUMENTS.split()]
         arguments += [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
         options = {"binary": CHROMIUM, "args": arguments}
-        capabilities = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
-        self._base += "/" + self._call("POST", "", {"capabilities": capabilities})["sessionId"]
+        session = self._call("POST", "", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
+        self._base += f"/{session['sessionId']}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -49,10 +49,6 @@ class Browser:
         """Give files to the `<input type="file">` that `css` finds."""
         element = self._call("POST", "/element", {"using": "css selector", "value": css})[_ELEMENT]
         self._call("POST", f"/element/{element}/value", {"text": "\n".join(map(str, paths))})
-
-    def log(self) -> list[str]:
-        """What the console has said since the last call."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
 
     def wait(self, script: str, seconds: float = 30) -> Any:
         """The first value of a JavaScript function body that is true."""

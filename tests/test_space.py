@@ -187,6 +187,10 @@ def test_refusals(space, tmp_path):
     (tmp_path / "damaged" / "neighbours.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="is damaged"):
         Finder(tmp_path / "damaged")
+    shutil.copytree(space, tmp_path / "modelless")
+    (tmp_path / "modelless" / "model" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model .* cannot be loaded .* secret HF_TOKEN"):
+        Finder(tmp_path / "modelless")
     (tmp_path / "damaged" / "old.txt").write_text("of an earlier version")
     build_space(run, (splits, info), tmp_path / "damaged")
     assert Finder(tmp_path / "damaged") and not (tmp_path / "damaged" / "old.txt").exists()

@@ -67,7 +67,7 @@ class Finder:
         folder (`Path`): the Space.
 
     Raises:
-        [`InputError`]: the folder holds no Space, or a damaged one.
+        [`InputError`]: the folder holds no Space or a damaged one, or its model cannot be loaded.
     """
 
     def __init__(self, folder: Path):
@@ -81,13 +81,20 @@ class Finder:
                 self._features = file.get_tensor("features")
                 self._pictures, self._labels = file.get_tensor("pictures").numpy(), file.get_tensor("labels").tolist()
                 self._subclasses = json.loads(file.metadata()["subclasses"])
+            model, revision = self.facts["model"], self.facts["revision"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"the Space in {folder} is damaged ({error}): make it again") from error
-        model, revision = self.facts["model"], self.facts["revision"]
         source = str(folder / MODEL_FOLDER) if model is None else model
         # SDPA, the default, gives no attention weights.
         options = {"model_kwargs": {"attn_implementation": "eager"}, "revision": revision}
-        self.pipeline = LensPipeline(source, **options)
+        try:
+            self.pipeline = LensPipeline(source, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise InputError(
+                f"the model {source} cannot be loaded ({reason}): make the Space again, or, if the model is private, "
+                "give the Space a secret HF_TOKEN in its settings"
+            ) from error
 
     @torch.no_grad()
     def look(self, path: str | Path, units: str = "flux", num_neighbours: int = 6) -> Finding:

@@ -50,16 +50,17 @@ CSS = """
 """
 
 
-def launch(folder: Path, port: int | None = None) -> None:
+def launch(folder: Path) -> None:
     """
-    Serve the page of a Space's folder, on this machine only unless Gradio is told otherwise (as it is on the Hub).
+    Serve the page of a Space's folder: on this machine only, at a free port, unless Gradio's variables say otherwise
+    (GRADIO_SERVER_PORT, GRADIO_SERVER_NAME), as they do on the Hub.
 
     Raises:
         [`InputError`]: the folder holds no Space, or gradio is not installed.
     """
     finder = Finder(folder)
     page = make_page(finder, folder)
-    page.launch(server_port=port, css=CSS, footer_links=[], max_file_size=MAX_FILE_SIZE, share=False, ssr_mode=False)
+    page.launch(css=CSS, footer_links=[], max_file_size=MAX_FILE_SIZE, share=False, ssr_mode=False)
 
 
 def make_page(finder: Finder, folder: Path) -> Any:
@@ -251,9 +252,9 @@ def explanation(finder: Finder) -> str:
 
 @exit_on_input_error
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        raise InputError("give the folder of a Space, and a port if you like: see lens_ssl_hf.space.page")
-    launch(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else None)
+    if len(sys.argv) != 2:
+        raise InputError("give the folder of a Space: python -m lens_ssl_hf.space.page FOLDER")
+    launch(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
