@@ -9,8 +9,8 @@ python -m lens_ssl_hf.space.page lens-space                      # what was writ
 ```
 
 The model is a run, an exported folder or a Hub id; the data set gives the nearest cutouts (train) and the calibration
-(test). A push that fails leaves the Hub as it was and can be repeated. A Space of a private model needs a secret
-HF_TOKEN in its settings.
+(test). The Space holds pictures of training cutouts and four whole test cutouts: publish only what you may. That of a
+private model needs a secret HF_TOKEN in its settings. A push that fails leaves the Hub as it was and can be repeated.
 """
 
 from dataclasses import dataclass, field

@@ -175,6 +175,9 @@ def test_refusals(space, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something else than an earlier Space"):
         build_space(run, (splits, info), tmp_path / "mine")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="holds something else"):
+        build_space(run, (splits, info), tmp_path / "file")
     with pytest.raises(InputError, match="has no train split"):
         build_space(run, ({"test": splits["test"]}, info), tmp_path / "new")
     unlabelled = CutoutTensors(**{**vars(splits["train"]), "labels": torch.full((24,), -1)})

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file, extract_commit_hash
 
 from .. import __version__
-from ..data.cutouts import LABELS
 from ..data.processing import Stretch, band_name
+from ..data.sources import LABELS
 from ..data.tensors import CutoutTensors, center_crop, splits_and_info
 from ..errors import InputError
 from ..evaluation.evaluate import Classifier, predict
@@ -57,7 +57,8 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
     """
     Write the folder of a Space: app.py, requirements.txt, README.md, a copy of this package, example cutouts, the
     index of the labelled `train` cutouts, and the calibration on `split`. A model on the Hub is named with its
-    revision; a run's or an exported one is copied.
+    revision; a run's or an exported one is copied. The folder holds pictures of up to 5,000 training cutouts and four
+    cutouts of `split`.
 
     The package is copied because nothing else is sure to work: it is on no index under a name that we can promise, and
     the Hub installs requirements before the repository's files are there, so that a wheel in it is not found.
@@ -75,7 +76,8 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
         [`InputError`]: the model or the data cannot be used, or `folder` holds something else or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / FACTS_FILE).is_file():
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / FACTS_FILE).is_file():
         raise InputError(f"{folder} holds something else than an earlier Space: choose another folder")
     classifier = Classifier.load(model)
     if not classifier.cutouts:
@@ -188,18 +190,18 @@ def _write_examples(folder: Path, held_out: CutoutTensors, cutouts: dict[str, An
     folder.mkdir()
     stretch = Stretch.from_dict(cutouts["stretch"])
     has_flux, is_colour = stretch.kind != "none", len(cutouts["bands"]) == 3
-    suffixes = {(0, 0): ".fits", (0, 1): ".npy", (1, 0): ".fits", (1, 1): ".png" if is_colour else ".npy"}
-    for (label, number), suffix in suffixes.items():
-        index = int((held_out.labels == label).nonzero()[number : number + 1].sum())
-        display = held_out.pixels[index].cpu().numpy()
-        rounded = display.clip(0, 255).round().astype(np.uint8)
-        path = folder / f"{LABELS[label]}-{number + 1}"
-        if suffix == ".png" or (is_colour and not has_flux):
-            Image.fromarray(np.moveaxis(rounded, 0, -1)).save(path.with_suffix(".png"))
-        elif suffix == ".fits" and has_flux:
-            _write_fits(path.with_suffix(".fits"), stretch.invert(display), cutouts)
-        else:
-            np.save(path.with_suffix(".npy"), stretch.invert(display) if has_flux else rounded)
+    suffixes = {"nonlens-1": ".fits", "nonlens-2": ".npy", "lens-1": ".fits", "lens-2": ".png"}
+    for label, word in enumerate(LABELS):
+        for number, index in enumerate((held_out.labels == label).nonzero().flatten()[:2].tolist(), start=1):
+            display = held_out.pixels[index].cpu().numpy()
+            rounded = display.clip(0, 255).round().astype(np.uint8)
+            path, suffix = folder / f"{word}-{number}", suffixes[f"{word}-{number}"]
+            if is_colour and (suffix == ".png" or not has_flux):
+                Image.fromarray(np.moveaxis(rounded, 0, -1)).save(path.with_suffix(".png"))
+            elif suffix == ".fits" and has_flux:
+                _write_fits(path.with_suffix(".fits"), stretch.invert(display), cutouts)
+            else:
+                np.save(path.with_suffix(".npy"), stretch.invert(display) if has_flux else rounded)
 
 
 def _write_fits(path: Path, flux: np.ndarray, cutouts: dict[str, Any]) -> None:
@@ -235,7 +237,7 @@ def _card(facts: dict[str, Any]) -> SpaceCard:
         sdk_version=GRADIO_VERSION,
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
-        license="apache-2.0",
+        license="apache-2.0" if facts["data"]["simulated"] else None,  # the pictures of others are theirs
         short_description="Strong gravitational lenses in cutouts",
         models=[facts["model"]] if is_hub_id else None,
         datasets=[facts["data"]["name"]] if re.fullmatch(r"[\w.-]+/[\w.-]+", facts["data"]["name"]) else None,

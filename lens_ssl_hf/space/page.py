@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, exit_on_input_error
+from ..evaluation.plots import format_score
 from .finder import Finder, Finding, at_prevalence, calibration
 
 MAX_FILES = 32
@@ -180,11 +181,6 @@ def overlay(crop: np.ndarray, attention: np.ndarray, scale: int = 8) -> np.ndarr
     strength = np.asarray(strength.resize(large.shape[1::-1], Image.Resampling.BILINEAR))
     opacity = 0.6 * strength / max(strength.max(), 0.5)  # an even attention stays dark
     return (large * (1 - opacity[..., None]) + ATTENTION_COLOUR * opacity[..., None]).astype(np.uint8)
-
-
-def format_score(score: float) -> str:
-    """Three digits, but 0.9996 does not become 1.000."""
-    return "> 0.999" if score > 0.9995 else "< 0.001" if score < 0.0005 else f"{score:.3f}"
 
 
 def calibration_sentence(score: float, facts: dict[str, Any]) -> str:
