@@ -35,7 +35,7 @@ from lens_ssl_hf.data.processing import cutout_info
 from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.evaluation.plots import colour_image
 from lens_ssl_hf.hub.export import is_of_export
-from lens_ssl_hf.hub.upload import upload
+from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
 from lens_ssl_hf.models.backbones import load_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +229,7 @@ def test_a_push_that_fails_leaves_the_hub_as_it_was(trouble, message, existing, 
     with pytest.raises(InputError, match=message) as refused:
         send(folders[1])
     assert WRITER not in str(refused.value)
+    assert all(wait <= LONGEST_WAIT for wait in hub.waits)
     if existing:
         assert published(hub.model(BACKBONE)) == contents(folders[0]) and len(hub.model(BACKBONE).history) == 2
     else:
@@ -256,7 +257,8 @@ def test_an_interrupted_push_leaves_the_hub_as_it_was(existing, hub, folders):
 def test_a_commit_of_somebody_else_is_kept(hub, folders):
     send(folders[0])
     repository = hub.model(BACKBONE)
-    theirs = Trouble("/commit/", call=lambda: repository.add("main", {**repository.files(), "theirs.txt": b"new"}))
+    new = {"theirs.txt": b"new", "config.json": b"{}"}  # the latter is the same in both folders
+    theirs = Trouble("/commit/", call=lambda: repository.add("main", repository.files() | new))
     hub.troubles.append(theirs)
     send(folders[1])
     assert theirs.times == 0 and len(repository.history) == 4

@@ -141,6 +141,8 @@ def test_help_comes_without_torch(script):
         ("run_eval.py no_such_run --dataset {data} --eval_dir {out}", "no_such_run"),
         ("export.py no_such_run {out}", "no_such_run"),
         ("export.py", "run is missing"),
+        ("push_to_hub.py no_such_run --repo_id me/lens", "no_such_run"),
+        ("push_dataset.py --dataset {data} --repo_id lens", "give me/lens"),
         ("run_eval.py --eval_dir {out} --dataset {data} no_such_run", "no_such_run"),
         ("run_finetune.py --dataset {data} --epoch 3", "unknown argument --epoch"),
         ("run_ssl.py --dataset {data} --epochs many", "--epochs"),

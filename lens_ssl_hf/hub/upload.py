@@ -133,7 +133,7 @@ class _Target:
                 if is_untouched(self.api.repo_info(**self.repo, revision=options.get("branch"))):
                     remove(**self.repo, **options)
             except (HTTPError, OSError) as error:
-                logger.warning("%s stays on the Hub, empty (%s)", self.repo["repo_id"], _first_line(error))
+                logger.warning("%s stays on the Hub, empty (%s)", self.repo["repo_id"], _reason(error))
 
 
 def _files(info: Any) -> set[str]:
@@ -159,7 +159,7 @@ def _patience(error: Exception, wait: float | None) -> float | None:
 
 def _explain(error: Exception, repo_id: str) -> tuple[str, str]:
     """What happened, and the mend, for people."""
-    reason = _first_line(error)
+    reason = _reason(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "unset it to publish"
     if isinstance(error, HfHubHTTPError):
@@ -179,8 +179,12 @@ def _explain(error: Exception, repo_id: str) -> tuple[str, str]:
         return f"the Hub refuses {repo_id} ({status}, {error.server_message or reason})", _AGAIN
     if isinstance(error, _NO_ANSWER):
         return f"the connection to {HfApi().endpoint} failed ({reason})", f"{_AGAIN} when it is back"
-    return f"publishing {repo_id} failed ({' '.join(str(error).split())})", _AGAIN
+    return f"publishing {repo_id} failed ({reason})", _AGAIN
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+def _reason(error: Exception) -> str:
+    """What an error says, on one line and without the queries of addresses: those of uploads are signed."""
+    text = str(error).strip()
+    if isinstance(error, HfHubHTTPError):  # below stand the request's id, links and advice
+        text = text.split("\n")[0]
+    return re.sub(r"\?[^\s']*", "", " ".join(text.split())).rstrip(".") or type(error).__name__
