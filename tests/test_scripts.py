@@ -143,6 +143,7 @@ def test_help_comes_without_torch(script):
         ("export.py", "run is missing"),
         ("push_to_hub.py no_such_run --repo_id me/lens", "no_such_run"),
         ("push_dataset.py --dataset {data} --repo_id lens", "give me/lens"),
+        ("push_space.py no_such_model --dataset {data} --repo_id me/lens --dry-run {out}", "no_such_model"),
         ("run_eval.py --eval_dir {out} --dataset {data} no_such_run", "no_such_run"),
         ("run_finetune.py --dataset {data} --epoch 3", "unknown argument --epoch"),
         ("run_ssl.py --dataset {data} --epochs many", "--epochs"),
