@@ -237,7 +237,7 @@ def _card(facts: dict[str, Any]) -> SpaceCard:
         sdk_version=GRADIO_VERSION,
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
-        license="apache-2.0" if facts["data"]["simulated"] else None,  # the pictures of others are theirs
+        license="apache-2.0" if facts["data"]["simulated"] else "other",  # the pictures of others are theirs
         short_description="Strong gravitational lenses in cutouts",
         models=[facts["model"]] if is_hub_id else None,
         datasets=[facts["data"]["name"]] if re.fullmatch(r"[\w.-]+/[\w.-]+", facts["data"]["name"]) else None,
