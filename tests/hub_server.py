@@ -239,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
     def validate(self) -> tuple:
         asked = json.loads(self.body)
         text = asked["content"]
-        known = text.startswith("---\n") and re.search(r"^license: (apache-2\.0|cc-by-4\.0|cc0-1\.0|other)$", text, re.M)
+        known = text.startswith("---\n") and re.search(r"^license: (apache-2\.0|cc-by-4\.0|other)$", text, re.M)
         if not known:
             return 400, {"errors": [{"message": '"license" must be one of a list of names'}], "warnings": []}, {}
         return 200, {"errors": [], "warnings": []}, {}
