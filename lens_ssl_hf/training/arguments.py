@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import InputError
+from .tracking import check_trackers
 
 if TYPE_CHECKING:
     from ..data.views import ViewSettings
 
 METHODS = ("simsiam", "dino", "ibot")
+_REPORT_TO = "Trackers that get the lines of metrics.jsonl too: trackio, tensorboard, wandb; none by default."
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -95,6 +97,7 @@ class PretrainArguments(ViewArguments):
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
     checkpoint_every: int = _option(5, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
@@ -163,6 +166,7 @@ class FinetuneArguments(ViewArguments):
     scale_min: float = _option(0.7, "Smallest area of a view, as a fraction of the central field.")
     eval_every: int = _option(50, "Steps between evaluations on the validation split, which select the weights.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
     compile: str = _option(
@@ -204,6 +208,9 @@ def _check_common(arguments: Any) -> None:
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
     _choose("compile", arguments.compile, ("on", "off"))
+    if isinstance(arguments.report_to, str):
+        arguments.report_to = [arguments.report_to]
+    check_trackers(arguments.report_to or ())
     _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every", "learning_rate", "blur_sigma_max")
     _not_negative(arguments, "gain", "offset", "blur_probability", "noise_sigma")
     _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")

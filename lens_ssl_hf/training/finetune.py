@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import ViTForImageClassification
 
 from ..data.batches import ResidentImages
-from ..data.processing import processor_config
+from ..data.processing import save_processor
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, digest, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
@@ -36,7 +36,7 @@ from .loop import (
     progress_bar,
 )
 from .monitors import roc_auc
-from .run_directory import RunDirectory, read_run, write_json
+from .run_directory import RunDirectory, read_run
 from .schedules import cosine
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def finetune(
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
-    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process) as run:
+    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
         accelerator.wait_for_everyone()
         run.check_same(facts)
         if run.is_finished:
@@ -360,4 +360,4 @@ def _save_classifier(
 ) -> None:
     """A folder that plain transformers loads: weights, configuration and image processor."""
     model.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", processor_config(model.config.cutouts, crop_size, mean, std))
+    save_processor(folder, model.config.cutouts, crop_size, mean, std)

@@ -82,7 +82,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
-    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process) as run:
+    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
         accelerator.wait_for_everyone()
         run.check_same(facts)
         if run.is_finished:
