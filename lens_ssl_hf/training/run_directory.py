@@ -143,7 +143,9 @@ class RunDirectory:
         self.facts = {**facts, "run_id": uuid.uuid4().hex[:12], "command": _command()}
         self.facts |= {"versions": _versions(), "git_revision": _git_revision()}
         if self._earlier is not None:
-            changed = {name: self.facts[name] for name in _ENVIRONMENT if self.facts[name] != self._earlier[name]}
+            changed = {
+                name: self.facts.get(name) for name in _ENVIRONMENT if self.facts.get(name) != self._earlier.get(name)
+            }
             resumed = self._earlier.get("resumed", [])
             if changed and changed not in resumed[-1:]:
                 resumed = [*resumed, changed]
