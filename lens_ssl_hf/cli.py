@@ -151,6 +151,14 @@ def draw_curves(run: Path) -> None:
         plot_curves(run)
 
 
+def tell(text: str) -> None:
+    """Print from the main process alone."""
+    from .training.loop import process_state
+
+    if process_state().is_main_process:
+        print(text)
+
+
 def quiet() -> None:
     """No progress bars for steps that take no time, such as writing one file."""
     from transformers.utils import logging

@@ -13,7 +13,7 @@ accelerate launch scripts/run_finetune.py --dataset my_cutouts/ --labels 300 \
 `--resume auto`, that of a finished run.
 """
 
-from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet
+from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet, tell
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.training.arguments import FinetuneArguments
@@ -32,7 +32,7 @@ def main() -> None:
     run = finetune(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    print(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
+    tell(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ On a laptop `python scripts/run_ssl.py --method dino --backbone vitt8 ...` does 
 and publishes the run when it is done; given again with `--resume auto`, that of a finished run.
 """
 
-from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet
+from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet, tell
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.training.arguments import PretrainArguments
@@ -29,7 +29,7 @@ def main() -> None:
     run = pretrain(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    print(f"run: {run}   next: python scripts/run_finetune.py --init {run} --labels 300 ...")
+    tell(f"run: {run}   next: python scripts/run_finetune.py --init {run} --labels 300 ...")
 
 
 if __name__ == "__main__":
