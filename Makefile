@@ -1,20 +1,26 @@
 # make demo   the main job, from simulated cutouts to a published-style model
+# make space  the page that scores cutouts in a browser, with the demo's model, on this machine
 # make test   the tests; make test-slow the ones that take minutes
 # Every target sets up what it needs in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+SPACE_INSTALLED := .venv/installed-space
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow quality style clean
+.PHONY: demo space test test-slow quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
+space: $(SPACE_INSTALLED)
+	$(BIN)/python -m lens_ssl_hf.space.page demo/space
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED)
+test-slow: $(SPACE_INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 quality: $(INSTALLED)
@@ -28,7 +34,11 @@ style: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) '.[dev]'
+	@touch $@
+
+$(SPACE_INSTALLED): $(INSTALLED)
+	$(INSTALL) '.[dev,space]'
 	@touch $@
 
 clean:

@@ -3,13 +3,78 @@
 import argparse
 import difflib
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .data.arguments import DataArguments
 from .errors import InputError
+
+
+@dataclass
+class PushArguments:
+    """Where something is published."""
+
+    repo_id: str = field(metadata={"help": "The repository on the Hub, such as me/lens-dino-vits8."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository that others cannot see."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch to commit to, made where it is missing; main by default."}
+    )
+    dry_run: str | None = field(
+        default=None,
+        metadata={
+            "help": "Publish nothing; write what would be to this folder, by default the repository's name.",
+            "nargs": "?",
+            "const": "",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.dry_run == "":
+            self.dry_run = self.repo_id.split("/")[-1]
+
+
+@dataclass
+class TrainingPushArguments:
+    """What a training script publishes when it is done."""
+
+    push_to_hub: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Then evaluate the run on the test split and publish it as this repository, such as "
+                "me/lens-dino-vits8 (a classifier's ends in -classifier)."
+            )
+        },
+    )
+    hub_private: bool = field(default=False, metadata={"help": "Make a new repository that others cannot see."})
+
+    def check(self, is_classifier: bool) -> None:
+        """Refuse before the training what could not be published after it."""
+        if self.push_to_hub:
+            from .hub.push import check_repo_id
+
+            check_repo_id(self.push_to_hub, is_classifier)
+
+    def push(self, run: Path, cutouts: Any) -> None:
+        """Evaluate the run, if that was not done yet, and publish it; from the main process."""
+        from .training.loop import process_state
+
+        if not self.push_to_hub or not process_state().is_main_process:
+            return
+        from . import evaluate, load_cutouts, push_to_hub
+
+        try:
+            if not (run / "evaluation" / "metrics.json").is_file():
+                is_directory = isinstance(cutouts, str) and Path(cutouts).is_dir()
+                evaluate(run, load_cutouts(cutouts) if is_directory else cutouts)
+            print(push_to_hub(run, self.push_to_hub, private=self.hub_private))
+        except InputError as error:
+            raise InputError(
+                f"the run {run} is done and kept but not published: {error} "
+                f"(python scripts/push_to_hub.py {run} --repo_id {self.push_to_hub} publishes it alone)"
+            ) from error
 
 
 def parse(*dataclasses: type, description: str | None = None, positional: tuple[str, ...] = ()) -> list[Any]:
@@ -84,6 +149,14 @@ def draw_curves(run: Path) -> None:
         from .evaluation.plots import plot_curves
 
         plot_curves(run)
+
+
+def tell(text: str) -> None:
+    """Print from the main process alone."""
+    from .training.loop import process_state
+
+    if process_state().is_main_process:
+        print(text)
 
 
 def quiet() -> None:

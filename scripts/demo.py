@@ -40,6 +40,7 @@ def main() -> None:
     from lens_ssl_hf import evaluate, export, finetune, load_cutouts, pretrain
     from lens_ssl_hf.evaluation.evaluate import Predictions
     from lens_ssl_hf.evaluation.plots import plot_roc
+    from lens_ssl_hf.space.build import build_space
 
     quiet()
     folder = Path(arguments.output_dir)
@@ -56,9 +57,10 @@ def main() -> None:
     metrics = {name: evaluate(run, cutouts["test"])["metrics"] for name, run in runs.items()}
     predictions = {name: Predictions.load(run / "evaluation" / "predictions.parquet") for name, run in runs.items()}
     roc = plot_roc(predictions, folder / "roc.png", metrics, f"{FINETUNE['labels']} labels, simulated cutouts")
-    say("5/6  export as stock transformers models")
+    say("5/6  export as stock transformers models, and as a page for the browser")
     backbone = export(dino, folder / "lens-dino-vitt8")
     classifier = export(runs["DINO"], folder / "lens-dino-vitt8-classifier")
+    build_space(classifier, cutouts, folder / "space")
     say("6/6  loading them in a process that does not know this package")
     example = folder / "example.npy"
     np.save(example, np.asarray(cutouts["test"][0]["pixels"], dtype=np.float32))
@@ -73,6 +75,7 @@ def main() -> None:
     print(f"contact sheet    {runs['DINO']}/evaluation/contact_sheet.png")
     print(f"training curves  {dino}/curves.png, {runs['DINO']}/curves.png")
     print(f"model card       {classifier}/README.md")
+    print("in a browser     make space")
     print(f"took             {(time.time() - start) / 60:.1f} minutes")
 
 

@@ -9,9 +9,11 @@ accelerate launch scripts/run_finetune.py --dataset my_cutouts/ --labels 300 \
 ```
 
 `--init` is a pretraining run, an exported folder, the Hub id of a stock ViT, or scratch (the default).
+`--push_to_hub me/lens-dino-vits8-classifier` evaluates and publishes the run when it is done; given again with
+`--resume auto`, that of a finished run.
 """
 
-from lens_ssl_hf.cli import draw_curves, load_dataset, parse, quiet
+from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet, tell
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.training.arguments import FinetuneArguments
@@ -19,13 +21,18 @@ from lens_ssl_hf.training.arguments import FinetuneArguments
 
 @exit_on_input_error
 def main() -> None:
-    data_arguments, arguments = parse(DataArguments, FinetuneArguments, description=__doc__)
+    data_arguments, arguments, publication = parse(
+        DataArguments, FinetuneArguments, TrainingPushArguments, description=__doc__
+    )
     from lens_ssl_hf import finetune
 
     quiet()
-    run = finetune(load_dataset(data_arguments), **vars(arguments))
+    publication.check(is_classifier=True)
+    cutouts = load_dataset(data_arguments)
+    run = finetune(cutouts, **vars(arguments))
     draw_curves(run)
-    print(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
+    publication.push(run, cutouts)
+    tell(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
 
 
 if __name__ == "__main__":

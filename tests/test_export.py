@@ -47,6 +47,7 @@ def test_a_classifier_is_stock_and_scores_as_the_run_does(tmp_path):
     assert processor["image_processor_type"].startswith("ViTImageProcessor") and not processor["do_resize"]
     assert processor["crop_size"] == {"height": 32, "width": 32} and processor["rescale_factor"] == 1 / 255
     assert {"README.md", "curves.png", "model.safetensors"} <= {file.name for file in folder.iterdir()}
+    assert "trust_remote_code" not in (folder / "README.md").read_text()
 
 
 def test_exports_work_where_the_package_does_not_exist(tmp_path):
@@ -85,6 +86,9 @@ for result in (classify(pixels), classify("cutout.png")):
 def test_four_bands_get_the_processor_that_reads_them(tmp_path):
     run = write_classifier_run(tmp_path / "run", bands=4)
     folder = export(run, tmp_path / "lens-four")
+    assert export(run, folder) == folder  # with the processor's file in it, it is still an export
+    card = (folder / "README.md").read_text()
+    assert 'model="lens-four", trust_remote_code=True)' in card and 'pretrained("lens-four", trust_remote' in card
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     assert isinstance(processor, LensImageProcessor) and not processor.do_stretch
     split = make_split(3, 0, bands=4)
@@ -92,6 +96,50 @@ def test_four_bands_get_the_processor_that_reads_them(tmp_path):
     with torch.no_grad():
         logits = model(**processor(list(split.pixels.numpy()))).logits
     np.testing.assert_allclose(predict(folder, split).score, logits.softmax(-1)[:, 1], atol=1e-5)
+
+
+FIVE_BANDS = """
+import sys
+{before}
+import numpy as np, transformers
+folder, pixels = sys.argv[1], np.load(sys.argv[2])
+classify = transformers.pipeline("image-classification", model=folder, trust_remote_code={trust})
+print(type(classify.image_processor).__module__, next(r["score"] for r in classify(pixels) if r["label"] == "lens"))
+"""
+WITHOUT_PACKAGE = 'sys.modules["lens_ssl_hf"] = None'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "trust", "expected"),
+    [
+        ("import lens_ssl_hf", False, "lens_ssl_hf.data.lens_image_processor"),
+        (WITHOUT_PACKAGE, True, "transformers_modules."),
+        (WITHOUT_PACKAGE, False, None),
+        (WITHOUT_PACKAGE, None, None),  # transformers asks, and gets no answer
+    ],
+)
+def test_five_bands_are_read_by_the_package_or_the_models_own_file_or_not_at_all(before, trust, expected, tmp_path):
+    run = write_classifier_run(tmp_path / "run", bands=5)
+    folder = export(run, tmp_path / "lens-five")
+    split = make_split(1, 0, bands=5)
+    np.save(tmp_path / "cutout.npy", split.pixels[0].numpy())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_MODULES_CACHE": str(tmp_path / "cache")}
+    code = FIVE_BANDS.format(before=before, trust=trust)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, tmp_path / "cutout.npy"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if expected is None:
+        assert done.returncode == 1 and "trust_remote_code=True" in done.stderr.splitlines()[-1]
+        return
+    assert done.returncode == 0, done.stderr
+    module, score = done.stdout.split()
+    assert module.startswith(expected)
+    assert float(score) == pytest.approx(predict(folder, split).score[0], abs=1e-5)
 
 
 def test_an_export_is_replaced_but_nothing_else_is(tmp_path):

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from lens_ssl_hf import InputError, finetune, pretrain
 from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.data.views import Views
+from lens_ssl_hf.training.loop import Faults
 from lens_ssl_hf.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +172,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, whole, data, tmp_path):
         [sys.executable, *command.split()], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
     while process.poll() is None and not ((run / "metrics.jsonl").exists() and len(lines(run).splitlines()) > 2):
-        pass
+        time.sleep(0.001)
     process.send_signal(number)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 128 + number, message
@@ -250,6 +252,18 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tiny_cutouts, tmp_p
         pretrain(tiny_cutouts, tmp_path / "run", "dino", **{**SSL, "epochs": 8})
     weights = load_file(max((tmp_path / "run" / "checkpoints").glob("step-*")))
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_the_last_batch_that_was_not_finite_is_named_and_forgiven_later():
+    accelerator, one = Accelerator(), torch.tensor(1.0)
+    faults = Faults(torch.device("cpu"))
+    for step in range(30):
+        faults.note(accelerator, step, one * torch.nan if 2 <= step < 12 else one, one)
+        if step == 19:  # the next log line after them
+            with pytest.raises(InputError, match=r"10 steps in a row .*the batch of step 12 holds 11a, 11b"):
+                faults.check(lambda step: [f"{step}a", f"{step}b"])
+    resumed = Faults(torch.device("cpu"), **faults.counts())
+    assert faults.check(lambda step: []) == resumed.check(lambda step: []) == 10
 
 
 def test_a_collapse_ends_the_run_unless_told_otherwise(tiny_cutouts, tmp_path):

@@ -14,6 +14,7 @@ from conftest import make_cutouts
 from lens_ssl_hf import finetune, pretrain
 
 RECORD = Path(__file__).with_name("invariants.json")
+TRAININGS = ("simsiam", "dino", "ibot", "finetune")
 COMMON = {"backbone": "vitt8", "precision": "fp32", "batch_size": 32, "log_every": 1, "eval_every": 2}
 SSL = {**COMMON, "epochs": 2, "warmup_epochs": 1, "num_local_views": 2, "checkpoint_every": 2}
 # Float32 sums in another order move the first step by 1e-6; AdamW makes more of it in each step that follows.
@@ -30,7 +31,7 @@ def first_steps(training: str, folder: Path) -> dict[str, list[float]]:
     return {name: [line[name] for line in lines if name in line] for name in TOLERANCES}
 
 
-@pytest.mark.parametrize("training", ["simsiam", "dino", "ibot", "finetune"])
+@pytest.mark.parametrize("training", TRAININGS)
 def test_the_first_steps_are_those_on_record(training, tmp_path):
     expected = json.loads(RECORD.read_text())[training]
     for name, values in first_steps(training, tmp_path).items():
@@ -40,5 +41,7 @@ def test_the_first_steps_are_those_on_record(training, tmp_path):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        record = {training: first_steps(training, Path(folder)) for training in ("simsiam", "dino", "ibot", "finetune")}
+        record = {
+            training: first_steps(training, Path(folder)) for training in ("simsiam", "dino", "ibot", "finetune")
+        }
     RECORD.write_text(json.dumps(record, indent=2) + "\n")

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassifica
 
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.models import DINO, IBOT, METHODS, SimSiam, backbone_config
-from lens_ssl_hf.models.backbones import load_encoder, resize_positions
+from lens_ssl_hf.models.backbones import load_encoder, resize_positions, use_fast_attention
 
 HEADS = {
     "simsiam": {"projection_size": 32, "prediction_hidden_size": 8},
@@ -31,6 +31,35 @@ def make_views(method: str, batch: int = 6) -> dict[str, torch.Tensor]:
     if method == "ibot":
         views["masked_patches"] = torch.rand(2, batch, 16, generator=generator).topk(5, dim=2).indices
     return views
+
+
+def test_positions_are_interpolated_as_the_stock_vit_does():
+    ours = make_model("dino").student.backbone
+    stock = ViTModel(ours.config, add_pooling_layer=False)
+    stock.load_state_dict(ours.state_dict())
+    view = make_views("dino")["local_views"][0]
+    outputs = [model(view, interpolate_pos_encoding=True).last_hidden_state for model in (ours, stock)]
+    for output in outputs:
+        output[..., :50].square().sum().backward()
+    torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-6)
+    gradients = [model.embeddings.position_embeddings.grad for model in (ours, stock)]
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_attention_on_a_cpu_is_that_of_the_fused_kernel():
+    losses, gradients = [], []
+    for fast in (False, True):
+        model = make_model("ibot").train()
+        assert model.student.backbone.config._attn_implementation == "sdpa"
+        if fast:
+            use_fast_attention(model)
+            assert model.student.backbone.config._attn_implementation == "eager"
+        losses.append(model(**make_views("ibot")).loss)
+        losses[-1].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.student.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+    assert "eager" not in model.config.to_json_string()
 
 
 @pytest.mark.parametrize("method", METHODS)

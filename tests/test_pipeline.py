@@ -72,7 +72,9 @@ def test_files_arrays_and_lists_agree_with_plain_transformers(tmp_path, model, c
     display = read_cutout(tmp_path / "a.npy", like=model)
     for same in (tmp_path / "a.npy", str(tmp_path / "a.fits"), flux[0], torch.from_numpy(flux[0])):
         assert lens_score(classify(same)) == pytest.approx(expected[0], abs=1e-5)
-    assert lens_score(classify(display, units="display")) == pytest.approx(expected[0], abs=1e-5)
+    np.save(tmp_path / "display.npy", display)
+    for source in (display, tmp_path / "display.npy"):
+        assert lens_score(classify(source, units="display")) == pytest.approx(expected[0], abs=1e-5)
 
     batch = [lens_score(result) for result in classify(np.stack(flux))]
     assert len(batch) == 3 and len(set(batch)) == 3

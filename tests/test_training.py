@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -77,6 +78,9 @@ def test_a_run_is_not_continued_with_other_settings_or_data(dino_run, tiny_cutou
     splits, info = tiny_cutouts
     with pytest.raises(InputError, match="the data is another"):
         pretrain((splits, {**info, "fingerprint": "f"}), dino_run, "dino", resume="auto", **SSL)
+    swapped = {**splits, "train": splits["train"].select(torch.arange(95, -1, -1))}
+    with pytest.raises(InputError, match="the cutouts are others"):
+        pretrain((swapped, info), dino_run, "dino", resume="auto", **SSL)
     assert (dino_run / "run.json").read_bytes() == before
 
 
@@ -86,6 +90,50 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(dino_run, ti
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
     resumed = pretrain(tiny_cutouts, tmp_path / "cut", "dino", resume="auto", **SSL)
     assert lines(resumed) == lines(dino_run)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_the_precision_is_chosen_once(task, tiny_cutouts, tmp_path, monkeypatch):
+    """A run that is killed before its first checkpoint goes on as it began, whatever a stopwatch says then."""
+    train, settings = (pretrain, SSL) if task == "pretrain" else (finetune, {**FAST, "steps": 2})
+    module, begun = sys.modules[train.__module__], []
+
+    def choose(*_):
+        begun.append(1)
+        return "bf16"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    settings = {**settings, "precision": "auto"}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "choose_precision", choose)
+        patch.setattr(module, "optimizer_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_cutouts, tmp_path / "run", **settings)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    monkeypatch.setattr(module, "choose_precision", lambda *_: "fp32")
+    run = train(tiny_cutouts, tmp_path / "run", resume="auto", **settings)
+    assert json.loads((run / "run.json").read_text())["precision"] == "bf16" and begun == [1]
+
+
+def test_what_a_run_goes_on_with_is_noted(dino_run, tiny_cutouts, tmp_path, caplog):
+    shutil.copytree(dino_run, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "model")
+    facts = json.loads((dino_run / "run.json").read_text())
+    assert "resumed" not in facts and facts["versions"]["torch"] == torch.__version__
+    begun = {**facts, "versions": {**facts["versions"], "torch": "2.11.0"}}
+    (tmp_path / "cut" / "run.json").write_text(json.dumps(begun))
+    run = pretrain(tiny_cutouts, tmp_path / "cut", "dino", resume="auto", **SSL)
+    went_on = json.loads((run / "run.json").read_text())
+    assert went_on["versions"]["torch"] == "2.11.0" and went_on["resumed"] == [{"versions": facts["versions"]}]
+    assert "begun with other versions" in caplog.text
+
+
+def test_bands_in_another_order_are_refused(dino_run, tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    with pytest.raises(InputError, match="takes the bands g, r, i but the data set has i, r, g: choose --bands g r i"):
+        finetune((splits, {**info, "bands": ["i", "r", "g"]}), tmp_path / "run", init=dino_run, **FAST)
 
 
 @pytest.mark.parametrize("method", ["dino", "ibot"])
@@ -223,6 +271,8 @@ def test_recipes_are_settings(method):
         ({"num_local_views": -1}, "num_local_views"),
         ({"teacher_temperature": 0}, "teacher_temperature"),
         ({"learning_rate": math.nan}, "learning_rate"),
+        ({"seed": 2**32}, "seed"),
+        ({"batch_size": 1}, "batch_size"),
         ({"blur_probability": 1.2}, "blur_probability"),
     ],
 )
@@ -234,8 +284,10 @@ def test_bad_settings_of_pretraining_are_named(settings, word, tiny_cutouts, tmp
 
 def test_bad_settings_of_finetuning_are_named(dino_run, tiny_cutouts, tmp_path):
     splits, info = tiny_cutouts
-    with pytest.raises(InputError, match="labels"):
-        FinetuneArguments(labels="many")
+    for labels in ("many", "²", "0"):
+        with pytest.raises(InputError, match="labels"):
+            FinetuneArguments(labels=labels)
+    assert FinetuneArguments(init="google/vit", crop_size=28).crop_size == 28  # whose patches the model knows
     with pytest.raises(InputError, match="validation"):
         finetune(({"train": splits["train"]}, info), tmp_path / "run", **FAST)
     with pytest.raises(InputError, match="bands"):

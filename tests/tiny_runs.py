@@ -7,11 +7,10 @@ import torch
 from conftest import STRETCH
 from transformers import ViTConfig, ViTForImageClassification
 
-from lens_ssl_hf.data.processing import processor_config
+from lens_ssl_hf.data.processing import save_processor
 from lens_ssl_hf.models import DINO, IBOT, DINOConfig, IBOTConfig, SimSiam, SimSiamConfig
-from lens_ssl_hf.training.run_directory import write_json
 
-BANDS = ["g", "r", "i", "z"]
+BANDS = ["g", "r", "i", "z", "y"]
 
 
 def write_classifier_run(path: Path, bands: int = 3) -> Path:
@@ -53,7 +52,7 @@ def _write_run(path: Path, model: torch.nn.Module, bands: int, **facts) -> Path:
     mean, std = [0.4 + 0.01 * i for i in range(bands)], [0.1 - 0.005 * i for i in range(bands)]
     model.save_pretrained(path / "model")
     if facts["task"] == "finetune":
-        write_json(path / "model" / "preprocessor_config.json", processor_config(cutouts(bands), 32, mean, std))
+        save_processor(path / "model", cutouts(bands), 32, mean, std)
     data = {"source": "folder", "name": "toy", "simulated": False, "size": 40, "fingerprint": "0123456789abcdef"}
     facts |= {
         "backbone": "vitt8",

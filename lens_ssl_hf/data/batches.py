@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .tensors import CutoutTensors, check_finite, normalise
+from .tensors import CutoutTensors, check_finite, digest, normalise
 
 MAX_STREAMS = 32  # the most processes that can share a stream
 WINDOW = 128  # rows of a stream that are shuffled among each other: 32 streams keep 4,096 cutouts, and as many to come
@@ -45,6 +45,7 @@ class ResidentImages:
     def __init__(self, images: torch.Tensor, ids: Sequence[str], batch_size: int, seed: int):
         self.images, self._ids, self.seed = images, ids, seed
         self.batch_size = min(batch_size, len(images))  # of a set smaller than a batch, all
+        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))  # of the last epoch that was asked for
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,21 +54,27 @@ class ResidentImages:
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.batch_size
 
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the samples and of their order."""
+        return digest(self._ids)
+
     def indices(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, int]:
         """
         The samples of one process in one step, and the epoch. The incomplete batch at the end of an epoch is left out,
         and a set smaller than a batch is one batch.
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self.images), self.seed, epoch)
+        if self._order[0] != epoch:
+            # on the device, so that no step waits for a copy
+            self._order = (epoch, epoch_order(len(self.images), self.seed, epoch).to(self.images.device))
         share = self.batch_size // num_processes
         first = batch * self.batch_size + process * share
-        return order[first : first + share], epoch
+        return self._order[1][first : first + share], epoch
 
     def batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Images and indices (both on the device) of one process in one step, and the epoch."""
         indices, epoch = self.indices(step, process, num_processes)
-        indices = indices.to(self.images.device)
         return self.images[indices], indices, epoch
 
     def ids(self, step: int) -> list[str]:
@@ -123,6 +130,11 @@ class StreamedImages:
     @property
     def steps_per_epoch(self) -> int:
         return self.stretch // self.rows_per_step
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the files and of their order."""
+        return digest([f"{path.name} {group} {rows}" for path, group, rows in self.groups])
 
     def batch(self, step: int, process: int, num_processes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Images and indices (both on the device) of one process in one step, and the epoch."""

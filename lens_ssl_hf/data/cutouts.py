@@ -35,6 +35,7 @@ MIN_SIZE = 8
 ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
 SHARD_BYTES = 500_000_000  # of a Parquet file
 CARD_FILE = "cutouts.json"
+PICTURE_COLUMN = "image"  # colour renderings of published data sets, for people who look at them on the Hub
 REPORT_FILE = "bad_files.csv"
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
 
@@ -426,7 +427,7 @@ def _centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     return pixels[:, top : top + size, left : left + size]
 
 
-def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> None:
+def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, readme: str | None = None) -> None:
     """
     Write a data set as Parquet files that plain `datasets.load_dataset(directory)` reads, also from the Hub, with a
     README.md and `cutouts.json`, from which [`load_cutouts`] knows how the pixels were made.
@@ -434,6 +435,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
     Args:
         dataset_dict (`datasets.DatasetDict`): as [`load_cutouts`] returns it.
         directory (`str` or `Path`): must not exist, or be empty.
+        readme (`str`, *optional*): another README.md, whose header holds that of [`card_header`].
 
     Raises:
         [`InputError`]: the directory holds something, or cannot be written.
@@ -460,7 +462,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
                 path = path.rename(path.with_stem(f"{path.stem}-{digest}"))
                 files[name].append(f"data/{path.name}")
         (temporary / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(dataset_dict, info, files), encoding="utf-8")
+        (temporary / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
         temporary.chmod(0o755)
         os.replace(temporary, directory)
     except OSError as error:
@@ -470,28 +472,37 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path) -> N
             shutil.rmtree(temporary)
 
 
-def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[str, list[str]]) -> str:
-    import yaml
-
+def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    """
+    The YAML header of the README.md beside Parquet files: what `load_dataset` and the Hub's viewer go by, with the
+    `files` of each split by name where they are given.
+    """
     features = next(iter(dataset_dict.values())).features
     splits = [
         {"name": name, "num_bytes": split.data.nbytes, "num_examples": len(split)}
         for name, split in dataset_dict.items()
     ]
-    header = {
+    return {
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": name, "path": paths} for name, paths in files.items()],
+                "data_files": [
+                    {"split": name, "path": (files or {}).get(name, f"data/{name}-*")} for name in dataset_dict
+                ],
             }
         ],
         "dataset_info": {"features": features._to_yaml_list(), "splits": splits},
         "task_categories": ["image-classification"],
         "tags": ["astronomy", "gravitational-lensing"],
     }
+
+
+def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[str, list[str]]) -> str:
+    import yaml
+
     sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset_dict.items())
     return f"""---
-{yaml.safe_dump(header, sort_keys=False)}---
+{yaml.safe_dump(card_header(dataset_dict, files), sort_keys=False)}---
 # Cutouts of gravitational lenses and look-alikes: {info.name}
 
 {"**Simulated**, not observed. " if info.simulated else ""}Splits: {sizes}. `pixels` are float32
@@ -515,9 +526,11 @@ def _load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.Da
         raise
     except (ValueError, TypeError, AttributeError, DatasetsError) as error:
         raise InputError(f"{source} cannot be read (truncated?): write it again with save_cutouts") from error
-    for split in dataset_dict.values():
+    for name, split in dataset_dict.items():
         if not {"id", "pixels", "label"} <= set(split.column_names):
             raise InputError(f"{source} holds {CARD_FILE} but no cutouts: write it again with save_cutouts")
+        if PICTURE_COLUMN in split.column_names:
+            split = dataset_dict[name] = split.remove_columns(PICTURE_COLUMN)
         split.info.description = info.to_json()
     return dataset_dict
 
@@ -532,5 +545,5 @@ def _load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict
     except (HfHubHTTPError, OSError) as error:
         raise InputError(
             f"{source} is neither a folder or table here nor, as far as can be seen, a data set on the Hub with "
-            f"{CARD_FILE}: correct the path or the id"
+            f"{CARD_FILE}: correct the path or the id, or log in if it is private"
         ) from error

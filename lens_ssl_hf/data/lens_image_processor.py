@@ -1,6 +1,6 @@
 """
-Raw cutouts of 1 to 10 bands -> what a ViT reads, in one file that needs nothing from the package: it can be published
-beside a model and used through `auto_map`.
+Raw cutouts of 1 to 10 bands -> what a ViT reads, in one file that needs nothing from the package: it is published
+beside models of other than three bands, whose `auto_map` names it for those who trust remote code.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,6 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-
-try:
-    from lens_ssl_hf.errors import InputError
-except ImportError:  # published beside a model, without the package
-    InputError = ValueError
 
 
 def fill_masked(flux: np.ndarray) -> np.ndarray:
@@ -105,6 +100,7 @@ class LensImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
+    _auto_class = "AutoImageProcessor"  # save_pretrained writes auto_map and copies this file
 
     def __init__(
         self,
@@ -129,7 +125,7 @@ class LensImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean) if image_mean is not None else [0.5] * count
         self.image_std = list(image_std) if image_std is not None else [0.5] * count
         if not 1 <= count <= 10 or len(self.image_mean) != count or len(self.image_std) != count:
-            raise InputError(f"image_mean and image_std must have one number for each of the {count} bands (1 to 10)")
+            raise ValueError(f"image_mean and image_std must have one number for each of the {count} bands (1 to 10)")
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """See [`~LensImageProcessor.preprocess`]."""
@@ -178,13 +174,13 @@ class LensImageProcessor(BaseImageProcessor):
         if bands is not None and self.bands is not None:
             missing = [band for band in self.bands if band not in bands]
             if missing or len(bands) != len(array):
-                raise InputError(f"{name} has the bands {', '.join(bands)}: the model needs {', '.join(self.bands)}")
+                raise ValueError(f"{name} has the bands {', '.join(bands)}: the model needs {', '.join(self.bands)}")
             array = array[[list(bands).index(band) for band in self.bands]]
         if array.ndim != 3 or len(array) != count:
-            raise InputError(f"{name} has shape {array.shape}: the model needs ({count}, height, width)")
+            raise ValueError(f"{name} has shape {array.shape}: the model needs ({count}, height, width)")
         flux = np.where(np.isfinite(array), array, np.nan).astype(np.float32)
         if np.isnan(flux).all(axis=(1, 2)).any():
-            raise InputError(f"{name} has no valid pixel (all NaN) in at least one band: leave it out")
+            raise ValueError(f"{name} has no valid pixel (all NaN) in at least one band: leave it out")
         flux = fill_masked(flux)
         if pixel_scale and self.pixel_scale and abs(pixel_scale / self.pixel_scale - 1) > 0.01:
             flux = resample(flux, pixel_scale / self.pixel_scale, is_flux=not is_display)
@@ -192,7 +188,7 @@ class LensImageProcessor(BaseImageProcessor):
         top, left = (flux.shape[1] - height) // 2, (flux.shape[2] - width) // 2
         if top < 0 or left < 0:
             size = f"{flux.shape[1]} x {flux.shape[2]}"
-            raise InputError(
+            raise ValueError(
                 f"{name} is {size} pixels, smaller than the crop of {height} x {width}: cut it out larger"
             )
         flux = flux[:, top : top + height, left : left + width]

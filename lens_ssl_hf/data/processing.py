@@ -1,6 +1,7 @@
 """Raw cutouts -> display units (float32, 0 to 255): bands, zero point, pixel scale, masked pixels, stretch."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -110,6 +111,22 @@ class Stretch:
         from .lens_image_processor import stretch_flux  # imports transformers
 
         return stretch_flux(flux, **asdict(self))
+
+    def invert(self, display: np.ndarray) -> np.ndarray:
+        """
+        Flux that [`~Stretch.apply`] makes these display units of, `(..., bands, H, W)` float32; what was clipped comes
+        back as black or white.
+        """
+        if self.kind == "none":
+            return display
+        curve, inverse = {
+            "asinh": (np.arcsinh, np.sinh),
+            "sqrt": (lambda x: np.sign(x) * (np.sqrt(1 + abs(x)) - 1), lambda y: np.sign(y) * ((1 + abs(y)) ** 2 - 1)),
+            "linear": (lambda x: x, lambda y: y),
+        }[self.kind]
+        black, white, softening = (np.array(v)[:, None, None] for v in (self.black, self.white, self.softening))
+        low, high = curve(black / softening), curve(white / softening)
+        return (softening * inverse(low + display / 255 * (high - low))).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able lists."""
@@ -298,15 +315,17 @@ def _check_plausible(display: np.ndarray, stretch: Stretch, name: str | Path) ->
     )
 
 
-def processor_config(
-    cutouts: Mapping[str, Any], crop_size: int, image_mean: list[float], image_std: list[float]
-) -> dict[str, Any]:
+def save_processor(
+    folder: Path, cutouts: Mapping[str, Any], crop_size: int, image_mean: list[float], image_std: list[float]
+) -> None:
     """
-    The `preprocessor_config.json` of a model that reads display units: centre crop, x / 255, (x - mean) / std. It
-    names the stock `ViTImageProcessor` for three bands and [`LensImageProcessor`] for other numbers, which the stock
-    one cannot read. A dictionary, because the classes themselves need Pillow and training does not.
+    Write the image processor of a model that reads display units: centre crop, x / 255, (x - mean) / std. For three
+    bands that is the stock `ViTImageProcessor`; for other numbers, which the stock one cannot read,
+    [`LensImageProcessor`], with its code beside it. From JSON, because the classes themselves need Pillow and training
+    does not.
 
     Args:
+        folder (`Path`): the model's folder.
         cutouts (`Mapping`): `bands`, `pixel_scale` and `stretch` of the training data.
         crop_size (`int`): side of the crop in pixels.
         image_mean, image_std (`list[float]`): one per band, of display units / 255.
@@ -319,6 +338,14 @@ def processor_config(
     }
     if len(cutouts["bands"]) == 3:
         steps = {"do_resize": False, "do_center_crop": True, "do_rescale": True, "do_normalize": True}
-        return {"image_processor_type": "ViTImageProcessor", **steps, **common}
-    own = {name: cutouts[name] for name in ("bands", "pixel_scale", "stretch")}
-    return {"image_processor_type": "LensImageProcessor", **own, "do_stretch": False, **common}
+        config = {"image_processor_type": "ViTImageProcessor", **steps, **common}
+    else:
+        code = Path(__file__).with_name("lens_image_processor.py")
+        shutil.copyfile(code, folder / code.name)
+        names = {
+            "image_processor_type": "LensImageProcessor",
+            "auto_map": {"AutoImageProcessor": f"{code.stem}.LensImageProcessor"},
+        }
+        own = {name: cutouts[name] for name in ("bands", "pixel_scale", "stretch")}
+        config = {**names, **own, "do_stretch": False, **common}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,10 +1,11 @@
 """Splits as plain tensors, and one safetensors file that holds them for machines without `datasets`."""
 
 import contextlib
+import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class CutoutTensors:
             [self.groups[i] for i in positions],
             [self.subclasses[i] for i in positions],
         )
+
+
+def digest(names: Sequence[str]) -> str:
+    """A fingerprint of a list of names and of their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
 
 
 def as_tensors(split: Any) -> CutoutTensors:
@@ -234,4 +240,4 @@ def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torc
     """Display units `(n, bands, H, W)` -> `(pixels / 255 - mean) / std`, as `ViTImageProcessor` does it."""
     shape = (1, -1, 1, 1)
     mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(shape) for values in (mean, std))
-    return (pixels * (1 / 255) - mean) / std
+    return pixels.mul(1 / 255).sub_(mean).div_(std)

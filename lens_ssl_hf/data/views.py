@@ -7,6 +7,7 @@ of a random generator with a state. Batch size, number of processes and resuming
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -58,21 +59,26 @@ def random_bits(seed: int, epoch: int, indices: torch.Tensor, view: int, count: 
     Returns:
         `torch.LongTensor` of shape `(batch, count)`, values in [0, 2^32).
     """
-    key = _mix(torch.tensor([seed], device=indices.device))
+    key = _mix(seed)
     for counter in (epoch, view):
         key = _mix(key + counter + 1)
-    key = _mix(key + indices + 1).unsqueeze(1)
-    return _mix(key + torch.arange(1, count + 1, device=indices.device)) & 0xFFFFFFFF
+    keys = _mix(indices + (key + 1)).unsqueeze(1)
+    return _mix(keys + torch.arange(1, count + 1, device=indices.device)) & 0xFFFFFFFF
 
 
-def _mix(state: torch.Tensor) -> torch.Tensor:
-    state = state * -7046029254386353131  # int64 products wrap around, which is what the mixing needs
-    state = (state ^ _shift_right(state, 30)) * -4658895280553007687
-    state = (state ^ _shift_right(state, 27)) * -7723592293110705685
+def _mix(state: int | torch.Tensor) -> Any:
+    state = _wrap(state * -7046029254386353131)  # int64 products wrap around, which is what the mixing needs
+    state = _wrap((state ^ _shift_right(state, 30)) * -4658895280553007687)
+    state = _wrap((state ^ _shift_right(state, 27)) * -7723592293110705685)
     return state ^ _shift_right(state, 31)
 
 
-def _shift_right(state: torch.Tensor, bits: int) -> torch.Tensor:
+def _wrap(state: int | torch.Tensor) -> Any:
+    """Python's integers as int64; those of torch wrap by themselves."""
+    return (state + 2**63) % 2**64 - 2**63 if isinstance(state, int) else state
+
+
+def _shift_right(state: int | torch.Tensor, bits: int) -> Any:
     return (state >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
 
 

@@ -237,15 +237,16 @@ class CalibrationError(LensMetric):
     definition = f"mean |share of lenses - P(lens)| over {NUM_CALIBRATION_BINS} bins of equal width"
 
     @staticmethod
-    def _bins(scores: np.ndarray) -> np.ndarray:
+    def bins(scores: np.ndarray) -> np.ndarray:
+        """The bin `(n,)` of each score."""
         return np.minimum((scores * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
 
     def value(self, labels: np.ndarray, scores: np.ndarray) -> float:
-        gaps = np.bincount(self._bins(scores), weights=labels - scores, minlength=NUM_CALIBRATION_BINS)
+        gaps = np.bincount(self.bins(scores), weights=labels - scores, minlength=NUM_CALIBRATION_BINS)
         return np.abs(gaps).sum() / len(labels)
 
     def weighted(self, ranked: Ranked) -> np.ndarray:
-        members = np.eye(NUM_CALIBRATION_BINS)[self._bins(ranked.scores)]
+        members = np.eye(NUM_CALIBRATION_BINS)[self.bins(ranked.scores)]
         gaps = ranked.weights @ (members * (ranked.labels - ranked.scores)[:, None])
         return np.abs(gaps).sum(axis=1) / ranked.weights.sum(axis=1)
 
@@ -323,6 +324,24 @@ def measure(
         alone = _measure_all([ROCAUC()], labels[keep], scores[keep], groups[keep], num_bootstrap, seed)
         found[key] = {**alone["roc_auc"], "title": title}
     return found
+
+
+def reliability(labels: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    """
+    The counts behind [`CalibrationError`] and a reliability diagram: for each bin its edges `low` and `high` in
+    P(lens), the `count` of cutouts that score in it, and how many of them are `lenses`.
+
+    Args:
+        labels (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens.
+        scores (`np.ndarray` of shape `(n,)`): P(lens), 0 to 1.
+    """
+    edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)
+    bins = CalibrationError.bins(scores)
+    counts, lenses = (np.bincount(bins[keep], minlength=NUM_CALIBRATION_BINS) for keep in (labels >= 0, labels == 1))
+    return [
+        {"low": float(edges[i]), "high": float(edges[i + 1]), "count": int(counts[i]), "lenses": int(lenses[i])}
+        for i in range(NUM_CALIBRATION_BINS)
+    ]
 
 
 def auc_key(kind: str) -> str:

@@ -137,7 +137,7 @@ def _draw_cutout(axes: Any, image: np.ndarray, predictions: "Predictions", index
         corner = ((size - crop_size) // 2 - 0.5,) * 2
         axes.add_patch(Rectangle(corner, crop_size, crop_size, fill=False, color="w", alpha=0.45, linewidth=0.7))
     kind = predictions.subclass[index] or ("lens" if is_lens else "non-lens")
-    axes.set_xlabel(f"{_score(predictions.score[index])}\n{_shorten(kind, 17)}", fontsize=7, labelpad=2)
+    axes.set_xlabel(f"{format_score(predictions.score[index])}\n{_shorten(kind, 17)}", fontsize=7, labelpad=2)
 
 
 def colour_image(pixels: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
@@ -251,7 +251,7 @@ def _describe(facts: Mapping[str, Any]) -> str:
     return f"{backbone}, {origin} on {facts.get('num_labels')} labels"
 
 
-def _score(value: float) -> str:
+def format_score(value: float) -> str:
     """Three digits, but 0.9996 does not become 1.000."""
     return "> 0.999" if 0.9995 <= value < 1 else "< 0.001" if 0 < value < 0.0005 else f"{value:.3f}"
 

@@ -78,6 +78,7 @@ def run_study(
             if not evaluation.is_file() or json.loads(evaluation.read_text())["fingerprint"] != info["fingerprint"]:
                 evaluate(directory, cutouts)
             run = read_run(directory)
+            settings["precision"] = run["precision"]  # what the first cell chose is right for all
             facts = {key: run[key] for key in ("init_method", "num_labels", "validation_auc")}
         metrics = json.loads(evaluation.read_text())["metrics"]
         values = {key: entry["value"] for key, entry in metrics.items()}

@@ -3,16 +3,25 @@
 import json
 import os
 import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import yaml_dump
 
+from .. import __version__
+from ..data.processing import cutout_info
 from ..errors import InputError
 
 METHOD_NAMES = {"dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam", "scratch": "from scratch"}
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+# A path from the root or a home directory, but no URL, fraction or relative path.
+_ABSOLUTE_PATH = re.compile(r"(?<![\w./:~-])~?(?:/[^\s/'\"=,;:()]+)+/?")
 
 
 @dataclass
@@ -21,7 +30,7 @@ class CardFacts:
     All that a card says; nothing in it is typed by hand.
 
     Args:
-        name (`str`): name of the model, that of its folder.
+        name (`str`): what the model is loaded by: its folder's name, or its id on the Hub.
         run (`dict`): run.json.
         reports (`dict[str, dict]`):
             What was measured on held-out labels, by the name of the classifier on the backbone (`"linear probe"`,
@@ -29,6 +38,9 @@ class CardFacts:
         monitor (`dict`): last kNN values of a pretraining on the validation split.
         pictures (`list[str]`): file names of the pictures beside the card.
         base_model (`str`, *optional*): Hub id of the backbone that was fine-tuned.
+        license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
+        has_heads (`bool`, *optional*, defaults to `False`):
+            Whether the SSL checkpoint with its heads lies beside the card, in `pretraining/`.
     """
 
     name: str
@@ -37,22 +49,30 @@ class CardFacts:
     monitor: dict[str, float] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
     base_model: str | None = None
+    license: str = "apache-2.0"
+    has_heads: bool = False
 
     @classmethod
-    def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None) -> "CardFacts":
-        """Collect run.json, metrics.jsonl and evaluation/ of a run."""
+    def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":
+        """Collect run.json, metrics.jsonl and evaluation/ of a run, without the local paths in them."""
         run = Path(run)
         facts = json.loads((run / "run.json").read_text())
         init = str(facts.get("init", ""))
-        is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", init) and not Path(init).exists()
+        is_hub_id = re.fullmatch(HUB_ID, init) and not Path(init).exists()
         return cls(
             name=name,
-            run=facts,
-            reports=_reports(run / "evaluation" / "metrics.json"),
+            run=without_local_paths(facts),
+            reports=_reports(read_evaluation(run)),
             monitor=_last_monitor(run / "metrics.jsonl"),
             pictures=[file.name for file in (*run.glob("evaluation/*.png"), *run.glob("curves.png"))],
             base_model=base_model or (init if is_hub_id and "init_run" not in facts else None),
+            **options,
         )
+
+    @property
+    def title(self) -> str:
+        """The model's name without the account."""
+        return self.name.split("/")[-1]
 
     @property
     def is_classifier(self) -> bool:
@@ -69,6 +89,12 @@ class CardFacts:
         """The fields of the training data's `CutoutInfo`."""
         return self.run["data"]
 
+    @property
+    def dataset_ids(self) -> list[str]:
+        """The Hub ids of what it was trained on, the pretraining of its backbone included."""
+        names = [run["data"]["name"] for run in (self.run, self.run.get("init_run")) if run]
+        return sorted({name for name in names if re.fullmatch(HUB_ID, name)})
+
     def metadata(self) -> ModelCardData:
         """The card's YAML header, with accuracy and ROC AUC as the `model-index` that the Hub reads."""
         bands = len(self.data["bands"])
@@ -77,14 +103,14 @@ class CardFacts:
             tags += ["self-supervised-learning", str(self.run.get("method") or self.run.get("init_method"))]
         tags += ["simulated-data"] if self.data["simulated"] else []
         return ModelCardData(
-            license="apache-2.0",
+            license=self.license,
             library_name="transformers",
             pipeline_tag="image-classification" if self.is_classifier else "image-feature-extraction",
             tags=tags if bands == 3 else [*tags, f"{bands}-bands"],
             base_model=self.base_model,
-            datasets=[self.data["name"]] if re.fullmatch(r"[\w.-]+/[\w.-]+", self.data["name"]) else None,
+            datasets=self.dataset_ids or None,
             metrics=list(HUB_METRICS) if self.reports else None,
-            model_name=self.name if self.reports else None,
+            model_name=self.title if self.reports else None,
             eval_results=self.eval_results() or None,
         )
 
@@ -92,6 +118,7 @@ class CardFacts:
         """Accuracy and ROC AUC of every report; for a backbone the metric's name says with which classifier."""
         results = []
         for classifier, report in self.reports.items():
+            dataset = report["dataset"] or "cutouts"
             for key, metric_type in HUB_METRICS.items():
                 entry = report["metrics"][key]
                 low, high = entry["low"], entry["high"]
@@ -100,8 +127,8 @@ class CardFacts:
                 results.append(
                     EvalResult(
                         task_type="image-classification",
-                        dataset_type=_slug(report["dataset"] or "cutouts"),
-                        dataset_name=report["dataset"] or "cutouts",
+                        dataset_type=dataset if re.fullmatch(HUB_ID, dataset) else _slug(dataset),
+                        dataset_name=dataset,
                         dataset_split=report["split"],
                         dataset_revision=report["fingerprint"],
                         metric_type=metric_type,
@@ -121,20 +148,84 @@ def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:
 
 def render_card(facts: CardFacts) -> ModelCard:
     """The card as a `huggingface_hub.ModelCard`."""
+    return _render(
+        "classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja",
+        metadata=facts.metadata().to_yaml(),
+        facts=facts,
+        cell=format_cell,
+        reproduction=reproduction,
+        bands=facts.data["bands"],
+    )
+
+
+def render_dataset_card(
+    cutouts: Mapping[str, Any], header: dict[str, Any], repo_id: str, license: str, origin: str
+) -> ModelCard:
+    """
+    The card of a data set.
+
+    Args:
+        cutouts (`DatasetDict`): what is published.
+        header (`dict`): its [`~lens_ssl_hf.data.cutouts.card_header`].
+        repo_id (`str`): its id on the Hub.
+        license (`str`): the Hub's name of its licence.
+        origin (`str`): where the cutouts come from.
+    """
+    info = cutout_info(cutouts)
+    size = sum(len(split) for split in cutouts.values())
+    metadata = {
+        "license": license,
+        "pretty_name": f"Gravitational lenses and look-alikes: {repo_id.split('/')[-1]}",
+        "size_categories": [_SIZE_CATEGORIES[max(0, min(len(str(size)), 7) - 3)]],
+        **header,
+        "tags": [*header["tags"], *(["simulated-data"] if info.simulated else [])],
+    }
+    return _render(
+        "dataset.md.jinja",
+        metadata=yaml_dump(metadata, sort_keys=False).strip(),
+        repo_id=repo_id,
+        title=repo_id.split("/")[-1],
+        info=info,
+        splits={name: Counter(split["label"][:]) for name, split in cutouts.items()},
+        columns=next(iter(cutouts.values())).column_names,
+        meanings=_FEATURES,
+        origin=origin,
+        source=_SOURCES[info.source],
+        license=license,
+        version=__version__,
+    )
+
+
+_SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
+_SOURCES = {
+    "simulated": "the simulator of lens_ssl_hf",
+    "folder": "a folder of image files per class",
+    "catalogue": "a catalogue of image files",
+}
+_FEATURES = {
+    "image": "colour rendering of `pixels`, 8 bits, to look at; models read `pixels`",
+    "id": "name of the cutout",
+    "pixels": "float32 `(bands, height, width)` in display units, 0 to 255",
+    "label": "1 lens, 0 nonlens, -1 unlabelled",
+    "subclass": "kind of object; empty where unknown",
+    "group": "what splits do not divide, such as a field of the sky",
+    "ra": "right ascension in degrees; missing where unknown",
+    "dec": "declination in degrees; missing where unknown",
+    "einstein_radius": "simulated: Einstein radius in arcsec; NaN without a lens",
+    "zero_point": "AB magnitude of flux 1, before the stretch",
+    "pixel_scale": "arcsec per pixel",
+    "seeing": "full width at half maximum of the point-spread function in arcsec, per band",
+}
+
+
+def _render(template: str, **values: Any) -> ModelCard:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_templates()), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.globals.update(
-        facts=facts,
-        cell=format_cell,
-        reproduction=reproduction,
-        bands=facts.data["bands"],
-        stretch=facts.data["stretch"],
-    )
-    template = environment.get_template("classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja")
-    text = template.render(metadata=facts.metadata().to_yaml())
+    environment.globals.update(values)  # macros of other files see them too
+    text = environment.get_template(template).render()
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
 
 
@@ -167,13 +258,35 @@ def reproduction(run: dict[str, Any]) -> str:
     return f"```python\nlens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})\n```"
 
 
-def _reports(path: Path) -> dict[str, dict[str, Any]]:
+def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
+    """The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated."""
+    path = Path(run) / "evaluation" / "metrics.json"
     if not path.is_file():
-        return {}
+        return None
     try:
-        report = json.loads(path.read_text())
+        return without_local_paths(json.loads(path.read_text()))
     except ValueError as error:
         raise InputError(f"{path} is damaged: evaluate the run again") from error
+
+
+def without_local_paths(value: Any, key: str = "") -> Any:
+    """Records as they can be published: of paths from the root or a home directory only the last part is left."""
+    if isinstance(value, dict):
+        return {name: without_local_paths(one, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if key == "command":
+        return shlex.join(without_local_paths(word) for word in shlex.split(value))
+    if Path(value).is_absolute():
+        return Path(value).name
+    return _ABSOLUTE_PATH.sub(lambda path: Path(path.group()).name, value)
+
+
+def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if report is None:
+        return {}
     if "probes" not in report:
         return {"classifier": report}
     shared = {key: value for key, value in report.items() if key != "probes"}

@@ -1,26 +1,37 @@
 """A run directory -> a folder that plain transformers loads: stock weights, image processor, card and pictures."""
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from ..data.processing import processor_config
+from ..data.processing import save_processor
 from ..errors import InputError
 from ..evaluation.plots import plot_curves
 from ..models.backbones import load_encoder
 from ..training.run_directory import read_run, write_json
-from .card import CardFacts, write_card
+from .card import CardFacts, read_evaluation, without_local_paths, write_card
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
-_FILES = r"config\.json|preprocessor_config\.json|README\.md|model.*\.safetensors(\.index\.json)?|\w+\.png"
+_FILES = r"(preprocessor_)?config\.json|lens_image_processor\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
+_FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
+RECIPE, METRICS, HEADS = "recipe.json", "metrics.json", "pretraining"
 
 
-def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | None = None) -> Path:
+def export(
+    run: str | os.PathLike,
+    folder: str | os.PathLike,
+    base_model: str | None = None,
+    name: str | None = None,
+    license: str = "apache-2.0",
+    with_heads: bool = False,
+) -> Path:
     """
     Export a run as a stock transformers model in float32: a pretraining run as a `ViTModel` whose `pooler_output` is
     the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`.
@@ -28,13 +39,19 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
     Args:
         run (`str` or `os.PathLike`): a finished run directory.
         folder (`str` or `os.PathLike`):
-            The folder to write, whose name becomes the model's; an earlier export there is replaced.
+            The folder to write; an earlier export there is replaced.
         base_model (`str`, *optional*):
             Hub id of the backbone that a classifier was fine-tuned from, for the card's metadata; by default `--init`
             of the run where that was a Hub id.
+        name (`str`, *optional*): what the card loads the model by, such as its Hub id; by default the folder's name.
+        license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
+        with_heads (`bool`, *optional*, defaults to `False`):
+            Also write the SSL checkpoint of a pretraining run, with its heads, to `pretraining/`.
 
     Returns:
-        `Path`: the folder, with weights, config.json, preprocessor_config.json, README.md and pictures.
+        `Path`: the folder, with weights, config.json, preprocessor_config.json (for other than three bands also
+        lens_image_processor.py), README.md, pictures, recipe.json (the run's run.json) and, where the run was
+        evaluated, metrics.json; the last two without local paths.
 
     Raises:
         [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.
@@ -43,6 +60,8 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
     facts = read_run(run)
     if not (run / "model" / "config.json").is_file():
         raise InputError(f"the {facts['task']} run {run} has no final model: go on with it with --resume auto")
+    if with_heads and facts["task"] != "pretrain":
+        raise InputError(f"{run} is a fine-tuning run, without SSL heads: leave them out, or give a pretraining run")
     if folder.exists() and not _may_be_replaced(folder):
         raise InputError(f"{folder} holds something else than an earlier export: choose another folder")
     if facts["task"] == "pretrain":
@@ -52,26 +71,43 @@ def export(run: str | os.PathLike, folder: str | os.PathLike, base_model: str | 
         model = classifier_of(run)
     if (run / "metrics.jsonl").is_file():
         plot_curves(run)
+    with replace_folder(folder) as partial:
+        model.save_pretrained(partial)
+        save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
+        for picture in PICTURES:
+            if (run / picture).is_file():
+                shutil.copy(run / picture, partial)
+        write_json(partial / RECIPE, without_local_paths(facts))
+        if (evaluation := read_evaluation(run)) is not None:
+            write_json(partial / METRICS, evaluation)
+        if with_heads:
+            shutil.copytree(run / "model", partial / HEADS)
+        card = CardFacts.from_run(run, name or folder.name, base_model, license=license, has_heads=with_heads)
+        write_card(card, partial)
+    return folder
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """
+    A new folder, to be filled in the block, which takes the place of `folder` where the block ends well and vanishes
+    where it does not.
+
+    Raises:
+        [`InputError`]: `folder` cannot be written.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     except OSError as error:
         raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
     try:
-        model.save_pretrained(partial)
-        processor = processor_config(facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
-        write_json(partial / "preprocessor_config.json", processor)
-        for picture in PICTURES:
-            if (run / picture).is_file():
-                shutil.copy(run / picture, partial)
-        write_card(CardFacts.from_run(run, folder.name, base_model), partial)
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        partial.chmod(0o755)
+        yield partial
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def backbone_of(run: str | os.PathLike) -> ViTModel:
@@ -100,14 +136,19 @@ def classifier_of(run: str | os.PathLike) -> ViTForImageClassification:
         raise InputError(f"the model of {run} cannot be read ({error}): train again") from error
 
 
+def is_of_export(path: str) -> bool:
+    """Whether a path, relative to the folder of an export, is that of one of its files."""
+    return bool(re.fullmatch(rf"({HEADS}/)?({_FILES})|{RECIPE}|{METRICS}", path))
+
+
 def _may_be_replaced(folder: Path) -> bool:
     """Whether `folder` is empty, or an export of ours with nothing else in it."""
     if not folder.is_dir():
         return False
-    names = [file.name for file in folder.iterdir()]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != HEADS]
     if not names:
         return True
-    if not {"config.json", "README.md"} <= set(names) or not all(re.fullmatch(_FILES, name) for name in names):
+    if not {"config.json", "README.md"} <= set(names) or not all(map(is_of_export, names)):
         return False
     return '"cutouts"' in (folder / "config.json").read_text()
 

@@ -1,5 +1,6 @@
 """`transformers.pipeline("image-classification")` for cutouts in any form, with the checks that it lacks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class LensPipeline:
 
         if isinstance(model, Path):
             model = str(model)
+        # The image processor that the package registers is used, so that nobody is asked to trust the model's copy.
+        kwargs = {"trust_remote_code": False, **kwargs}
         self.classifier = transformers_pipeline("image-classification", model=model, **kwargs)
         config = self.classifier.model.config
         self.num_channels, self.min_size = config.num_channels, config.image_size
@@ -50,15 +53,21 @@ class LensPipeline:
             [`InputError`]: unreadable file, wrong number of bands, no valid pixel, smaller than the model's crop, or
                 values that cannot be what the model expects.
         """
-        if units not in ("flux", "display"):
-            raise InputError(f"units is {units!r}: choose flux or display")
         is_batch = isinstance(cutouts, list | tuple) or getattr(cutouts, "ndim", 0) == 4
         items = list(cutouts) if is_batch else [cutouts]
-        images = [self._display(item, f"cutout {i}", units, hdu) for i, item in enumerate(items)]
+        images = [self.display(item, f"cutout {i}", units, hdu) for i, item in enumerate(items)]
         results = self.classifier(images, **kwargs)
         return results if is_batch else results[0]
 
-    def _display(self, item: Any, name: str, units: str, hdu: int | str | None) -> np.ndarray:
+    def display(
+        self, item: Any, name: str = "the cutout", units: str = "flux", hdu: int | str | None = None
+    ) -> np.ndarray:
+        """
+        One cutout as the model's image processor reads it: float32 display units `(bands, H, W)`. The arguments and
+        errors are those of a call; `name` is what errors call a cutout that is no file.
+        """
+        if units not in ("flux", "display"):
+            raise InputError(f"units is {units!r}: choose flux or display")
         if isinstance(item, str | Path):
             raw, name = read_raw(item, hdu), str(item)
         else:
@@ -68,7 +77,9 @@ class LensPipeline:
             array = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
             pixels = as_pixels(array, name, self.num_channels)
             check_valid(pixels, name)
-            raw = RawCutout(pixels, display=array.dtype == np.uint8 or units == "display")
+            raw = RawCutout(pixels, display=array.dtype == np.uint8)
+        if units == "display":
+            raw = replace(raw, display=True)
         display = as_display(raw, self.cutouts, name, self.num_channels, self.min_size)
         if raw.display and self.cutouts["stretch"]["kind"] != "linear":
             try:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 from transformers.utils import ModelOutput
 
-from .backbones import hidden_states, vit_config
+from .backbones import hidden_states, interpolate_by_product, vit_config
 from .heads import DINOHead
 from .losses import dino_loss, mean_entropy, normalised_std, teacher_probabilities
 
@@ -66,7 +66,8 @@ class DINOBranch(nn.Module):
 
     def __init__(self, config: DINOConfig, use_mask_token: bool):
         super().__init__()
-        self.backbone = ViTModel(config.backbone_config, add_pooling_layer=False, use_mask_token=use_mask_token)
+        backbone = ViTModel(config.backbone_config, add_pooling_layer=False, use_mask_token=use_mask_token)
+        self.backbone = interpolate_by_product(backbone)
         self.head = DINOHead(
             config.backbone_config.hidden_size,
             config.head_hidden_size,

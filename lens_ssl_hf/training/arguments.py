@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import InputError
+from .tracking import check_trackers
 
 if TYPE_CHECKING:
     from ..data.views import ViewSettings
 
 METHODS = ("simsiam", "dino", "ibot")
+_REPORT_TO = "Trackers that get the lines of metrics.jsonl too: trackio, tensorboard, wandb; none by default."
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -95,10 +97,15 @@ class PretrainArguments(ViewArguments):
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
     checkpoint_every: int = _option(5, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    compile: str = _option(
+        "off", "on compiles the layers with torch.compile: a minute at the start, to gain on a GPU."
+    )
+    deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
     def __post_init__(self) -> None:
@@ -129,6 +136,8 @@ class PretrainArguments(ViewArguments):
                 f"batch_size {self.batch_size} is not a multiple of "
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
+        if self.batch_size // self.gradient_accumulation_steps < 2:
+            raise InputError(f"batch_size {self.batch_size} leaves one image at a time: raise it")
         if self.method == "simsiam" and self.gradient_accumulation_steps > 1:
             raise InputError("gradient accumulation changes simsiam's batch norm: use gradient_accumulation_steps 1")
 
@@ -157,8 +166,13 @@ class FinetuneArguments(ViewArguments):
     scale_min: float = _option(0.7, "Smallest area of a view, as a fraction of the central field.")
     eval_every: int = _option(50, "Steps between evaluations on the validation split, which select the weights.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
+    report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    compile: str = _option(
+        "off", "on compiles the layers with torch.compile: a minute at the start, to gain on a GPU."
+    )
+    deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
     def __post_init__(self) -> None:
@@ -169,7 +183,7 @@ class FinetuneArguments(ViewArguments):
         if self.layer_decay is not None:
             _positive(self, "layer_decay")
             _at_most_one(self, "layer_decay")
-        if self.labels != "all" and not (str(self.labels).isdigit() and int(self.labels) > 0):
+        if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
 
@@ -193,11 +207,17 @@ def _check_common(arguments: Any) -> None:
     _choose("backbone", arguments.backbone, ("vitt8", "vits8", "vitb8"))
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
+    _choose("compile", arguments.compile, ("on", "off"))
+    if isinstance(arguments.report_to, str):
+        arguments.report_to = [arguments.report_to]
+    check_trackers(arguments.report_to or ())
     _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every", "learning_rate", "blur_sigma_max")
     _not_negative(arguments, "gain", "offset", "blur_probability", "noise_sigma")
     _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")
+    if arguments.seed >= 2**32:
+        raise InputError(f"seed must be below 2^32, not {arguments.seed}")
     _at_most_one(arguments, "gain", "blur_probability")
-    if arguments.crop_size % arguments.patch_size:
+    if getattr(arguments, "init", "scratch") == "scratch" and arguments.crop_size % arguments.patch_size:
         raise InputError(f"crop_size {arguments.crop_size} is not a multiple of patch_size {arguments.patch_size}")
 
 

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from transformers import ViTForImageClassification
 
 from ..data.batches import ResidentImages
-from ..data.processing import processor_config
-from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
+from ..data.processing import save_processor
+from ..data.tensors import CutoutTensors, center_crop, channel_statistics, digest, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import backbone_config
-from ..models.backbones import backbone_name, load_encoder, resize_positions
+from ..models.backbones import backbone_name, compile_layers, load_encoder, resize_positions, use_fast_attention
 from .arguments import FinetuneArguments, make_arguments
-from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import checksum, load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
     Averages,
     Faults,
@@ -36,7 +36,7 @@ from .loop import (
     progress_bar,
 )
 from .monitors import roc_auc
-from .run_directory import RunDirectory, read_run, write_json
+from .run_directory import RunDirectory, read_run
 from .schedules import cosine
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def finetune(
     """
     settings = {**settings, "init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(FinetuneArguments, settings)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     splits, info = splits_and_info(cutouts)
     train, validation = _labelled_splits(splits)
     center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
@@ -98,12 +98,13 @@ def finetune(
         "crop_size": arguments.crop_size,
         "num_labels": len(subset),
         "num_train_images": len(subset),
+        "samples": digest(subset.ids),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
-    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process) as run:
+    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
         accelerator.wait_for_everyone()
         run.check_same(facts)
         if run.is_finished:
@@ -120,7 +121,7 @@ def finetune(
         )
         if accelerator.is_main_process:
             run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
-        run.write_facts({**facts, **outcome})
+        run.add_facts(outcome)
         accelerator.wait_for_everyone()
         return run.path
 
@@ -166,7 +167,10 @@ def _origin(init: str, model: ViTForImageClassification) -> dict[str, Any]:
     if (Path(init) / "run.json").is_file():
         parent = read_run(init)
         return {"init": init, "init_method": parent["method"] or parent["init_method"], "init_run": parent}
-    return {"init": init, "init_method": "scratch" if init == "scratch" else model.config.init_method}
+    if init == "scratch":
+        return {"init": init, "init_method": "scratch"}
+    weights = checksum("", model.vit.state_dict())
+    return {"init": init, "init_method": model.config.init_method, "init_weights": weights}
 
 
 def _make_classifier(
@@ -186,6 +190,11 @@ def _make_classifier(
         if config.num_channels != num_bands:
             raise InputError(
                 f"{arguments.init} takes {config.num_channels} bands but the data set has {num_bands}: choose --bands"
+            )
+        if known.get("bands") and known["bands"] != info["bands"]:
+            raise InputError(
+                f"{arguments.init} takes the bands {', '.join(known['bands'])} but the data set has "
+                f"{', '.join(info['bands'])}: choose --bands {' '.join(known['bands'])}"
             )
         if known.get("stretch") and known["stretch"] != info["stretch"]:
             logger.warning(
@@ -251,7 +260,9 @@ def _train(
     device = accelerator.device
     labels, views = labels.to(device), Views(arguments.seed, device)
     settings = arguments.view_settings(arguments.crop_size, (arguments.scale_min, 1.0))
-    model.to(device).train()
+    use_fast_attention(model.to(device).train())
+    if arguments.compile == "on":
+        compile_layers(model)
     if arguments.linear_probe:
         model.vit.requires_grad_(False)
 
@@ -260,8 +271,8 @@ def _train(
         return F.cross_entropy(model(views.make(batch, chosen, settings, 0, 0)).logits.float(), labels[chosen])
 
     newest = newest_checkpoint(run.checkpoints, accelerator)
-    if newest is None:
-        precision = choose_precision(accelerator, arguments.precision, trial_loss)
+    if "precision" not in run.facts:
+        run.add_facts({"precision": choose_precision(accelerator, arguments.precision, trial_loss)})
         model.zero_grad(set_to_none=True)
     groups = layer_decay_groups(
         model,
@@ -284,7 +295,7 @@ def _train(
         averages.restore(extra, device)
         best_weights = {name: value.to(device) for name, value in extra.items() if isinstance(value, torch.Tensor)}
         best = {name: extra[name] for name in best}
-        precision, seconds, counts = extra["precision"], extra["seconds"], extra["faults"]
+        seconds, counts = extra["seconds"], extra["faults"]
         run.forget_after(first_step)
         accelerator.print(f"resuming from {newest}")
     faults = Faults(device, **counts)
@@ -299,12 +310,12 @@ def _train(
                 group["lr"] = group["peak"] * factor
             batch, chosen, epoch = samples.batch(step, accelerator.process_index, accelerator.num_processes)
             batch = views.make(batch, chosen, settings, epoch, 0)
-            with autocast(device, precision):
+            with autocast(device, run.facts["precision"]):
                 logits = wrapped(batch).logits
             loss = F.cross_entropy(logits.float(), labels[chosen])
             accelerator.backward(loss)
             gradient_norm = accelerator.clip_grad_norm_(trainable, arguments.clip_grad_norm or math.inf)
-            fault = faults.note(accelerator, loss, gradient_norm)
+            fault = faults.note(accelerator, step, loss, gradient_norm)
             optimizer_step(optimizer, skip=fault)
             averages.add({"loss": loss, "gradient_norm": gradient_norm}, fault)
             done = step + 1
@@ -313,7 +324,7 @@ def _train(
             logs = done % arguments.log_every == 0 or evaluates
             if logs:
                 means = averages.pop(accelerator)
-                skipped = faults.check(done, lambda step=step: samples.ids(step))
+                skipped = faults.check(samples.ids)
                 rate = arguments.learning_rate * factor
                 run.log(done, {"epoch": epoch, **means, "learning_rate": rate, "skipped": skipped})
                 run.log_time(done, {"seconds": time.perf_counter() - start})
@@ -331,7 +342,6 @@ def _train(
             if (evaluates or stops) and accelerator.is_main_process:
                 extra = {
                     **best,
-                    "precision": precision,
                     "seconds": time.perf_counter() - start,
                     "faults": faults.counts(),
                     **averages.state(),
@@ -342,7 +352,7 @@ def _train(
                 raise stop.interruption(accelerator, done, arguments.steps, run.path)
     model.load_state_dict(best_weights)
     seconds = round(time.perf_counter() - start, 1)
-    return {**best, "precision": precision, "skipped_steps": faults.counts()["total"], "seconds": seconds}
+    return {**best, "skipped_steps": faults.counts()["total"], "seconds": seconds}
 
 
 def _save_classifier(
@@ -350,4 +360,4 @@ def _save_classifier(
 ) -> None:
     """A folder that plain transformers loads: weights, configuration and image processor."""
     model.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", processor_config(model.config.cutouts, crop_size, mean, std))
+    save_processor(folder, model.config.cutouts, crop_size, mean, std)

@@ -1,6 +1,7 @@
 """What the two training loops share: Accelerate, precision, data on the device, order of the samples, averages."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -29,13 +30,20 @@ def _many_without_gpu() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(precision: str, deterministic: bool) -> Accelerator:
     """
     An `Accelerator` that runs as many processes as were launched.
 
+    Args:
+        precision (`str`): what is asked for: auto, bf16 or fp32.
+        deterministic (`bool`): the same bits in every repetition on a GPU, too.
+
     Raises:
-        [`InputError`]: a launch that silently runs as one process, or fp16.
+        [`InputError`]: a launch that silently runs as one process, fp16, or fp32 where Accelerate was configured with
+            bf16.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need, before the first
+    torch.use_deterministic_algorithms(deterministic)
     accelerator = Accelerator(cpu=_many_without_gpu())
     asked_for = _processes_asked_for()
     if asked_for != accelerator.num_processes:
@@ -45,7 +53,23 @@ def make_accelerator() -> Accelerator:
         )
     if accelerator.mixed_precision == "fp16":
         raise InputError("mixed_precision fp16 gives NaN with these methods: use bf16 or no")
+    if accelerator.mixed_precision == "bf16" and precision == "fp32":
+        raise InputError("precision fp32 contradicts mixed_precision bf16 of the accelerate configuration: drop one")
+    if accelerator.device.type == "cpu":
+        _keep_freed_memory()
     return accelerator
+
+
+def _keep_freed_memory() -> None:
+    """
+    Make malloc keep what a step frees for the next one. By default glibc gives it back to the kernel, which must clear
+    every page anew: a tenth of a step, and where the machine is virtual up to nine tenths.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, -1)  # never
+        mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
 
 
 def _processes_asked_for() -> int:
@@ -80,15 +104,8 @@ def choose_precision(accelerator: Accelerator, requested: str, train_step: Calla
 
     Args:
         train_step (`Callable`): makes a loss with gradients; every process calls it equally often.
-
-    Raises:
-        [`InputError`]: fp32 is requested but Accelerate was configured with bf16.
     """
     if accelerator.mixed_precision == "bf16":
-        if requested == "fp32":
-            raise InputError(
-                "precision fp32 contradicts mixed_precision bf16 of the accelerate configuration: drop one"
-            )
         return "bf16"
     if requested != "auto":
         return requested
@@ -165,44 +182,51 @@ class Faults:
     """
     Steps whose loss or gradient is NaN or infinite. They are found, skipped and counted on the device, and the counts
     read now and then, so that no step waits for the host.
+
+    Args:
+        device (`torch.device`): where losses are.
+        total, consecutive (`int`, *optional*): steps skipped so far, and in a row up to the last one.
     """
 
-    def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0, longest: int = 0):
-        self._total, self._consecutive, self._longest = torch.tensor([total, consecutive, longest], device=device)
+    def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0):
+        # of these, the most in a row since the last check, and the last step that was skipped
+        self._total, self._consecutive, self._longest, self._last = torch.tensor(
+            [total, consecutive, consecutive, 0], device=device
+        )
 
-    def note(self, accelerator: Accelerator, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor:
-        """Whether this step is to be skipped, as a bool on the device, the same in every process."""
-        fault = ~(loss.detach().isfinite() & torch.as_tensor(gradient_norm, device=loss.device).isfinite())
+    def note(self, accelerator: Accelerator, step: int, loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        """Whether `step` is to be skipped, as a bool on the device, the same in every process."""
+        fault = ~(loss.detach().isfinite() & torch.as_tensor(norm, device=loss.device).isfinite())
         if accelerator.num_processes > 1:
             fault = accelerator.reduce(fault.float(), "sum") > 0
         self._total = self._total + fault
         self._consecutive = (self._consecutive + 1) * fault
         self._longest = torch.maximum(self._longest, self._consecutive)
+        self._last = torch.where(fault, step, self._last)
         return fault
 
     def counts(self) -> dict[str, int]:
-        """`total`, `consecutive` (up to the last step) and the `longest` number of consecutive ones."""
-        names = ("total", "consecutive", "longest")
-        return dict(zip(names, torch.stack([self._total, self._consecutive, self._longest]).tolist()))
+        """`total` and `consecutive`, for a checkpoint."""
+        return {"total": int(self._total), "consecutive": int(self._consecutive)}
 
-    def check(self, step: int, ids: Callable[[], Sequence[str]]) -> int:
+    def check(self, ids: Callable[[int], Sequence[str]]) -> int:
         """
         The number of steps skipped so far.
 
         Args:
-            step (`int`): steps done.
-            ids (`Callable`): gives the ids of the last step's samples.
+            ids (`Callable`): gives the ids of the samples of a step.
 
         Raises:
             [`InputError`]: too many in a row.
         """
-        counts = self.counts()
-        if counts["longest"] < MAX_CONSECUTIVE_FAULTS:
-            return counts["total"]
+        total, longest, last = torch.stack([self._total, self._longest, self._last]).tolist()
+        self._longest = self._consecutive
+        if longest < MAX_CONSECUTIVE_FAULTS:
+            return total
         raise InputError(
-            f"{counts['longest']} steps in a row gave a loss or gradient that is NaN or infinite and were skipped "
-            f"(the batch of step {step} holds {', '.join(ids()[:3])} and others): look at the cutouts, lower "
-            "learning_rate or use precision fp32"
+            f"{longest} steps in a row gave a loss or gradient that is NaN or infinite and were skipped (the batch of "
+            f"step {last + 1} holds {', '.join(ids(last)[:3])} and others): look at these cutouts, or begin anew in "
+            "another output_dir with a lower learning_rate or with precision fp32"
         )
 
 

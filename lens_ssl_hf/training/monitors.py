@@ -29,6 +29,9 @@ def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
+_MAX_SIMILARITIES = 2**26  # computed at a time, 256 MiB
+
+
 def knn_scores(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -48,10 +51,12 @@ def knn_scores(
         `torch.Tensor` of shape `(n,)`: share of the vote for lens, 0 to 1.
     """
     bank = F.normalize(train_features.float(), dim=-1)
-    similarity = F.normalize(features.float(), dim=-1) @ bank.T
-    nearest, indices = similarity.topk(min(k, len(bank)), dim=1)
-    weights = torch.softmax(nearest / temperature, dim=1)
-    return (weights * (train_labels[indices] == 1)).sum(dim=1)
+    votes = []
+    for part in F.normalize(features.float(), dim=-1).split(max(1, _MAX_SIMILARITIES // len(bank))):
+        nearest, indices = (part @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = torch.softmax(nearest / temperature, dim=1)
+        votes.append((weights * (train_labels[indices] == 1)).sum(dim=1))
+    return torch.cat(votes)
 
 
 def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -> str | None:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from torch.profiler import record_function
 
 from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name
+from ..models.backbones import backbone_name, compile_layers, use_fast_attention
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -60,7 +62,7 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     """
     settings = {**recipe(method), **settings, "method": method, "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(PretrainArguments, settings)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     images, labelled, info, statistics = _open_images(cutouts, arguments, accelerator)
     set_seed(arguments.seed)
     model = _make_model(arguments, info, *statistics)
@@ -74,12 +76,13 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         "image_std": statistics[1],
         "crop_size": arguments.crop_size,
         "num_train_images": len(images),
+        "samples": images.digest,
         "num_parameters": sum(p.numel() for p in model.encoder.parameters()),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
-    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process) as run:
+    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
         accelerator.wait_for_everyone()
         run.check_same(facts)
         if run.is_finished:
@@ -88,15 +91,15 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
         run.write_facts(facts)
         monitor = _KNNMonitor(labelled, arguments, statistics, accelerator)
         del labelled  # what is needed of it is on the device
-        outcome = _Training(model, images, monitor, arguments, accelerator, run).run()
+        outcome = Pretraining(model, images, monitor, arguments, accelerator, run).run()
         if accelerator.is_main_process:
             run.save_model(model.save_pretrained)
-        run.write_facts({**facts, **outcome})
+        run.add_facts(outcome)
         accelerator.wait_for_everyone()
         return run.path
 
 
-_MONITORED = 4096  # cutouts of train and of validation that the kNN monitor of streamed data sees, at most
+_MONITORED = 4096  # cutouts of train and of validation that the kNN monitor sees, at most
 
 
 def _open_images(
@@ -112,20 +115,16 @@ def _open_images(
     is_directory = isinstance(cutouts, str | os.PathLike) and Path(cutouts).is_dir()
     parquet = ParquetSplits(Path(cutouts)) if is_directory else None
     arguments.stream = "yes" if _streams(parquet, arguments, accelerator) else "no"
-    if arguments.stream == "yes":
-        labelled = {name: parquet.sample(name, _MONITORED) for name in ("train", "validation", "unlabelled")}
-        splits, info = {name: split for name, split in labelled.items() if split is not None}, parquet.info
-    elif is_directory:
-        from ..data.cutouts import load_cutouts
-
-        with accelerator.main_process_first():  # which fills the cache for the others
-            splits, info = splits_and_info(load_cutouts(cutouts))
+    if parquet is not None:
+        number = _MONITORED if arguments.stream == "yes" else sys.maxsize
+        found = {name: parquet.sample(name, number) for name in ("train", "validation", "unlabelled")}
+        splits, info = {name: split for name, split in found.items() if split is not None}, parquet.info
     else:
         splits, info = splits_and_info(cutouts)
     parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
         raise InputError("the data set has neither a train nor an unlabelled split: nothing to pretrain on")
-    pixels = torch.cat([part.pixels for part in parts])
+    pixels = torch.cat([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels
     statistics = channel_statistics(pixels, arguments.crop_size)
     if arguments.stream == "yes":
         images = StreamedImages(parquet, *statistics, arguments.batch_size, arguments.seed, accelerator.device)
@@ -151,7 +150,8 @@ def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accele
     if wanted != "auto":
         return wanted == "yes"
     needed = parquet.nbytes(("train", "unlabelled"))
-    copies = 3 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as read, as tensors, normalised, in every process
+    # as read, as tensors, joined, normalised, in every process
+    copies = 4 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fits = copies * needed < psutil.virtual_memory().available / 2
     if accelerator.device.type == "cuda":
         fits = fits and needed < torch.cuda.mem_get_info(accelerator.device)[0] / 2
@@ -209,8 +209,10 @@ class _KNNMonitor:
                 logger.warning("no kNN monitor: the %s split lacks labelled lenses or non-lenses", name)
                 self.sets = []
                 return
-            pixels = center_crop(split.pixels[labelled], arguments.crop_size).to(accelerator.device)
-            self.sets.append((normalise(pixels, *statistics), split.labels[labelled].to(accelerator.device)))
+            chosen = labelled.nonzero().flatten()
+            chosen = chosen[:: -(-len(chosen) // _MONITORED)]
+            pixels = center_crop(split.pixels[chosen], arguments.crop_size).to(accelerator.device)
+            self.sets.append((normalise(pixels, *statistics), split.labels[chosen].to(accelerator.device)))
 
     def __call__(self, encoder: torch.nn.Module) -> dict[str, float]:
         if not self.sets:
@@ -223,8 +225,8 @@ class _KNNMonitor:
         return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy}
 
 
-class _Training:
-    """One run of the loop."""
+class Pretraining:
+    """One run of the loop. The parts of a step carry names for the profiler: views, forward, backward, optimizer."""
 
     def __init__(
         self,
@@ -245,16 +247,16 @@ class _Training:
         self.collapse = CollapseWatch(arguments.method, outputs)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end. Returns the precision that was used, the steps that were skipped and the seconds."""
+        """Train to the end. Returns the number of steps that were skipped and the seconds that it took."""
         arguments, accelerator = self.arguments, self.accelerator
-        first_step, seconds = self._begin()
+        first_step, seconds = self.begin()
         start = time.perf_counter() - seconds
         with (
             StopRequest() as stop,
             progress_bar(accelerator, f"pretrain {arguments.method}", first_step, self.total_steps) as bar,
         ):
             for done in range(first_step + 1, self.total_steps + 1):
-                self._step(done - 1)
+                self.step(done - 1)
                 bar.update()
                 epoch, is_mid_epoch = divmod(done, self.steps_per_epoch)
                 is_last = done == self.total_steps
@@ -271,19 +273,19 @@ class _Training:
                     self._save(done, time.perf_counter() - start, score)
                 if stops and not is_last:
                     raise stop.interruption(accelerator, done, self.total_steps, self.run_directory.path)
-        return {
-            "precision": self.precision,
-            "skipped_steps": self.faults.counts()["total"],
-            "seconds": round(time.perf_counter() - start, 1),
-        }
+        seconds = round(time.perf_counter() - start, 1)
+        return {"skipped_steps": self.faults.counts()["total"], "seconds": seconds}
 
-    def _begin(self) -> tuple[int, float]:
+    def begin(self) -> tuple[int, float]:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done and the seconds they took."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
-        model.to(accelerator.device).train()
+        use_fast_attention(model.to(accelerator.device).train())
+        if arguments.compile == "on":
+            compile_layers(model)
         newest = newest_checkpoint(self.run_directory.checkpoints, accelerator)
-        if newest is None:
-            self.precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
+        if "precision" not in self.run_directory.facts:
+            precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
+            self.run_directory.add_facts({"precision": precision})
             model.zero_grad(set_to_none=True)
             _reset_batch_norm(model)
         self.wrapped, self.optimizer = accelerator.prepare(model, _make_optimizer(model, arguments))
@@ -293,7 +295,7 @@ class _Training:
             self._evaluate(0)
             return 0, 0.0
         step, extra = load_checkpoint(newest, model, self.optimizer.optimizer)
-        self.precision, self.collapse.count = extra["precision"], extra["collapsed_windows"]
+        self.collapse.count = extra["collapsed_windows"]
         self.faults = Faults(accelerator.device, **extra["faults"])
         self.averages.restore(extra, accelerator.device)
         self.run_directory.forget_after(step)
@@ -307,7 +309,7 @@ class _Training:
         number = number if images.is_cuda else min(number, 32)
         return self.model(**self.make_views(images[:number], indices[:number], 0)).loss
 
-    def _step(self, step: int) -> None:
+    def step(self, step: int) -> None:
         """One optimizer step on one global batch."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
         images, indices, epoch = self.images.batch(step, accelerator.process_index, accelerator.num_processes)
@@ -322,32 +324,36 @@ class _Training:
         number = arguments.gradient_accumulation_steps
         outputs = []
         for i, micro_batch in enumerate(zip(images.chunk(number), indices.chunk(number))):
-            views = self.make_views(*micro_batch, epoch)
+            with record_function("views"):
+                views = self.make_views(*micro_batch, epoch)
             synchronise = i == number - 1
             with accelerator.no_sync(self.wrapped) if not synchronise else torch.enable_grad():
-                with autocast(accelerator.device, self.precision):
+                precision = self.run_directory.facts["precision"]
+                with record_function("forward"), autocast(accelerator.device, precision):
                     output = self.wrapped(**views, **temperatures)
-                accelerator.backward(output.loss / number)
+                with record_function("backward"):
+                    accelerator.backward(output.loss / number)
             outputs.append(output)
-        if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
-            model.student.head.last_layer.weight.grad = None
-        limit = arguments.clip_grad_norm or math.inf
-        gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
-        means = _mean_outputs(outputs, accelerator)
-        fault = self.faults.note(accelerator, means.loss, gradient_norm)
-        optimizer_step(self.optimizer, skip=fault)
-        if model.has_teacher:
-            model.update_teacher(scheduled["teacher_momentum"], skip=fault)
-            model.update_centre(means)
-        with torch.no_grad():
-            for buffer, before in zip(model.buffers(), buffers_before):
-                buffer.copy_(torch.where(fault, before, buffer))
+        with record_function("optimizer"):
+            if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
+                model.student.head.last_layer.weight.grad = None
+            limit = arguments.clip_grad_norm or math.inf
+            gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
+            means = _mean_outputs(outputs, accelerator)
+            fault = self.faults.note(accelerator, step, means.loss, gradient_norm)
+            optimizer_step(self.optimizer, skip=fault)
+            if model.has_teacher:
+                model.update_teacher(scheduled["teacher_momentum"], skip=fault)
+                model.update_centre(means)
+            with torch.no_grad():
+                for buffer, before in zip(model.buffers(), buffers_before):
+                    buffer.copy_(torch.where(fault, before, buffer))
         watched = {name: means[name] for name in _WATCHED if name in means}
         self.averages.add({**watched, "gradient_norm": gradient_norm}, fault)
 
     def _log(self, done: int, bar: Any) -> None:
         means = self.averages.pop(self.accelerator)
-        skipped = self.faults.check(done, lambda: self.images.ids(done - 1))
+        skipped = self.faults.check(self.images.ids)
         scheduled = _schedule(self.arguments, done - 1, self.total_steps, self.steps_per_epoch)
         self.run_directory.log(done, {"epoch": done / self.steps_per_epoch, **means, **scheduled, "skipped": skipped})
         if not means:
@@ -361,7 +367,8 @@ class _Training:
             bar.write(f"warning: {warning}")
         if self.collapse.has_lasted and self.arguments.stop_on_collapse:
             raise InputError(
-                f"{warning} ({self.collapse.count} log lines in a row; --stop_on_collapse no --resume auto goes on)"
+                f"{warning}, in another output_dir ({self.collapse.count} log lines in a row; "
+                "--stop_on_collapse no --resume auto goes on as it is)"
             )
 
     def _evaluate(self, done: int) -> float | None:
@@ -372,7 +379,6 @@ class _Training:
 
     def _save(self, done: int, seconds: float, score: float | None) -> None:
         extra = {
-            "precision": self.precision,
             "seconds": seconds,
             "faults": self.faults.counts(),
             "collapsed_windows": self.collapse.count,

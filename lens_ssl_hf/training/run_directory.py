@@ -1,5 +1,6 @@
 """The run directory: resolved settings, data fingerprint, versions, metrics and final weights of one training."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -11,6 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,14 +21,16 @@ from typing import Any, TextIO
 from safetensors import SafetensorError
 
 from ..errors import InputError
+from .tracking import Trackers
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
 
 
-# What may differ between a run and its continuation.
-_FREE_ARGUMENTS = ("output_dir", "resume", "stop_on_collapse")
+# What may differ between a run and its continuation; and what is noted where it does, since bits may differ then.
+_FREE_ARGUMENTS = ("output_dir", "resume", "stop_on_collapse", "report_to")
+_ENVIRONMENT = ("versions", "git_revision", "num_processes", "device")
 
 
 class RunDirectory:
@@ -36,14 +41,23 @@ class RunDirectory:
         path (`str` or `os.PathLike`): the directory; made if it is missing.
         resume (`str`): `"auto"` goes on with what is there, `"never"` refuses a directory that holds a run.
         is_main_process (`bool`): whether this process writes.
+        report_to (`Sequence[str]`, *optional*): trackers that get the lines of metrics.jsonl too.
 
     Raises:
         [`InputError`]: the directory cannot be written, or holds a run and `resume` is `"never"`.
     """
 
-    def __init__(self, path: str | os.PathLike, resume: str, is_main_process: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        resume: str,
+        is_main_process: bool = True,
+        report_to: Sequence[str] | None = None,
+    ):
         self.path = Path(path)
         self.is_main_process = is_main_process
+        self.facts: dict[str, Any] = {}
+        self._trackers = Trackers(report_to or ())
         self._earlier: dict[str, Any] | None = None  # read before the main process writes
         if (self.path / "run.json").exists():
             if resume == "never":
@@ -60,6 +74,7 @@ class RunDirectory:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._trackers.finish()
         if self._lock_file is not None:
             self._lock_file.close()  # which unlocks
 
@@ -103,9 +118,9 @@ class RunDirectory:
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
         ]
-        for name, what in {"task": "the task", "data": "the data", "init_run": "the run that init names"}.items():
-            if self._earlier.get(name) != facts.get(name):
-                differences.append(f"{what} is another")
+        others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
+        others |= {"init_run": "the run that init names is another", "init_weights": "the weights of init are others"}
+        differences += [text for name, text in others.items() if self._earlier.get(name) != facts.get(name)]
         if differences:
             raise InputError(
                 f"output_dir {self.path} holds a run that was begun otherwise ({'; '.join(differences)}): "
@@ -121,39 +136,70 @@ class RunDirectory:
         return self.path / "model"
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        """Write run.json; the command that began the run, the versions and the revision of the code are added."""
+        """
+        Write run.json; an id, the command that began the run, the versions and the code's revision are added. A run
+        that goes on keeps what it was begun with; under `resumed` it lists where it went on otherwise.
+        """
+        self.facts = {**facts, "run_id": uuid.uuid4().hex[:12], "command": _command()}
+        self.facts |= {"versions": _versions(), "git_revision": _git_revision()}
+        if self._earlier is not None:
+            changed = {
+                name: self.facts.get(name) for name in _ENVIRONMENT if self.facts.get(name) != self._earlier.get(name)
+            }
+            resumed = self._earlier.get("resumed", [])
+            if changed and changed not in resumed[-1:]:
+                resumed = [*resumed, changed]
+                if self.is_main_process:
+                    logger.warning(
+                        "%s was begun with other %s: its weights may differ in the last bits from those of a run "
+                        "that nothing interrupted",
+                        self.path,
+                        ", ".join(changed),
+                    )
+            kept = ("run_id", "command", "precision", *_ENVIRONMENT)
+            self.facts |= {name: self._earlier[name] for name in kept if name in self._earlier}
+            self.facts |= {"resumed": resumed} if resumed else {}
+        self.add_facts({})
+
+    def add_facts(self, facts: dict[str, Any]) -> None:
+        """Add to run.json."""
+        self.facts |= facts
         if self.is_main_process:
-            origin = self._earlier or {"command": _command(), "versions": _versions(), "git_revision": _git_revision()}
-            facts |= {name: origin[name] for name in ("command", "versions", "git_revision")}
-            write_json(self.path / "run.json", facts)
+            write_json(self.path / "run.json", self.facts)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl; floats are rounded to 6 significant digits."""
+        """Append one line to metrics.jsonl, and report it; floats are rounded to 6 significant digits."""
+        values = _rounded(values)
         self._append("metrics.jsonl", step, values)
+        self._trackers.log(step, values)
 
     def log_time(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to timing.jsonl: what depends on the clock has no place among the metrics."""
-        self._append("timing.jsonl", step, values)
+        self._append("timing.jsonl", step, _rounded(values))
 
     def _append(self, name: str, step: int, values: dict[str, Any]) -> None:
         if not self.is_main_process:
             return
-        line = {"step": step} | {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         try:
             with open(self.path / name, "a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({"step": step} | values) + "\n")
         except OSError as error:
             raise InputError(
                 f"cannot write {self.path / name} ({error.strerror}): make room, then go on with --resume auto"
             ) from error
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that a run resumed at `step` writes again; -1 drops all."""
+        """
+        Begin to report after `step`, where a run is resumed (-1: from the start), and drop the lines of metrics.jsonl
+        that it writes again.
+        """
         for path in (self.path / "metrics.jsonl", self.path / "timing.jsonl"):
             if self.is_main_process and path.exists():
                 # A killed run may leave half a line; what follows it is newer than any checkpoint.
                 whole = itertools.takewhile(lambda line: line.endswith("}\n"), path.read_text().splitlines(True))
                 write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        if self.is_main_process:
+            self._trackers.start(self.path, self.facts["run_id"], self.facts["arguments"], step)
 
     def save_model(self, save: Any) -> None:
         """Call `save(folder)` on an empty folder that then becomes `model/` in one rename."""
@@ -201,12 +247,18 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write {path} ({error.strerror}): choose a writable place") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _command() -> str | None:
@@ -230,8 +282,11 @@ def _versions() -> dict[str, str]:
 
 def _git_revision() -> str | None:
     """Revision of the checkout that this package runs from, -dirty where it was changed; `None` when installed."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():  # git would find the repository that an environment happens to lie in
+        return None
     try:
-        arguments = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        arguments = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,0 +1,223 @@
+"""Runs and data sets -> repositories on the Hub, with their cards."""
+
+import io
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..data.processing import CutoutInfo, cutout_info
+from ..errors import InputError
+from ..training.run_directory import read_run
+from .card import render_dataset_card
+from .export import export, is_of_export
+from .upload import upload
+
+_ROWS = 200  # cutouts whose renderings are made at a time
+
+
+def push_to_hub(
+    run: str | os.PathLike,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    base_model: str | None = None,
+    license: str = "apache-2.0",
+    with_heads: bool = False,
+    dry_run: str | os.PathLike | None = None,
+) -> str:
+    """
+    Publish an evaluated run: what [`export`] writes, in one commit. A push that fails or is interrupted leaves the Hub
+    as it was; one that is repeated without changes makes no commit. Files of an earlier push that this one lacks are
+    removed, other files in the repository are left alone.
+
+    Args:
+        run (`str` or `os.PathLike`): a finished run directory with its `evaluation/`.
+        repo_id (`str`): such as `"me/lens-dino-vits8"`; that of a classifier ends in `-classifier`.
+        private (`bool`, *optional*, defaults to `False`): for a new repository, whether others cannot see it.
+        revision (`str`, *optional*): branch to commit to, made from main where it is missing; main by default.
+        base_model (`str`, *optional*): Hub id of the backbone that a classifier was fine-tuned from.
+        license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
+        with_heads (`bool`, *optional*, defaults to `False`): also publish the SSL checkpoint, in `pretraining/`.
+        dry_run (`str` or `os.PathLike`, *optional*): write what would be published to this folder, publish nothing.
+
+    Returns:
+        `str`: the page of the model on the Hub; of a dry run the folder.
+
+    Raises:
+        [`InputError`]: the run has not finished or was not evaluated; `repo_id` does not fit it; nobody is logged in;
+            or the Hub refuses or cannot be reached.
+    """
+    run = Path(run)
+    facts = read_run(run)
+    check_repo_id(repo_id, facts["task"] == "finetune", needs_token=dry_run is None)
+    if not (run / "evaluation" / "metrics.json").is_file():
+        raise InputError(
+            f"{run} has not been evaluated, and no model is published without numbers: run "
+            f"python scripts/run_eval.py {shlex.quote(str(run))} --dataset {_dataset_of(facts)}"
+        )
+
+    def write(folder: Path) -> None:
+        export(run, folder, base_model, name=repo_id, license=license, with_heads=with_heads)
+
+    return publish(write, repo_id, "model", is_of_export, private, revision, dry_run)
+
+
+def push_dataset(
+    cutouts: Any,
+    repo_id: str,
+    license: str | None = None,
+    origin: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: str | os.PathLike | None = None,
+) -> str:
+    """
+    Publish a data set as Parquet with a card, which plain `datasets.load_dataset` and [`load_cutouts`] read and the
+    Hub previews: a column `image` shows the cutouts in colour beside the `pixels`. In one commit, as [`push_to_hub`].
+
+    Args:
+        cutouts (`DatasetDict`): as [`load_cutouts`] returns it.
+        repo_id (`str`): such as `"me/lens-cutouts"`.
+        license (`str`, *optional*):
+            The Hub's name of the licence, such as `"cc-by-4.0"`; only for simulated cutouts there is a default,
+            `"apache-2.0"`.
+        origin (`str`, *optional*): where the cutouts come from, for the card: survey, release, selection, references.
+        private, revision, dry_run: as for [`push_to_hub`].
+
+    Returns:
+        `str`: the page of the data set on the Hub; of a dry run the folder.
+
+    Raises:
+        [`InputError`]: no licence for cutouts that were not simulated; nobody is logged in; or the Hub refuses or
+            cannot be reached.
+    """
+    from ..data.cutouts import CARD_FILE
+
+    check_repo_id(repo_id, needs_token=dry_run is None)
+    info = replace(cutout_info(cutouts), name=repo_id)  # cards of models trained on it will name it by this
+    if license is None and not info.simulated:
+        raise InputError(
+            f"a licence for {repo_id} is missing: give the one that its owners allow with --license, such as "
+            "cc-by-4.0, or other"
+        )
+    license = license or "apache-2.0"
+    origin = origin or ("simulated" if info.simulated else "not stated by the publisher")
+
+    def write(folder: Path) -> None:
+        _write_dataset(cutouts, folder, info, license, origin)
+
+    def is_own(path: str) -> bool:
+        return path in ("README.md", CARD_FILE) or bool(re.fullmatch(r"data/[^/]+\.parquet", path))
+
+    return publish(write, repo_id, "dataset", is_own, private, revision, dry_run)
+
+
+def check_repo_id(repo_id: str, is_classifier: bool | None = None, needs_token: bool = True) -> None:
+    """
+    What can be known before there is anything to publish.
+
+    Args:
+        repo_id (`str`): where to publish.
+        is_classifier (`bool`, *optional*): whether it is a classifier or a backbone; `None` for a data set.
+        needs_token (`bool`, *optional*, defaults to `True`): whether somebody must be logged in.
+
+    Raises:
+        [`InputError`]: no valid id, another kind's name, or no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"repo_id {repo_id!r} is no id of the Hub: give one such as me/lens-dino-vits8") from error
+    if "/" not in repo_id:
+        raise InputError(f"repo_id {repo_id} names no account: give me/{repo_id}, with your name or organisation")
+    if is_classifier is True and not repo_id.endswith("-classifier"):
+        raise InputError(f"repo_id {repo_id} is for a backbone and the run is a classifier: give {repo_id}-classifier")
+    if is_classifier is False and repo_id.endswith("-classifier"):
+        raise InputError(
+            f"repo_id {repo_id} is for a classifier and the run is a backbone: "
+            f"give {repo_id.removesuffix('-classifier')}"
+        )
+    if needs_token and get_token() is None:
+        raise InputError(
+            "no Hugging Face token is at hand: log in with `hf auth login`, or set HF_TOKEN, with a token that may "
+            "write (https://huggingface.co/settings/tokens)"
+        )
+
+
+def _dataset_of(facts: dict[str, Any]) -> str:
+    """What `--dataset` was when the run was made."""
+    words = shlex.split(facts["command"] or "")
+    if "--dataset" in words[:-1]:
+        return shlex.quote(words[words.index("--dataset") + 1])
+    return "simulated" if facts["data"]["simulated"] else "ITS_DATA"
+
+
+def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, origin: str) -> None:
+    from datasets import DatasetDict
+
+    from ..data.cutouts import card_header, save_cutouts
+
+    with tempfile.TemporaryDirectory() as temporary:
+        shown = DatasetDict(
+            {name: _with_pictures(split, info, Path(temporary) / f"{name}.arrow") for name, split in cutouts.items()}
+        )
+        card = render_dataset_card(shown, card_header(shown), repo_id=info.name, license=license, origin=origin)
+        save_cutouts(shown, folder, str(card))
+
+
+def _with_pictures(split: Any, info: CutoutInfo, cache: Path) -> Any:
+    """A split with a first column `image`, PNG files of the colour renderings."""
+    import numpy as np
+    from datasets import Features, Image
+    from PIL import Image as PILImage
+
+    from ..data.cutouts import PICTURE_COLUMN
+    from ..evaluation.plots import colour_image
+
+    def render(pixels: Any) -> dict[str, Any]:
+        file = io.BytesIO()
+        PILImage.fromarray(colour_image(np.asarray(pixels), info.bands)).save(file, format="PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    shown = split.with_format("numpy").map(
+        lambda pixels: {PICTURE_COLUMN: [render(one) for one in pixels]},
+        input_columns="pixels",
+        batched=True,
+        batch_size=_ROWS,
+        writer_batch_size=_ROWS,
+        features=Features({**split.features, PICTURE_COLUMN: Image()}),
+        cache_file_name=str(cache),
+        new_fingerprint="pictures",
+        desc="Rendering cutouts",
+    )
+    shown = shown.with_format(None).select_columns([PICTURE_COLUMN, *split.column_names])
+    shown.info.description = info.to_json()
+    return shown
+
+
+def publish(
+    write: Callable[[Path], None],
+    repo_id: str,
+    repo_type: str,
+    is_own: Callable[[str], bool],
+    private: bool,
+    revision: str | None,
+    dry_run: str | os.PathLike | None,
+) -> str:
+    """Let `write` fill `dry_run`, or a temporary folder that is then uploaded."""
+    if dry_run is not None:
+        write(Path(dry_run))
+        return os.fspath(dry_run)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / repo_id.split("/")[-1]
+        write(folder)
+        return upload(folder, repo_id, repo_type, is_own, private, revision)

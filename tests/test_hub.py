@@ -1,0 +1,586 @@
+"""Pushing to a Hub and pulling from it, with the real clients, over the server of hub_server.py."""
+
+import _thread
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+from conftest import make_split
+from hub_server import READER, WRITER, Trouble, serve
+from huggingface_hub import ModelCard, constants
+from tiny_runs import write_classifier_run, write_pretrain_run
+from transformers import AutoModel
+
+from lens_ssl_hf import (
+    DINO,
+    InputError,
+    evaluate,
+    export,
+    load_cutouts,
+    pipeline,
+    predict,
+    push_dataset,
+    push_space,
+    push_to_hub,
+)
+from lens_ssl_hf.data.processing import cutout_info
+from lens_ssl_hf.data.tensors import save_tensors
+from lens_ssl_hf.evaluation.plots import colour_image
+from lens_ssl_hf.hub.export import is_of_export
+from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
+from lens_ssl_hf.models.backbones import load_encoder
+
+ROOT = Path(__file__).parents[1]
+BACKBONE, CLASSIFIER = "me/lens-dino-vitt8", "me/lens-dino-vitt8-classifier"
+SMALL = {"train_size": 8, "validation_size": 4, "test_size": 4, "unlabelled_size": 2, "size": 40, "num_proc": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_cutouts, tmp_path_factory):
+    """An evaluated pretraining run and an evaluated classifier run."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {"ssl": write_pretrain_run(folder / "ssl"), "classifier": write_classifier_run(folder / "classifier")}
+    for run in found.values():
+        evaluate(run, tiny_cutouts, num_bootstrap=20)
+    return found
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that this process talks to; what is slept is noted in `hub.waits`."""
+    with serve() as server:
+        # What a process of its own takes from its environment.
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        server.waits = []
+        monkeypatch.setattr(time, "sleep", server.waits.append)
+        huggingface_hub.close_session()
+        yield server
+        huggingface_hub.close_session()
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def published(repository, revision="main"):
+    return {name: data for name, data in repository.files(revision).items() if name != ".gitattributes"}
+
+
+# Models
+
+
+def test_a_push_is_one_commit_of_what_a_dry_run_writes(hub, runs, tmp_path):
+    options = {"base_model": BACKBONE, "license": "cc-by-4.0"}
+    assert push_to_hub(runs["classifier"], CLASSIFIER, dry_run=tmp_path / "dry", **options) == str(tmp_path / "dry")
+    assert not hub.requests
+    assert push_to_hub(runs["classifier"], CLASSIFIER, **options) == f"{hub.url}/{CLASSIFIER}"
+    repository = hub.model(CLASSIFIER)
+    assert len(repository.history) == 2  # the Hub's own, and this
+    assert published(repository) == contents(tmp_path / "dry")
+    assert set(published(repository)) == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.json", "metrics.json"),
+        *("roc.png", "contact_sheet.png", "curves.png"),
+    }
+    assert sum(request.startswith("POST /api/models") and "/commit/" in request for request in hub.requests) == 1
+    assert not repository.private and not hub.waits
+
+
+def test_the_card_is_read_back_and_uses_the_repository(hub, runs):
+    push_to_hub(runs["classifier"], CLASSIFIER, base_model=BACKBONE)
+    card = ModelCard.load(CLASSIFIER)
+    assert card.data.base_model == BACKBONE and card.data.license == "apache-2.0"
+    assert card.data.model_name == "lens-dino-vitt8-classifier"
+    report = json.loads((runs["classifier"] / "evaluation" / "metrics.json").read_text())
+    results = {result.metric_type: result for result in card.data.eval_results}
+    for name in ("accuracy", "roc_auc"):
+        assert results[name].metric_value == round(report["metrics"][name]["value"], 4)
+        assert (results[name].dataset_split, results[name].dataset_revision) == ("test", report["fingerprint"])
+    for code in (
+        f'pipeline("image-classification", model="{CLASSIFIER}")',
+        f'AutoModelForImageClassification.from_pretrained("{CLASSIFIER}")',
+        f'pipeline("{CLASSIFIER}")(["object.fits", "object.npy"])',
+    ):
+        assert code in str(card)
+
+
+def test_heads_are_published_on_request(hub, runs):
+    push_to_hub(runs["ssl"], BACKBONE)
+    assert not any(name.startswith("pretraining/") for name in published(hub.model(BACKBONE)))
+    push_to_hub(runs["ssl"], BACKBONE, with_heads=True)
+    files = published(hub.model(BACKBONE))
+    assert files["pretraining/model.safetensors"] == (runs["ssl"] / "model" / "model.safetensors").read_bytes()
+    assert f'AutoModel.from_pretrained("{BACKBONE}", subfolder="pretraining")' in files["README.md"].decode()
+    push_to_hub(runs["ssl"], BACKBONE)
+    assert not any(name.startswith("pretraining/") for name in published(hub.model(BACKBONE)))
+    with pytest.raises(InputError, match="is a fine-tuning run, without SSL heads"):
+        push_to_hub(runs["classifier"], CLASSIFIER, with_heads=True)
+
+
+def test_no_local_path_is_published(hub, tiny_cutouts, tmp_path):
+    run = write_classifier_run(tmp_path / "alice" / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["command"] = (
+        f"python scripts/run_finetune.py --dataset '{tmp_path}/my data/x.csv' --output_dir={run} --seed 1"
+    )
+    facts |= {"init": f"{tmp_path}/alice/ssl", "arguments": {"output_dir": str(run), "init": "~/alice/ssl"}}
+    (run / "run.json").write_text(json.dumps(facts))
+    evaluate(run, tiny_cutouts, num_bootstrap=20)
+    push_to_hub(run, CLASSIFIER)
+    files = published(hub.model(CLASSIFIER))
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content and b"alice" not in content, name
+    recipe = json.loads(files["recipe.json"])
+    assert recipe["command"] == "python scripts/run_finetune.py --dataset x.csv --output_dir=run --seed 1"
+    assert recipe["arguments"] == {"output_dir": "run", "init": "ssl"} and recipe["data"] == facts["data"]
+    assert recipe["command"] in files["README.md"].decode()
+    assert json.loads(files["metrics.json"])["model"] == "run"
+
+
+def test_a_push_is_repeated_without_a_commit_and_leaves_foreign_files(hub, runs, tmp_path):
+    push_to_hub(runs["ssl"], BACKBONE)
+    repository = hub.model(BACKBONE)
+    push_to_hub(runs["ssl"], BACKBONE)
+    assert len(repository.history) == 2
+    repository.add("main", {**repository.files(), "notes.md": b"mine", "model-00001-of-00002.safetensors": b"old"})
+    push_to_hub(runs["ssl"], BACKBONE, license="cc-by-4.0")
+    assert len(repository.history) == 4
+    assert repository.files()["notes.md"] == b"mine"
+    assert "model-00001-of-00002.safetensors" not in repository.files()  # transformers could read it
+
+
+# Trouble
+
+ROUTES = (
+    *("GET /api/models/me", "POST /api/repos/create", "POST /api/validate-yaml"),
+    *("/preupload/", "/objects/batch", "PUT /lfs/", "/commit/"),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(runs, tmp_path_factory):
+    """A folder to upload, and another version of it, with more files."""
+    folder = tmp_path_factory.mktemp("folders")
+    export(runs["ssl"], folder / "one", name=BACKBONE)
+    export(runs["ssl"], folder / "two", name=BACKBONE, license="cc-by-4.0", with_heads=True)
+    return folder / "one", folder / "two"
+
+
+def send(folder, **options):
+    return upload(folder, BACKBONE, "model", is_of_export, **options)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("trouble", "waits"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "7"}}, (7, 8)),  # huggingface_hub adds a second to its own
+        ({"status": 429, "headers": {"RateLimit": '"api";r=0;t=9'}}, (9, 10)),
+        ({"status": 500}, (1,)),
+        ({"reset": 0}, (1,)),
+        ({"lose_answer": True}, (1,)),
+    ],
+)
+def test_trouble_that_passes_is_waited_for(route, trouble, waits, hub, folders):
+    hub.troubles.append(Trouble(route, **trouble))
+    send(folders[0])
+    assert len(hub.waits) == 1 and hub.waits[0] in waits
+    assert len(hub.model(BACKBONE).history) == 2
+    assert published(hub.model(BACKBONE)) == contents(folders[0])
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (("PUT /lfs/", {"reset": 20_000}), r"the connection to http://127\S+ failed \(.+\): nothing was published"),
+        (("PUT /lfs/", {"damage": True}), r"refuses me/lens-dino-vitt8 \(400, BadDigest: .*\): nothing was publi"),
+        (("PUT /lfs/", {"status": 503}), "cannot take me/lens-dino-vitt8 just now .*503.*run the same command"),
+        (("/commit/", {"status": 500}), "cannot take me/lens-dino-vitt8 just now .*500"),
+        (("/preupload/", {"status": 403}), r"may not write to me/lens-dino-vitt8 \(403\): log in with one that"),
+        (("/commit/", {"status": 401}), r"does not accept your token for me/lens-dino-vitt8 \(401\): log in ag"),
+        (("/commit/", {"status": 429, "headers": {"Retry-After": "4000"}}), "cannot take .* just now .*429"),
+    ],
+)
+def test_a_push_that_fails_leaves_the_hub_as_it_was(trouble, message, existing, hub, folders):
+    if existing:
+        send(folders[0])
+        hub.objects.clear()
+    hub.troubles.append(Trouble(trouble[0], times=99, **trouble[1]))
+    with pytest.raises(InputError, match=message) as refused:
+        send(folders[1])
+    assert WRITER not in str(refused.value)
+    assert all(wait <= LONGEST_WAIT for wait in hub.waits)
+    if existing:
+        assert published(hub.model(BACKBONE)) == contents(folders[0]) and len(hub.model(BACKBONE).history) == 2
+    else:
+        assert not hub.repositories
+    hub.troubles.clear()
+    send(folders[1])
+    assert published(hub.model(BACKBONE)) == contents(folders[1])
+    assert len(hub.model(BACKBONE).history) == 2 + existing
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_interrupted_push_leaves_the_hub_as_it_was(existing, hub, folders):
+    if existing:
+        send(folders[0])
+        hub.objects.clear()
+    hub.troubles.append(Trouble("PUT /lfs/", call=_thread.interrupt_main))
+    with pytest.raises(KeyboardInterrupt):
+        send(folders[1], revision="next")
+    if existing:
+        assert hub.model(BACKBONE).branches.keys() == {"main"} and len(hub.model(BACKBONE).history) == 2
+    else:
+        assert not hub.repositories
+
+
+def test_a_commit_of_somebody_else_is_kept(hub, folders):
+    send(folders[0])
+    repository = hub.model(BACKBONE)
+    new = {"theirs.txt": b"new", "config.json": b"{}"}  # the latter is the same in both folders
+    theirs = Trouble("/commit/", call=lambda: repository.add("main", repository.files() | new))
+    hub.troubles.append(theirs)
+    send(folders[1])
+    assert theirs.times == 0 and len(repository.history) == 4
+    assert published(repository) == {**contents(folders[1]), "theirs.txt": b"new"}
+
+
+# Where to
+
+
+def test_a_revision_is_a_branch_that_is_made(hub, folders):
+    assert send(folders[0], revision="v2") == f"{hub.url}/{BACKBONE}/tree/v2"
+    repository = hub.model(BACKBONE)
+    assert published(repository, "v2") == contents(folders[0]) and not published(repository)
+    send(folders[0], revision="v2")
+    assert len(repository.history) == 2
+    hub.troubles.append(Trouble("/commit/", 99, status=403))
+    with pytest.raises(InputError, match="403"):
+        send(folders[0], revision="v3")
+    assert repository.branches.keys() == {"main", "v2"}
+
+
+def test_a_private_repository(hub, folders):
+    send(folders[0], private=True)
+    assert hub.model(BACKBONE).private
+    send(folders[1], private=True)
+    hub.model(BACKBONE).private = False
+    with pytest.raises(InputError, match=f"{BACKBONE} is on the Hub already and is public: make it private"):
+        send(folders[0], private=True)
+    assert published(hub.model(BACKBONE)) == contents(folders[1])
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        (None, BACKBONE, r"no Hugging Face token is at hand: log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_wrong", BACKBONE, r"does not accept your token for me/lens-dino-vitt8 \(401\)"),
+        (READER, BACKBONE, r"your token may not write to me/lens-dino-vitt8 \(403\)"),
+        (WRITER, "you/lens", r"your token may not write to you/lens \(403\)"),
+        (WRITER, "lens", "repo_id lens names no account: give me/lens"),
+        (WRITER, "me/le ns", "'me/le ns' is no id of the Hub"),
+        (WRITER, CLASSIFIER, f"{CLASSIFIER} is for a classifier and the run is a backbone: give {BACKBONE}"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused(token, repo_id, message, hub, runs, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(InputError, match=message):
+        push_to_hub(runs["ssl"], repo_id)
+    assert not hub.repositories and not hub.waits
+
+
+def test_a_classifier_goes_to_a_repository_that_says_so(hub, runs):
+    with pytest.raises(InputError, match=f"give {CLASSIFIER}"):
+        push_to_hub(runs["classifier"], BACKBONE)
+
+
+def test_no_card_without_numbers(hub, tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "command": "python scripts/run_ssl.py --dataset my_cutouts"}))
+    command = f"python scripts/run_eval.py {run} --dataset my_cutouts"
+    for dry_run in (None, tmp_path / "dry"):
+        with pytest.raises(InputError, match=f"has not been evaluated, .*: run {command}$"):
+            push_to_hub(run, BACKBONE, dry_run=dry_run)
+    assert not hub.repositories and not (tmp_path / "dry").exists()
+
+
+def test_offline_is_said(hub, runs, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set: unset it to publish"):
+        push_to_hub(runs["ssl"], BACKBONE)
+    assert not hub.waits
+
+
+# Data sets
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    return load_cutouts("simulated", cache_dir=str(tmp_path_factory.mktemp("cache")), **SMALL)
+
+
+def test_a_data_set_is_pushed_and_comes_back_as_it_was(hub, simulated, tmp_path):
+    push_dataset(simulated, "me/lenses", dry_run=tmp_path / "dry")
+    assert push_dataset(simulated, "me/lenses") == f"{hub.url}/datasets/me/lenses"
+    repository = hub.dataset("me/lenses")
+    assert published(repository) == contents(tmp_path / "dry")
+    push_dataset(simulated, "me/lenses")
+    assert len(repository.history) == 2
+
+    for source in ("me/lenses", str(tmp_path / "dry")):
+        again = load_cutouts(source, cache_dir=str(tmp_path / "cache"))
+        assert again.keys() == simulated.keys()
+        for name, split in simulated.items():
+            assert again[name].features == split.features and again[name].column_names == split.column_names
+            np.testing.assert_array_equal(np.array(again[name]["pixels"]), np.array(split["pixels"]))
+            assert again[name]["id"][:] == split["id"][:]
+        info = cutout_info(again)
+        assert vars(info) == vars(cutout_info(simulated)) | {"name": "me/lenses"}
+
+    shown = datasets.load_dataset(str(tmp_path / "dry"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert shown.column_names[0] == "image" and isinstance(shown.features["image"], datasets.Image)
+    picture = np.asarray(shown[3]["image"])
+    np.testing.assert_array_equal(picture, colour_image(np.array(shown[3]["pixels"]), info.bands))
+
+    # Other cutouts replace the old files; both would be loaded otherwise.
+    fewer = datasets.DatasetDict(simulated | {"train": simulated["train"].select(range(6))})
+    push_dataset(fewer, "me/lenses")
+    assert sum(name.startswith("data/train") for name in repository.files()) == 1
+    assert len(load_cutouts("me/lenses", cache_dir=str(tmp_path / "cache"))["train"]) == 6
+
+
+def test_the_card_of_a_data_set(hub, simulated):
+    push_dataset(simulated, "me/lenses")
+    card = huggingface_hub.DatasetCard.load("me/lenses")
+    assert card.data.license == "apache-2.0" and card.data.size_categories == ["n<1K"]
+    assert "simulated-data" in card.data.tags and card.data.configs[0]["data_files"][0]["path"] == "data/train-*"
+    text = card.content
+    assert "> **Simulated cutouts, not observed ones.**" in text and "| unlabelled | 0 | 0 | 2 |" in text
+    lenses = sum(simulated["train"]["label"])
+    assert f"| train | {lenses} | {8 - lenses} | 0 |" in text
+    assert 'load_dataset("me/lenses")' in text and cutout_info(simulated).fingerprint in text
+    assert all(f"| `{name}` | " in text for name in ("image", *simulated["train"].column_names))
+    assert "{{" not in text and "None" not in text
+
+
+def test_cutouts_of_a_survey_need_a_licence(hub, tmp_path):
+    for kind in ("lenses", "nonlenses"):
+        (tmp_path / "survey" / kind).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number + 10 * len(kind)).normal(size=(4, 40, 40)).astype(np.float32)
+            pixels[:, 15:25, 15:25] += 9
+            np.save(tmp_path / "survey" / kind / f"{number}.npy", pixels)
+    cutouts = load_cutouts(tmp_path / "survey", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="a licence for me/survey is missing: give the one that its owners allow"):
+        push_dataset(cutouts, "me/survey")
+    with pytest.raises(InputError, match=r'me/survey failed \(.*"license" must be one of'):
+        push_dataset(cutouts, "me/survey", license="no such licence")
+    assert not hub.repositories
+    push_dataset(cutouts, "me/survey", license="cc-by-4.0", origin="Survey DR1")
+    card = huggingface_hub.DatasetCard.load("me/survey")
+    assert card.data.license == "cc-by-4.0" and "| Origin | Survey DR1 |" in card.content
+    assert "Simulated" not in card.content
+
+
+def test_a_model_names_the_data_set_that_it_was_trained_on(hub, runs, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["data"]["name"] = "me/lenses"
+    (run / "run.json").write_text(json.dumps(facts))
+    info = {**facts["data"], "fingerprint": "f1"}
+    evaluate(run, ({"test": make_split(48, 2)}, info), num_bootstrap=20)
+    push_to_hub(run, CLASSIFIER)
+    card = ModelCard.load(CLASSIFIER)
+    assert card.data.datasets == ["me/lenses"]
+    assert {result.dataset_type for result in card.data.eval_results} == {"me/lenses"}
+
+
+def test_the_package_reads_private_models_and_data_sets(hub, runs, simulated, tmp_path, monkeypatch):
+    push_to_hub(runs["ssl"], BACKBONE, with_heads=True, private=True)
+    push_to_hub(runs["classifier"], CLASSIFIER, private=True)
+    push_dataset(simulated, "me/lenses", private=True)
+    monkeypatch.setenv("HF_TOKEN", READER)
+    split = make_split(2, 0)
+    scores = [{one["label"]: one["score"] for one in result} for result in pipeline(CLASSIFIER)(split.pixels)]
+    expected = predict(runs["classifier"], split).score
+    assert [score["lens"] for score in scores] == pytest.approx(expected, abs=1e-5)
+    heads, loading = AutoModel.from_pretrained(BACKBONE, subfolder="pretraining", output_loading_info=True)
+    assert isinstance(heads, DINO) and not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert load_encoder(BACKBONE).config.cutouts == heads.config.cutouts
+    assert (
+        load_cutouts("me/lenses", cache_dir=str(tmp_path / "cache"))["train"]["id"][:] == simulated["train"]["id"][:]
+    )
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError, match=r"me/lenses is neither .* or log in if it is private"):
+        load_cutouts("me/lenses", cache_dir=str(tmp_path / "other_cache"))
+
+
+# In processes of their own
+
+
+def run_python(arguments, server, cache, token=None, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    environment.pop("HF_TOKEN", None)
+    environment |= server.environment(cache, token)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_what_was_pushed_is_used_where_the_package_does_not_exist(hub, runs, simulated, tmp_path):
+    push_to_hub(runs["ssl"], BACKBONE)
+    push_to_hub(runs["classifier"], CLASSIFIER)
+    push_dataset(simulated, "me/lenses")
+    split = make_split(2, 0)
+    np.save(tmp_path / "cutout.npy", split.pixels[0].numpy())
+    code = f"""
+import sys
+sys.modules["lens_ssl_hf"] = None  # importing it fails
+import numpy as np
+from datasets import load_dataset
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+pixels = np.load({str(tmp_path / "cutout.npy")!r})
+picture = np.moveaxis(pixels.round().astype("uint8"), 0, -1)
+Image.fromarray(picture).save({str(tmp_path / "cutout.png")!r})
+model, loading = AutoModel.from_pretrained({BACKBONE!r}, output_loading_info=True)
+assert not loading["missing_keys"] and not loading["unexpected_keys"]
+processor = AutoImageProcessor.from_pretrained({CLASSIFIER!r})
+model = AutoModelForImageClassification.from_pretrained({CLASSIFIER!r})
+print(model(**processor(pixels, return_tensors="pt")).logits.softmax(-1)[0, 1].item())
+classify = pipeline("image-classification", model={CLASSIFIER!r})
+for result in (classify(pixels), classify({str(tmp_path / "cutout.png")!r})):
+    print(next(r["score"] for r in result if r["label"] == "lens"))
+cutouts = load_dataset("me/lenses").with_format("numpy")
+print(cutouts["train"][0]["pixels"].sum(), *map(len, cutouts.values()), cutouts["test"].features["label"])
+"""
+    done = run_python(["-I", "-c", code], hub, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    *scores, last = done.stdout.splitlines()
+    expected = predict(runs["classifier"], split).score[0]
+    assert [float(score) for score in scores[:2]] == pytest.approx([expected] * 2, abs=1e-5)
+    assert float(scores[2]) == pytest.approx(expected, abs=0.02)  # 8 bits
+    assert float(last.split()[0]) == pytest.approx(np.array(simulated["train"][0]["pixels"]).sum(), rel=1e-5)
+    assert "8 4 4 2 ClassLabel(names=['nonlens', 'lens'])" in last
+
+
+@pytest.mark.slow
+def test_the_script_pushes(hub, runs, tmp_path):
+    command = ["scripts/push_to_hub.py", str(runs["ssl"]), "--repo_id", BACKBONE]
+    refused = run_python(command, hub, tmp_path / "home")
+    assert refused.returncode == 2 and refused.stderr.startswith(
+        "error: no Hugging Face token is at hand: log in with"
+    )
+    done = run_python([*command, "--private"], hub, tmp_path / "home", WRITER)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{hub.url}/{BACKBONE}" and hub.model(BACKBONE).private
+    assert WRITER not in done.stdout + done.stderr
+    export(runs["ssl"], tmp_path / "export", name=BACKBONE)
+    assert published(hub.model(BACKBONE)) == contents(tmp_path / "export")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "repo_id"),
+    [
+        ("run_ssl.py", "--method simsiam --backbone vitt8 --epochs 1 --batch_size 48 --eval_every 1", BACKBONE),
+        ("run_finetune.py", "--backbone vitt8 --steps 2 --eval_every 1", CLASSIFIER),
+    ],
+)
+def test_training_pushes_when_it_is_done(script, options, repo_id, hub, tiny_cutouts, tmp_path):
+    data, out = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors"), tmp_path / "out"
+    command = [f"scripts/{script}", *options.split(), "--precision", "fp32", "--dataset", str(data)]
+    command += ["--output_dir", str(out), "--push_to_hub"]
+    wrong = BACKBONE if repo_id == CLASSIFIER else CLASSIFIER
+    refused = run_python([*command, wrong], hub, tmp_path / "home", WRITER)
+    assert refused.returncode == 2 and not out.exists()  # before the training
+    hub.troubles.append(Trouble("/commit/", 99, status=403))
+    failed = run_python([*command, repo_id], hub, tmp_path / "home", WRITER)
+    assert failed.returncode == 2 and f"the run {out} is done and kept but not published: your token" in failed.stderr
+    assert "Traceback" not in failed.stderr and not hub.repositories
+    hub.troubles.clear()
+    done = run_python([*command, repo_id, "--resume", "auto"], hub, tmp_path / "home", WRITER)
+    assert done.returncode == 0, done.stderr
+    assert "is finished already" in done.stdout and f"{hub.url}/{repo_id}" in done.stdout
+    assert {"model.safetensors", "metrics.json", "roc.png"} <= hub.model(repo_id).files().keys()
+
+
+@pytest.mark.slow
+def test_the_data_set_script_pushes(hub, tmp_path):
+    sizes = [f"--{name}={value}" for name, value in SMALL.items()]
+    command = ["scripts/push_dataset.py", "--repo_id", "me/lenses", "--cache_dir", str(tmp_path / "cache"), *sizes]
+    dry = run_python([*command, "--dry_run", str(tmp_path / "dry")], hub, tmp_path / "home")
+    assert dry.returncode == 0, dry.stderr
+    done = run_python(command, hub, tmp_path / "home", WRITER)
+    assert done.returncode == 0, done.stderr
+    assert published(hub.dataset("me/lenses")) == contents(tmp_path / "dry")
+
+
+# Spaces
+
+
+def test_a_space_is_one_commit_of_what_a_dry_run_writes(hub, runs, tiny_cutouts, tmp_path):
+    arguments = (runs["classifier"], tiny_cutouts, "me/lens-space")
+    assert push_space(*arguments, dry_run=tmp_path / "dry") == str(tmp_path / "dry") and not hub.requests
+    assert push_space(*arguments) == f"{hub.url}/spaces/me/lens-space"
+    space = hub.space("me/lens-space")
+    assert published(space) == contents(tmp_path / "dry") and len(space.history) == 2  # the first made the repository
+    # What the user added stays, what an earlier version had goes.
+    space.add("main", {**space.files(), "logo.svg": b"mine", "examples/old.fits": b"old"})
+    push_space(*arguments)
+    assert published(space) == {**contents(tmp_path / "dry"), "logo.svg": b"mine"}
+    with pytest.raises(InputError, match="log in with"):
+        with pytest.MonkeyPatch.context() as without_token:
+            without_token.delenv("HF_TOKEN")
+            push_space(*arguments)
+
+
+@pytest.mark.slow
+def test_a_space_of_a_published_model_loads_the_revision_that_was_calibrated(hub, runs, tiny_cutouts, tmp_path):
+    push_to_hub(runs["classifier"], CLASSIFIER)
+    model = hub.model(CLASSIFIER)
+    data = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors")
+    command = ["scripts/push_space.py", "--model", CLASSIFIER, "--dataset", str(data), "--repo_id", "me/lens-space"]
+    dry = run_python([*command, "--dry-run", str(tmp_path / "dry")], hub, tmp_path / "home")
+    assert dry.returncode == 0, dry.stderr
+    done = run_python([*command, "--private"], hub, tmp_path / "home", WRITER)
+    assert done.returncode == 0 and WRITER not in done.stdout + done.stderr, done.stderr
+    assert published(hub.space("me/lens-space")) == contents(tmp_path / "dry") and hub.space("me/lens-space").private
+    facts = json.loads((tmp_path / "dry" / "space.json").read_text())
+    assert (facts["model"], facts["revision"]) == (CLASSIFIER, model.branches["main"])
+    assert not (tmp_path / "dry" / "model").exists()
+    assert f"models:\n- {CLASSIFIER}\n" in (tmp_path / "dry" / "README.md").read_text()
+    # Other weights are pushed; the Space goes on with those that its calibration was counted for.
+    weights = safetensors.torch.load(model.files()["model.safetensors"])
+    weights |= {name: -value for name, value in weights.items() if name.startswith("classifier.")}
+    other = safetensors.torch.save(weights, {"format": "pt"})  # which says 1 - P(lens)
+    model.add("main", {**model.files(), "model.safetensors": other})
+    code = "import sys; from pathlib import Path; from lens_ssl_hf.space.finder import Finder\n"
+    code += "space = Path(sys.argv[1]); print(Finder(space).look(space / 'examples' / 'lens-1.png').score)"
+    looked = run_python(["-c", code, str(tmp_path / "dry")], hub, tmp_path / "other_home")
+    assert looked.returncode == 0, looked.stderr
+    scores = predict(runs["classifier"], tiny_cutouts)
+    expected = scores.score[scores.label == 1][0]
+    assert float(looked.stdout) == pytest.approx(expected, abs=0.05) and abs(expected - 0.5) > 0.1  # 8 bits
