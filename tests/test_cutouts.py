@@ -109,6 +109,21 @@ def test_size_of_one_simulated_split_does_not_change_the_others():
     assert cutout_info(first).fingerprint != cutout_info(second).fingerprint
 
 
+def test_every_cut_on_the_arcs_reaches_the_simulator():
+    cuts = {"min_arc_snr": 25.0, "min_arc_contrast": 0.0, "min_radius_over_seeing": 1.3}
+    lenses = load("simulated", **SMALL, **cuts, stretch="linear")["train"].filter(lambda row: row["label"] == 1)
+    for i, name in enumerate(lenses["id"]):
+        _, meta = simulate_cutout(0, int(name.split("-")[-1]), True, SimulationConfig(**cuts))
+        assert lenses[i]["einstein_radius"] == meta["einstein_radius"]
+    assert set(cuts) == {f.name for f in dataclasses.fields(SimulationConfig) if f.name.startswith("min_")}
+
+
+def test_the_default_set_is_that_of_the_committed_results():
+    results = json.loads((SCRIPTS.parent / "model_cards" / "results" / "simulated.json").read_text())
+    config = cutouts_module.CutoutsConfig(name="simulated")
+    assert config.create_config_id({}) == f"simulated-{results['data']['fingerprint']}"
+
+
 # Folders
 
 
@@ -383,6 +398,7 @@ def test_a_group_in_two_splits_is_refused():
         ("simulated", {"num_proc": 0}, "num_proc is 0: give at least 1"),
         ("simulated", {"data_seed": -1}, "data_seed is -1: give at least 0"),
         ("simulated", {"min_arc_snr": float("nan")}, "min_arc_snr is nan: give a finite number"),
+        ("simulated", {"min_arc_contrast": 1.0}, "min_arc_contrast is 1.0; give a share below 1"),
         ("simulated", {"pixel_scale": 0.0}, r"pixel_scale is 0\.0: give a positive number"),
         ("simulated", {"bands": ["g", "g"]}, "bands g g names a band twice"),
         ("simulated", {"crop": 3}, "load_cutouts has no option 'crop'"),

@@ -42,10 +42,11 @@ TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
 # Each split of the simulation has its own range of indices, so that the size of one does not change the others.
 _FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7}
 _SIMULATED = {"train_size", "validation_size", "test_size", "unlabelled_size", "lens_fraction", "min_arc_snr"}
-_SIMULATED |= {"min_radius_over_seeing", "num_proc"}
+_SIMULATED |= {"min_arc_contrast", "min_radius_over_seeing", "num_proc"}
 _FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report"}
 _CATALOGUE = {f.name for f in fields(DataArguments) if f.name.endswith(("_column", "_fold"))}
 _NOT_CONTENT = {"dataset", "cache_dir", "num_proc", "bad_file_report"}  # cannot change the data
+_LATER = {"min_arc_contrast"}  # options that are younger than published fingerprints, which their defaults leave alone
 
 
 @dataclass(eq=False)
@@ -67,6 +68,7 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
             raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
         self.rows = digest_rows(self.rows, self.bad)
         irrelevant = _NOT_CONTENT | (_FILES | _CATALOGUE if self.name == "simulated" else _SIMULATED)
+        irrelevant |= {name for name in _LATER if getattr(self, name) == getattr(DataArguments, name)}
         content = {
             "versions": [BUILDER_VERSION, SIMULATOR_VERSION if self.name == "simulated" else None],
             "options": {f.name: getattr(self, f.name) for f in fields(DataArguments) if f.name not in irrelevant},
@@ -212,7 +214,7 @@ def _check_options(config: CutoutsConfig) -> None:
             raise InputError(f"{name} has no meaning for {config.name} cutouts: leave it out")
     if config.size is not None and config.size < MIN_SIZE:
         raise InputError(f"size is {config.size}: give at least {MIN_SIZE} pixels")
-    for name in ("pixel_scale", "zero_point", "min_arc_snr", "min_radius_over_seeing"):
+    for name in ("pixel_scale", "zero_point", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"):
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and (value > 0 or name != "pixel_scale")):
             raise InputError(f"{name} is {value}: give a {'positive' if name == 'pixel_scale' else 'finite'} number")
@@ -249,7 +251,7 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
         raise InputError(f"bands {' '.join(bands)} cannot be simulated: choose among {' '.join(BANDS)}")
     if not 0 < config.lens_fraction < 1:
         raise InputError(f"lens_fraction is {config.lens_fraction}: give a number between 0 and 1")
-    chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_radius_over_seeing")}
+    chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing")}
     chosen |= {
         name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name)) is not None
     }
