@@ -92,6 +92,29 @@ def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, t
     assert evaluate(run, split, tmp_path, num_bootstrap=0)["split"] is None
 
 
+def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp_path, monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    from lens_ssl_hf.data.processing import CutoutInfo
+    from lens_ssl_hf.evaluation import evaluate as module
+
+    splits, info = tiny_cutouts
+    cutouts = DatasetDict()
+    for name, split in splits.items():
+        columns = {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
+        cutouts[name] = Dataset.from_dict(columns)
+        cutouts[name].info.description = CutoutInfo(**info).to_json()
+    converted, as_tensors = [], module.as_tensors
+
+    def spy(split):
+        converted.extend([split] if isinstance(split, Dataset) else [])
+        return as_tensors(split)
+
+    monkeypatch.setattr(module, "as_tensors", spy)
+    assert evaluate(run, cutouts, tmp_path, num_bootstrap=0)["num_lenses"] == 24
+    assert len(converted) == 1 and converted[0] is cutouts["test"]
+
+
 def test_evaluation_can_start_from_predictions(run, report, tmp_path):
     again = evaluate(run / "evaluation" / "predictions.parquet", output_dir=tmp_path / "again", num_bootstrap=50)
     assert again["metrics"] == report["metrics"]

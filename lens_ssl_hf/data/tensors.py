@@ -90,17 +90,21 @@ def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
     Raises:
         [`InputError`]: it is no data set of these kinds, or a pixel is NaN or infinite.
     """
-    if isinstance(cutouts, str | os.PathLike):
-        cutouts = load_tensors(cutouts)
-    if isinstance(cutouts, tuple):
-        splits, info = cutouts
-    elif isinstance(cutouts, Mapping):
-        from .processing import cutout_info
-
-        splits, info = cutouts, asdict(cutout_info(cutouts))
-    else:
-        raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
+    splits, info = open_splits(cutouts)
     return {name: check_finite(name, as_tensors(split)) for name, split in splits.items()}, info
+
+
+def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
+    """As [`splits_and_info`], with the splits as they are, for [`as_tensors`]."""
+    if isinstance(cutouts, str | os.PathLike):
+        return load_tensors(cutouts)
+    if isinstance(cutouts, tuple):
+        return cutouts
+    if not isinstance(cutouts, Mapping):
+        raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
+    from .processing import cutout_info
+
+    return cutouts, asdict(cutout_info(cutouts))
 
 
 def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
