@@ -1,6 +1,7 @@
 """Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -90,6 +91,22 @@ def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, t
     assert report["split"] == "test"
     assert evaluate(run, dataset, tmp_path, num_bootstrap=0)["split"] == "validation"
     assert evaluate(run, split, tmp_path, num_bootstrap=0)["split"] is None
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.png"])
+def test_a_full_disk_leaves_nothing_half_written(name, report, run, tmp_path):
+    predictions = Predictions.load(run / "evaluation" / "predictions.parquet")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"cannot write .*{name}"):
+            if name == "a.png":
+                plot_roc({"classifier": predictions}, tmp_path / name)
+            else:
+                predictions.save(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Score a labelled split, measure it, draw the pictures. `predict` needs nothing but torch and transformers."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -67,6 +68,8 @@ class Predictions:
                     writer.writerows(zip(*(getattr(c, "tolist", lambda c=c: c)() for c in columns.values())))
             os.replace(partial, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
         return path
 

@@ -1,5 +1,6 @@
 """ROC curves, ranked contact sheets in colour, and training curves, as PNG files."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -282,5 +283,7 @@ def _save(figure: "Figure", path: str | os.PathLike) -> Path:
         figure.savefig(partial, format="png", dpi=130, metadata={"Software": None})
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
     return path
