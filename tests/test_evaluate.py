@@ -238,6 +238,18 @@ def test_colours_follow_the_bands():
     assert colour_image(five)[0, 0].tolist() == [0, 30, 255]  # clipped
 
 
+@pytest.mark.parametrize(("method", "label"), [("simsiam", "Spread of the projections"), ("other", "Spread of [CLS]")])
+def test_curves_name_what_spreads(method, label, tmp_path, monkeypatch):
+    run = write_pretrain_run(tmp_path / "run", "simsiam")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "method": method}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": -0.5, "output_std": 0.2}\n')
+    figures = []
+    monkeypatch.setattr("lens_ssl_hf.evaluation.plots._save", lambda figure, path: figures.append(figure))
+    plot_curves(run)
+    assert f"{label} (std of unit vectors)" in [axes.get_ylabel() for axes in figures[0].axes]
+
+
 def test_pictures(run, tmp_path):
     labels, scores = np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.3, 0.1])
     names = list("abcd")

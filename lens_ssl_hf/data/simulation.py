@@ -144,10 +144,10 @@ def _flux(magnitudes, config: SimulationConfig) -> np.ndarray:
     return 10 ** (0.4 * (config.zero_point - np.asarray(magnitudes, dtype=float)))
 
 
-def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: float) -> tuple[_Galaxy, float, float]:
+def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: float) -> tuple[_Galaxy, float]:
     """
-    Draw a massive early-type galaxy, its Einstein radius in arcsec and the redshift of the source, until the Einstein
-    radius is large enough for the seeing and fits the cutout.
+    Draw a massive early-type galaxy and its Einstein radius in arcsec, until that is large enough for the seeing and
+    fits the cutout.
 
     Velocity dispersions follow Choi et al. (2007), weighted with the lensing cross-section (proportional to sigma^4)
     as in LensPop (Collett 2015) and with sigma^6 more, a choice of ours, since wide lenses are the ones found from the
@@ -178,7 +178,7 @@ def _draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: flo
         x=rng.normal(0, 0.05),
         y=rng.normal(0, 0.05),
     )
-    return galaxy, radius, z_source
+    return galaxy, radius
 
 
 def _draw_blue_colour(rng: np.random.Generator) -> np.ndarray:
@@ -522,7 +522,7 @@ def _draw_visible_system(
     inside = np.hypot(*_grid(window, config.pixel_scale)) < _MAX_ARC_RADIUS
     edge = (side - window) // 2
     for _ in range(_MAX_DRAWS):
-        galaxy, radius, _z_source = _draw_galaxy(rng, config, float(seeing.max()))
+        galaxy, radius = _draw_galaxy(rng, config, float(seeing.max()))
         q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
         lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
         flux = _flux(25.0 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 2.5))) / 0.3, config)

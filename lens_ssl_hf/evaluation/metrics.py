@@ -397,11 +397,10 @@ def bootstrap(
     groups: np.ndarray,
     num_bootstrap: int = 1000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
     """
-    Percentile intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley 1997), so
-    that cutouts of the same sky do not count as independent. Draws without both classes are drawn again.
+    95 % percentile intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley
+    1997), so that cutouts of the same sky do not count as independent. Draws without both classes are drawn again.
 
     Args:
         metrics (`list[LensMetric]`): what is computed on each draw.
@@ -420,8 +419,7 @@ def bootstrap(
         ranked = Ranked(labels, scores, draw_groups(rng, labels, groups, draws))
         for metric in metrics:
             values[metric.key].append(metric.weighted(ranked))
-    tail = 100 * (1 - confidence) / 2
-    ends = partial(np.percentile, q=(tail, 100 - tail))
+    ends = partial(np.percentile, q=(2.5, 97.5))
     return {key: tuple(ends(np.concatenate(parts)).tolist()) for key, parts in values.items()}
 
 

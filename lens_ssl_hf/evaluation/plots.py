@@ -80,7 +80,6 @@ def contact_sheet(
     bands: Sequence[str] | None = None,
     crop_size: int | None = None,
     title: str = "",
-    columns: int = 10,
 ) -> Path:
     """
     The best-ranked cutouts, then the worst mistakes: non-lenses that score highest and lenses that score lowest.
@@ -92,8 +91,8 @@ def contact_sheet(
         bands (`Sequence[str]`, *optional*): their names, from which the colours follow.
         crop_size (`int`, *optional*): side of what the model sees, marked by a thin square.
         title (`str`, *optional*): above the sheet.
-        columns (`int`, *optional*, defaults to `10`): cutouts per row.
     """
+    columns = 10
     ranked = np.argsort(-predictions.score, kind="stable")
     is_lens = predictions.label[ranked] == 1
     sections = {
@@ -185,12 +184,13 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
         facts = json.loads((run / "run.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{run} has no readable metrics.jsonl and run.json: give a run directory") from error
+    spread = "the projections" if facts.get("method") == "simsiam" else "[CLS]"
     panels = [
         ({"loss": "total", "cls_loss": "[CLS]", "patch_loss": "patches"}, "Loss"),
         ({"knn_auc": "kNN", "validation_auc": "classifier"}, "ROC AUC, validation split"),
         ({"learning_rate": ""}, "Learning rate"),
         ({"teacher_entropy": ""}, "Teacher entropy (nats)"),
-        ({"output_std": ""}, "Spread of [CLS] (std of unit vectors)"),
+        ({"output_std": ""}, f"Spread of {spread} (std of unit vectors)"),
         ({"gradient_norm": ""}, "Gradient norm before clipping"),
     ]
     panels = [panel for panel in panels if any(name in line for line in lines for name in panel[0])][:4]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.processing import CutoutInfo, to_display
+from ..data.processing import to_display
 from ..data.readers import RawCutout, read_raw, read_raw_bands
 from ..errors import InputError
 
@@ -67,8 +67,6 @@ def as_display(
 
 def model_config(like: Any) -> dict[str, Any]:
     """The configuration of a model, configuration object, folder or Hub id, as a dictionary."""
-    if isinstance(like, CutoutInfo):
-        return {"cutouts": vars(like)}
     if hasattr(like, "config"):
         like = like.config
     if hasattr(like, "to_dict"):
