@@ -594,6 +594,29 @@ def test_preparing_stamps(monkeypatch, capsys, spoil, options, message):
     assert not Path("out").exists()
 
 
+def test_windows_of_real_stamps_keep_clear_of_the_test_split_and_of_the_text(real_data, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["prepare_cfhtls.py", "--data_dir", str(real_data), "--output_dir", "out"])
+    runpy.run_path(str(SCRIPTS / "prepare_cfhtls.py"))["main"]()
+    with open(real_data / "stamps.csv", newline="") as file:
+        group_of = {Path(row["file"]).stem: row["group"] for row in csv.DictReader(file)}
+    with open("out/catalogue.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    test_groups = {row["group"] for row in rows if row["split"] == "test"}
+    windows = [row for row in rows if row["kind"] == "window"]
+    assert len(windows) > 1000 and len(test_groups) > 10
+    for window in windows:
+        stem, row, column = Path(window["file"]).stem.rsplit("_", 2)
+        assert group_of[stem] == window["group"] not in test_groups and not window["label"]
+        assert all(20 <= int(centre) - 16 and int(centre) + 16 <= 140 for centre in (row, column))
+    for window in windows[::100]:  # the names tell the truth
+        stem, row, column = Path(window["file"]).stem.rsplit("_", 2)
+        top, left = int(row) - 16, int(column) - 16
+        stamp = np.asarray(Image.open(real_data / "stamps" / f"{stem}.png"))
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(Path("out", window["file"]))), stamp[top:, left:][:32, :32]
+        )
+
+
 def test_use_export_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["use_export.py", "model"])
     with pytest.raises(SystemExit) as error:
