@@ -617,6 +617,54 @@ def test_windows_of_real_stamps_keep_clear_of_the_test_split_and_of_the_text(rea
         )
 
 
+@pytest.mark.parametrize(
+    ("spoil", "output", "message"),
+    [
+        (lambda: shutil.rmtree("in/lenses"), "out", "in holds only nonlens cutouts: add some with the label lens"),
+        (lambda: Path("in/lenses/003.npy").write_bytes(b"\x93NUMPY"), "out", "in/lenses/003.npy cannot be read"),
+        (lambda: Path("in/lenses/003.npy").write_text("lens"), "a.safetensors", "in/lenses/003.npy is not a .npy"),
+        (lambda: [path.unlink() for path in Path("in").rglob("*.npy")], "out", "no cutouts in in: put .npy"),
+        (
+            lambda: np.save("in/lenses/003.npy", np.zeros((5, 40, 40))),
+            "out",
+            "3.npy has 5 bands where most cutouts have 3",
+        ),
+        (lambda: None, "in/lenses/003.npy/out", "cannot write in/lenses/003.npy/out"),
+    ],
+)
+def test_building_from_bad_input_ends_in_one_sentence(monkeypatch, capsys, spoil, output, message):
+    make_folder("in", {"lenses": 20, "nonlenses": 20})
+    spoil()
+    build(monkeypatch, output, 2)
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith("error: ") and message in sentence
+    assert not Path("out").exists() and not Path("a.safetensors").exists() and not list(Path().glob(".*"))
+
+
+def test_bad_files_are_skipped_and_listed_by_the_script(monkeypatch, capsys):
+    make_folder("in", {"lenses": 20, "nonlenses": 20})
+    Path("in/lenses/003.npy").write_bytes(b"\x93NUMPY")
+    np.save("in/nonlenses/002.npy", np.full((3, 40, 40), np.nan))
+    build(monkeypatch, "out", 0, "--on_bad_file", "skip", "--bad_file_report", "bad.csv")
+    with open("bad.csv", newline="") as file:
+        bad = list(csv.DictReader(file))
+    assert {Path(row["file"]).name for row in bad} == {"003.npy", "002.npy"} and all(row["problem"] for row in bad)
+    splits = load("out")
+    assert sum(len(split) for split in splits.values()) == 40 - 2 and cutout_info(splits).left_out == 2
+
+
+def build(monkeypatch, output, status, *options):
+    """Run build_dataset.py on `in` and compare its exit status."""
+    arguments = ["--dataset", "in", "--output", output, "--cache_dir", "cache", *options]
+    monkeypatch.setattr(sys, "argv", ["build_dataset.py", *arguments])
+    main = runpy.run_path(str(SCRIPTS / "build_dataset.py"))["main"]
+    if status == 0:
+        return main()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == status
+
+
 def test_use_export_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["use_export.py", "model"])
     with pytest.raises(SystemExit) as error:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tiny_runs import write_classifier_run
 
-from lens_ssl_hf import InputError, finetune, pretrain
+from lens_ssl_hf import InputError, evaluate, export, finetune, load_cutouts, predict, pretrain
 from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.data.views import Views
 from lens_ssl_hf.training.loop import Faults
@@ -203,6 +204,41 @@ def test_a_full_disk_loses_nothing(whole, data, tmp_path):
     assert_same_run(run, whole)
 
 
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder in which nothing can be made; by root neither, where the file system knows immutable ones."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    folder.chmod(0o555)
+    if os.geteuid() == 0:
+        subprocess.run(["chattr", "+i", folder], capture_output=True)
+    try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("root can write to every folder here")
+        yield folder
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["chattr", "-i", folder], capture_output=True)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_named(read_only, tiny_cutouts, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    predictions = predict(run, tiny_cutouts)
+    for write in (
+        lambda: pretrain(tiny_cutouts, read_only / "a", "dino", **SSL),
+        lambda: finetune(tiny_cutouts, read_only / "a", **LABELS),
+        lambda: save_tensors(tiny_cutouts, read_only / "a.safetensors"),
+        lambda: export(run, read_only / "a"),
+        lambda: predictions.save(read_only / "a.parquet"),
+        lambda: evaluate(predictions, output_dir=read_only / "a", num_bootstrap=0),
+        lambda: load_cutouts("simulated", train_size=4, cache_dir=str(read_only / "a")),
+    ):
+        with pytest.raises(InputError, match=r"read_only.*(Operation not permitted|Permission denied).*: choose"):
+            write()
+    assert not list(read_only.iterdir())
+
+
 def test_one_run_at_a_time_writes_a_directory(tiny_cutouts, tmp_path):
     with RunDirectory(tmp_path / "run", "auto"):
         with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
@@ -220,7 +256,7 @@ def poison(monkeypatch, from_epoch):
     monkeypatch.setattr(Views, "make", poisoned)
 
 
-@pytest.mark.parametrize("method", ["dino", "simsiam"])
+@pytest.mark.parametrize("method", ["dino", "simsiam", "ibot"])
 def test_a_step_that_is_not_finite_changes_nothing(method, tiny_cutouts, tmp_path, monkeypatch):
     settings = {**SSL, "epochs": 2, "projection_size": 64, "prediction_hidden_size": 16}
     poison(monkeypatch, from_epoch=1)  # the second half: three steps
@@ -229,7 +265,19 @@ def test_a_step_that_is_not_finite_changes_nothing(method, tiny_cutouts, tmp_pat
     before, after = (load_file(run / "checkpoints" / f"step-0000000{step}.safetensors") for step in (3, 6))
     kept = [name for name in before if not name.startswith("extra.")]
     assert len(kept) > 100 and all(torch.equal(before[name], after[name]) for name in kept)
+    centres = {"dino": {"model.centre"}, "simsiam": set(), "ibot": {"model.centre", "model.patch_centre"}}[method]
+    assert centres == {name for name in kept if "centre" in name}
+    assert all(before[name].abs().max() > 0 for name in centres)  # they had begun to move
     assert "NaN" not in lines(run)
+
+
+def test_a_finetuning_step_that_is_not_finite_changes_nothing(tiny_cutouts, tmp_path, monkeypatch):
+    poison(monkeypatch, from_epoch=1)
+    run = finetune(tiny_cutouts, tmp_path / "run", **{**LABELS, "steps": 6})
+    assert json.loads((run / "run.json").read_text())["skipped_steps"] == 3
+    before, after = (load_file(run / "checkpoints" / f"step-0000000{step}.safetensors") for step in (3, 6))
+    kept = [name for name in before if not name.startswith("extra.")]
+    assert len(kept) > 100 and all(torch.equal(before[name], after[name]) for name in kept)
 
 
 def test_a_first_step_that_is_not_finite_leaves_no_garbage(tiny_cutouts, tmp_path, monkeypatch):

@@ -154,6 +154,39 @@ def test_sersic_profiles_hold_their_flux():
     )
 
 
+def test_the_sky_is_as_deep_as_stated(monkeypatch):
+    """The scatter in the corners of 60 cutouts against the stated 5 sigma magnitudes of a point source."""
+    monkeypatch.setattr(simulation, "_paint_neighbours", lambda rng, x, y, config: np.float32(0))
+    config = SimulationConfig(masked_fraction=0.0)
+    sky = []
+    for index in range(60):
+        image, _ = simulate_cutout(11, index, False, config)
+        rows = np.stack([image[:, :12], image[:, -12:]])
+        corners = np.stack([rows[..., :12], rows[..., -12:]])
+        sky.append(np.sqrt(corners.var(axis=(3, 4), ddof=1).mean(axis=(0, 1))))
+    sigma = np.array(config.seeing) / 2.3548 / config.pixel_scale
+    expected = 10 ** (0.4 * (27.0 - np.array(config.depth))) / 5 / np.sqrt(4 * math.pi * sigma**2)
+    np.testing.assert_allclose(np.exp(np.log(sky).mean(axis=0)), expected, rtol=0.05)
+
+
+def test_noise_of_the_sky_and_of_the_sources():
+    """Sigma, correlation of neighbours (2c / (1 + 4c^2) for c uniform up to 0.35) and the Poisson term."""
+    config, rng = SimulationConfig(), np.random.default_rng(5)
+    sky, blank = np.array([0.5, 1.0, 2.0]), np.zeros((3, 64, 64), np.float32)
+    frames = np.stack([simulation._add_noise(blank, sky, rng, config) for _ in range(300)])
+    np.testing.assert_allclose(frames.mean(axis=(2, 3)).std(axis=0), 0.1 * sky, rtol=0.2)  # residual sky
+    frames -= frames.mean(axis=(2, 3), keepdims=True)
+    np.testing.assert_allclose(frames.std(axis=(0, 2, 3)), sky, rtol=0.01)
+    for shifted in (frames[..., 1:] * frames[..., :-1], frames[:, :, 1:] * frames[:, :, :-1]):
+        correlation = shifted.mean(axis=(0, 2, 3)) / frames.var(axis=(0, 2, 3))
+        np.testing.assert_allclose(correlation, math.log(1 + 4 * 0.35**2) / (4 * 0.35), atol=0.01)
+    electrons = 10 ** (0.4 * (35.9 - config.zero_point))  # per unit of flux
+    for flux in (100.0, 10_000.0):
+        bright = np.stack([simulation._add_noise(blank + np.float32(flux), sky, rng, config) for _ in range(50)])
+        bright -= bright.mean(axis=(2, 3), keepdims=True)
+        np.testing.assert_allclose(bright.var(axis=(0, 2, 3)), sky**2 + flux / electrons, rtol=0.02)
+
+
 def test_lenses_are_visible():
     config = SimulationConfig()
     for index in range(40):

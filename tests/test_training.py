@@ -1,10 +1,14 @@
 """The training loops: resuming, selection, subsets, schedules, monitors, refusals."""
 
+import dataclasses
 import json
 import math
 import shutil
+import subprocess
 import sys
+from importlib import metadata
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
-from transformers import AutoModel, ViTForImageClassification
+from tiny_runs import tiny_vit
+from transformers import AutoModel, ViTForImageClassification, ViTModel
 
-from lens_ssl_hf import InputError, export, finetune, pretrain
+from lens_ssl_hf import InputError, export, finetune, predict, pretrain
+from lens_ssl_hf.cli import parse
 from lens_ssl_hf.data.tensors import load_tensors, save_tensors
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
@@ -54,6 +60,20 @@ def test_pretraining_writes_a_run(method, tiny_cutouts, tmp_path):
     assert logged[0]["knn_auc"] > 0 and logged[-1]["step"] == 3 and math.isfinite(logged[1]["loss"])
     model = AutoModel.from_pretrained(run / "model")
     assert model.config.cutouts["bands"] == ["g", "r", "i"] and model.config.cutouts["image_mean"]
+
+
+def test_run_json_says_how_the_run_was_made(dino_run):
+    facts = json.loads((dino_run / "run.json").read_text())
+    for package in ("torch", "transformers", "accelerate", "safetensors", "datasets", "numpy"):
+        assert facts["versions"][package] == metadata.version(package)
+    assert facts["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    describe = "git describe --always --dirty --abbrev=12".split()
+    git = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert facts["git_revision"] == (git.stdout.strip() if git.returncode == 0 else None)
+    resolved = {**recipe("dino"), **SSL, "method": "dino"}  # what was given, over the recipe
+    assert {name: facts["arguments"][name] for name in resolved} == resolved
+    assert set(facts["arguments"]) == {field.name for field in dataclasses.fields(PretrainArguments)}
+    assert facts["data"]["fingerprint"] == "0123456789abcdef"
 
 
 def test_a_resumed_pretraining_equals_an_uninterrupted_one(dino_run, tiny_cutouts, tmp_path):
@@ -161,6 +181,29 @@ def test_finetuning_learns_and_keeps_the_best_weights(dino_run, tiny_cutouts, tm
     assert model.config.id2label == {0: "nonlens", 1: "lens"}
 
 
+def test_a_stock_vit_of_another_image_size_is_fine_tuned(tiny_cutouts, tmp_path):
+    torch.manual_seed(3)
+    config = tiny_vit(3)
+    config.image_size = 48
+    ViTModel(config).save_pretrained(tmp_path / "stock")
+    settings = {**FAST, "steps": 2, "eval_every": 1, "batch_size": 32, "labels": 32}
+    run = finetune(tiny_cutouts, tmp_path / "run", init=tmp_path / "stock", linear_probe=True, **settings)
+    stock, model = (
+        ViTModel.from_pretrained(tmp_path / "stock"),
+        ViTForImageClassification.from_pretrained(run / "model"),
+    )
+    assert model.config.image_size == 32 and model.config.num_labels == 2
+    tuned = dict(model.vit.named_parameters())
+    for name, parameter in stock.named_parameters():
+        if "position_embeddings" in name:  # 6 x 6 patches became 4 x 4
+            assert tuned[name].shape == (1, 17, 32) and torch.equal(tuned[name][:, 0], parameter[:, 0])
+            assert torch.allclose(tuned[name][:, 1:].mean(dim=1), parameter[:, 1:].mean(dim=1), atol=0.05)
+        elif "pooler" not in name:
+            assert torch.equal(tuned[name], parameter), name
+    assert json.loads((run / "run.json").read_text())["crop_size"] == 32
+    assert np.isfinite(predict(run, tiny_cutouts).score).all()
+
+
 def test_an_exported_backbone_is_known_for_what_it_is(dino_run, tiny_cutouts, tmp_path, capfd):
     exported = export(dino_run, tmp_path / "lens-dino-vitt8")
     run = finetune(tiny_cutouts, tmp_path / "run", init=exported, steps=1, precision="fp32")
@@ -254,6 +297,18 @@ def test_collapse_is_named():
 def test_recipes_are_settings(method):
     arguments = PretrainArguments(**recipe(method), method=method)
     assert arguments.optimizer == ("sgd" if method == "simsiam" else "adamw")
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(monkeypatch):
+    def parsed(line):
+        monkeypatch.setattr(sys, "argv", ["run_ssl.py", *line.split()])
+        return parse(PretrainArguments)[0]
+
+    assert parsed("").optimizer == parsed("--method ibot").optimizer == "adamw"
+    simsiam = parsed("--method simsiam")
+    assert simsiam.optimizer == "sgd" and simsiam.learning_rate == recipe("simsiam")["learning_rate"]
+    other = parsed("--learning_rate 0.5 --method simsiam --optimizer adamw")
+    assert (other.optimizer, other.learning_rate, other.weight_decay) == ("adamw", 0.5, simsiam.weight_decay)
 
 
 @pytest.mark.parametrize(
