@@ -12,10 +12,11 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
 from safetensors.torch import load_file
 
-from lens_ssl_hf import InputError, pretrain, save_cutouts
+from lens_ssl_hf import InputError, load_cutouts, pretrain, save_cutouts
 from lens_ssl_hf.data import batches
 from lens_ssl_hf.data.batches import ParquetSplits, ResidentImages, StreamedImages
 from lens_ssl_hf.data.processing import CutoutInfo
+from lens_ssl_hf.data.tensors import splits_and_info
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
 SSL = {
@@ -158,6 +159,39 @@ def test_a_streamed_pretraining_resumes_at_the_exact_sample(saved, tmp_path):
         pretrain(saved, tmp_path / "cut", "dino", resume="auto", stream="no", **SSL)
     with pytest.raises(InputError, match="stream yes needs a data set"):
         pretrain(str(saved / "cutouts.json"), tmp_path / "x", "dino", stream="yes", **SSL)
+
+
+def test_nan_pixels_in_parquet_are_refused(saved, tmp_path):
+    def spoil(row, index):
+        return {"pixels": (np.array(row["pixels"]) * (np.nan if index == 3 else 1)).tolist()}
+
+    cutouts = load_cutouts(saved, cache_dir=str(tmp_path / "cache"))
+    cutouts["train"] = cutouts["train"].map(spoil, with_indices=True)
+    save_cutouts(cutouts, tmp_path / "set")
+    for read in (splits_and_info, lambda found: ParquetSplits(tmp_path / "set").sample("train", 330)):
+        with pytest.raises(InputError, match="cutout object 3 of train has NaN or infinite pixels"):
+            read(load_cutouts(tmp_path / "set", cache_dir=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("rm data/train-00001-*", "holds data/train-00001-of-00003 no longer"),
+        ("cp data/train-00001-* data/train-00001-of-00003-copy.parquet", "holds data/train-00001-of-00003 twice"),
+        ("rm data/validation-*", r"holds data/validation-00000-of-00001-\w+.parquet no longer"),
+    ],
+)
+def test_a_directory_that_lost_a_file_is_refused(spoil, message, tmp_path, monkeypatch):
+    import lens_ssl_hf.data.cutouts as cutouts
+
+    monkeypatch.setattr(cutouts, "SHARD_BYTES", 500_000)
+    directory = write_data_set(tmp_path / "set", 100)
+    assert len(ParquetSplits(directory).groups["train"]) == 3
+    subprocess.run(spoil, shell=True, check=True, cwd=directory)
+    with pytest.raises(InputError, match=rf"set {message}: copy the directory again"):
+        ParquetSplits(directory)
+    with pytest.raises(InputError, match=rf"set {message}: copy the directory again"):
+        load_cutouts(directory, cache_dir=str(tmp_path / "cache"))
 
 
 def test_what_is_larger_than_memory_is_streamed(saved, tmp_path, monkeypatch):

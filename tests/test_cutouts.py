@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import resource
 import runpy
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
@@ -21,7 +23,7 @@ from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.data.cutouts import load_cutouts, save_cutouts
 from lens_ssl_hf.data.processing import Stretch, cutout_info, fill_masked
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
-from lens_ssl_hf.data.tensors import load_tensors, save_tensors
+from lens_ssl_hf.data.tensors import channel_statistics, checksum, load_tensors, save_tensors
 from lens_ssl_hf.errors import InputError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -105,6 +107,21 @@ def test_size_of_one_simulated_split_does_not_change_the_others():
     second = load("simulated", **SMALL | {"train_size": 10})
     assert first["test"]["id"] == second["test"]["id"] and first["test"]["label"] == second["test"]["label"]
     assert cutout_info(first).fingerprint != cutout_info(second).fingerprint
+
+
+def test_every_cut_on_the_arcs_reaches_the_simulator():
+    cuts = {"min_arc_snr": 25.0, "min_arc_contrast": 0.0, "min_radius_over_seeing": 1.3}
+    lenses = load("simulated", **SMALL, **cuts, stretch="linear")["train"].filter(lambda row: row["label"] == 1)
+    for i, name in enumerate(lenses["id"]):
+        _, meta = simulate_cutout(0, int(name.split("-")[-1]), True, SimulationConfig(**cuts))
+        assert lenses[i]["einstein_radius"] == meta["einstein_radius"]
+    assert set(cuts) == {f.name for f in dataclasses.fields(SimulationConfig) if f.name.startswith("min_")}
+
+
+def test_the_default_set_is_that_of_the_committed_results():
+    results = json.loads((SCRIPTS.parent / "model_cards" / "results" / "simulated.json").read_text())
+    config = cutouts_module.CutoutsConfig(name="simulated")
+    assert config.create_config_id({}) == f"simulated-{results['data']['fingerprint']}"
 
 
 # Folders
@@ -381,6 +398,7 @@ def test_a_group_in_two_splits_is_refused():
         ("simulated", {"num_proc": 0}, "num_proc is 0: give at least 1"),
         ("simulated", {"data_seed": -1}, "data_seed is -1: give at least 0"),
         ("simulated", {"min_arc_snr": float("nan")}, "min_arc_snr is nan: give a finite number"),
+        ("simulated", {"min_arc_contrast": 1.0}, "min_arc_contrast is 1.0; give a share below 1"),
         ("simulated", {"pixel_scale": 0.0}, r"pixel_scale is 0\.0: give a positive number"),
         ("simulated", {"bands": ["g", "g"]}, "bands g g names a band twice"),
         ("simulated", {"crop": 3}, "load_cutouts has no option 'crop'"),
@@ -421,7 +439,7 @@ def test_saved_cutouts_load_with_plain_datasets_and_with_their_info():
         load("card")
 
     shutil.rmtree("saved")
-    data["train"] = data["train"].select([3, 1])
+    data["train"] = data["train"].select(range(7, -1, -1))
     save_cutouts(data, "saved")
     assert load("saved")["train"]["id"] == data["train"]["id"]  # not the cache of what was there before
     next(Path("saved/data").glob("train*")).write_bytes(b"PAR1")
@@ -474,9 +492,36 @@ def test_tensors_that_contradict_themselves_are_refused(tiny_cutouts, spoil, mes
         metadata = file.metadata()
     tensors = load_file(path)
     spoil(tensors, metadata)
+    metadata["checksum"] = str(checksum(metadata.get("cutout_info", "") + metadata.get("columns", ""), tensors))
     save_file(tensors, path, metadata)
     with pytest.raises(InputError, match=rf"a\.safetensors .*{message}.*: write it (again )?with save_tensors"):
         load_tensors(path)
+
+
+def test_channel_statistics_are_exact_and_take_little_memory():
+    pixels = 100 + 20 * torch.randn(8192, 3, 34, 34, generator=torch.Generator().manual_seed(0))
+    centre = pixels[:, :, 1:33, 1:33].double().div_(255)
+    std, mean = (values.tolist() for values in torch.std_mean(centre, dim=(0, 2, 3)))
+    del centre
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, limits[1]))  # the pixels are 114 MB
+    try:
+        found = channel_statistics(pixels, 32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert found[0] == pytest.approx(mean, rel=1e-13) and found[1] == pytest.approx(std, rel=1e-13)
+
+
+def test_nan_pixels_are_refused_with_the_cutout_s_name(tiny_cutouts):
+    splits, info = tiny_cutouts
+    pixels = splits["validation"].pixels.clone()
+    pixels[7, 1, 3, 4] = torch.nan
+    spoilt = {**splits, "validation": dataclasses.replace(splits["validation"], pixels=pixels)}
+    with pytest.raises(InputError, match="cutout 1-7 of validation has NaN or infinite pixels: fill them"):
+        save_tensors((spoilt, info), "a.safetensors")
+    assert not Path("a.safetensors").exists()
 
 
 def test_info_survives_what_users_do_to_a_split():

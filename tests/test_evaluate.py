@@ -1,6 +1,7 @@
 """Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -90,6 +91,45 @@ def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, t
     assert report["split"] == "test"
     assert evaluate(run, dataset, tmp_path, num_bootstrap=0)["split"] == "validation"
     assert evaluate(run, split, tmp_path, num_bootstrap=0)["split"] is None
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.png"])
+def test_a_full_disk_leaves_nothing_half_written(name, report, run, tmp_path):
+    predictions = Predictions.load(run / "evaluation" / "predictions.parquet")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"cannot write .*{name}"):
+            if name == "a.png":
+                plot_roc({"classifier": predictions}, tmp_path / name)
+            else:
+                predictions.save(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp_path, monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    from lens_ssl_hf.data.processing import CutoutInfo
+    from lens_ssl_hf.evaluation import evaluate as module
+
+    splits, info = tiny_cutouts
+    cutouts = DatasetDict()
+    for name, split in splits.items():
+        columns = {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
+        cutouts[name] = Dataset.from_dict(columns)
+        cutouts[name].info.description = CutoutInfo(**info).to_json()
+    converted, as_tensors = [], module.as_tensors
+
+    def spy(split):
+        converted.extend([split] if isinstance(split, Dataset) else [])
+        return as_tensors(split)
+
+    monkeypatch.setattr(module, "as_tensors", spy)
+    assert evaluate(run, cutouts, tmp_path, num_bootstrap=0)["num_lenses"] == 24
+    assert len(converted) == 1 and converted[0] is cutouts["test"]
 
 
 def test_evaluation_can_start_from_predictions(run, report, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -48,6 +49,33 @@ def test_a_classifier_is_stock_and_scores_as_the_run_does(tmp_path):
     assert processor["crop_size"] == {"height": 32, "width": 32} and processor["rescale_factor"] == 1 / 255
     assert {"README.md", "curves.png", "model.safetensors"} <= {file.name for file in folder.iterdir()}
     assert "trust_remote_code" not in (folder / "README.md").read_text()
+
+
+def test_an_export_writes_nothing_into_the_run(tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    folder = export(run, tmp_path / "lens-backbone")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert (folder / "curves.png").is_file() and "](curves.png)" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("room", [40_000, 400_000])  # too little for the weights; enough for them, not for a picture
+def test_a_full_disk_leaves_the_earlier_export(room, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "roc.png").write_bytes(bytes(500_000))
+    folder = export(run, tmp_path / "lens-classifier")
+    assert 40_000 < (folder / "model.safetensors").stat().st_size < 400_000
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*lens-classifier \(.*File too large.*\): make room"):
+            export(run, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "lens-classifier"}  # nothing half-written
 
 
 def test_exports_work_where_the_package_does_not_exist(tmp_path):

@@ -106,9 +106,9 @@ def bad_files(folder):
     spoil(folder / "bits.npz", 300)
     (folder / "empty.npy").write_bytes(b"")
     (folder / "words.npy").write_text("1 2 3")
-    header = str({"descr": "<f4", "fortran_order": False, "shape": (2, 4000, 4000)}).encode()
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (2, 2000, 4000)}).encode()
     (folder / "short.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
-    header = header.replace(b"(2, 4000, 4000)", b"(3, 10000, 10000)")
+    header = header.replace(b"(2, 2000, 4000)", b"(3, 10000, 10000)")
     (folder / "huge.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
     (folder / "header.npy").write_bytes((folder / "whole.npy").read_bytes().replace(b"20)", b"20("))
     np.save(folder / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -150,12 +150,12 @@ def bad_files(folder):
         "words.npy": r"is not a \.npy or \.npz file whatever its name: save it with numpy\.save",
         "header.npy": r"cannot be read as a numpy array \(truncated\?\)",
         "short.npy": r"shorter than its header says \(truncated\?\)",
-        "huge.npy": r"has shape \(3, 10000, 10000\), more than 16777216 pixels in a band: cut",
+        "huge.npy": r"has shape \(3, 10000, 10000\), more than 16777216 pixels: cut",
         "bits.npz": r"cannot be read as a numpy array \(truncated\?\)",
         "bits.fits.gz": r"cannot be read as FITS \(truncated\?\)",
         "key.fits.fz": r"cannot be read as FITS \(truncated\?\)",
-        "huge.fits": r"has shape \(3, 20, 2000000\), more than",
-        "huge.png": r"has shape \(5000, 5000\), more than",
+        "huge.fits": r"shorter than its header says \(truncated\?\)",
+        "huge.png": r"has shape \(3, 5000, 5000\), more than",
         "bomb.png": "has more than 16777216 pixels: cut",
         "object.npy": "holds pickled objects, not numbers",
         "text.npy": "values, not numbers",
@@ -188,7 +188,7 @@ def test_size_is_checked_before_pixels_are_read(tmp_path, monkeypatch, suffix):
     read_raw(path)
     monkeypatch.setattr(readers, "MAX_PIXELS", 399)
     monkeypatch.setattr(readers, "as_pixels", None)
-    with pytest.raises(InputError, match=r"a\.\w+ has shape \(20, 20\), more than 399 pixels in a band"):
+    with pytest.raises(InputError, match=r"a\.\w+ has shape \((1, )?20, 20\), more than 399 pixels: cut"):
         read_raw(path)
 
 

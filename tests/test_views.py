@@ -37,6 +37,15 @@ def test_uniforms_are_uniform_and_independent():
     assert np.abs(correlation).max() < 0.03
 
 
+@pytest.mark.parametrize("side", [1023, 1024, 1100])  # just below, at and above 2^20 values
+def test_huge_views_have_noise_of_their_own(side):
+    settings = ViewSettings(side, side, (1.0, 1.0), rotate=False, flip=False, gain=0, offset=0, noise_sigma=1.0)
+    views = Views(0, "cpu").make(torch.zeros(3, 1, side, side), torch.arange(3), settings, 0, 0).flatten(1)
+    scale = uniforms(0, 0, torch.arange(3), 0, 10)[:, 9]
+    torch.testing.assert_close(views.std(dim=1), scale, rtol=0.01, atol=0)
+    assert torch.corrcoef(views).fill_diagonal_(0).abs().max() < 0.01
+
+
 def test_plain_view_is_the_centre_crop():
     images = torch.randn(4, 2, 48, 48, generator=GENERATOR)
     settings = ViewSettings(32, 32, scale=(1.0, 1.0), rotate=False, flip=False, gain=0, offset=0, noise_sigma=0)

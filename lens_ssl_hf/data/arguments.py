@@ -63,6 +63,12 @@ class DataArguments:
     )
     lens_fraction: float = field(default=0.604, metadata={"help": "Simulated: share of lenses in every split."})
     min_arc_snr: float = field(default=80.0, metadata={"help": "Simulated: least S/N of the arcs in g."})
+    min_arc_contrast: float = field(
+        default=0.65,
+        metadata={
+            "help": "Simulated: least share of the arcs in the g light at their place, below 1; 0 asks for none."
+        },
+    )
     min_radius_over_seeing: float = field(
         default=1.2, metadata={"help": "Simulated: least Einstein radius in units of the seeing."}
     )

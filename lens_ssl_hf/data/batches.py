@@ -8,6 +8,7 @@ be resumed at the exact sample; and each process gets its own share of it.
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .tensors import CutoutTensors, digest, normalise
+from .tensors import CutoutTensors, check_finite, digest, normalise
 
 MAX_STREAMS = 32  # the most processes that can share a stream
 WINDOW = 128  # rows of a stream that are shuffled among each other: 32 streams keep 4,096 cutouts, and as many to come
@@ -222,7 +223,7 @@ class ParquetSplits:
         info (`dict`): the fields of `CutoutInfo`.
 
     Raises:
-        [`InputError`]: [`save_cutouts`] did not write the directory, or a file is damaged.
+        [`InputError`]: [`save_cutouts`] did not write the directory, or a file is damaged or missing.
     """
 
     def __init__(self, directory: Path):
@@ -234,6 +235,7 @@ class ParquetSplits:
             raise InputError(f"{directory} holds no cutouts.json: give load_cutouts({str(directory)!r}) instead of it")
         with _readable(directory / "cutouts.json"):
             self.info = asdict(CutoutInfo.from_json((directory / "cutouts.json").read_text(encoding="utf-8")))
+        check_shards(directory)
         self.groups: dict[str, list[tuple[Path, int, int]]] = {}
         for path in sorted((directory / "data").glob("*.parquet")):
             with _readable(path), parquet.ParquetFile(path) as file:
@@ -258,7 +260,12 @@ class ParquetSplits:
         return found
 
     def sample(self, split: str, number: int) -> CutoutTensors | None:
-        """Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent."""
+        """
+        Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent.
+
+        Raises:
+            [`InputError`]: one of them has a NaN or infinite pixel.
+        """
         groups = self.groups.get(split, [])
         if not groups:
             return None
@@ -271,12 +278,33 @@ class ParquetSplits:
         pixels = torch.from_numpy(np.stack(columns["pixels"][:number]))
         labels = torch.tensor(columns["label"][:number])
         text = (columns[name][:number] for name in ("id", "group", "subclass"))
-        return CutoutTensors(pixels, labels, *text)
+        return check_finite(split, CutoutTensors(pixels, labels, *text))
 
     def nbytes(self, splits: Sequence[str]) -> int:
         """Bytes that the pixels of some splits take in memory."""
         rows = sum(rows for split in splits for _, _, rows in self.groups.get(split, ()))
         return rows * len(self.info["bands"]) * self.info["size"] ** 2 * 4
+
+
+def check_shards(directory: Path) -> None:
+    """
+    Raises:
+        [`InputError`]: the directory lacks a file that [`save_cutouts`] wrote, or holds two in the place of one.
+    """
+    numbers: dict[str, list[str]] = {}  # by what the names of a split's files share
+    for path in (directory / "data").glob("*.parquet"):
+        if match := re.match(r"(\w+)-(\d+)-of-(\d+)", path.name):
+            numbers.setdefault(f"{match[1]}-*-of-{match[3]}", []).append(match[2])
+    for pattern, found in numbers.items():
+        wanted = {f"{number:05d}" for number in range(int(pattern.rsplit("-", 1)[1]))}
+        if wrong := sorted(wanted ^ set(found)) or [number for number in found if found.count(number) > 1]:
+            problem = "twice" if wrong[0] in found else "no longer"
+            name = f"data/{pattern.replace('*', wrong[0])}"
+            raise InputError(f"{directory} holds {name} {problem}: copy the directory again or write it anew")
+    card = directory / "README.md"
+    for name in re.findall(r"data/[\w-]+\.parquet", card.read_text(errors="replace") if card.is_file() else ""):
+        if not (directory / name).is_file():  # the only one of a split
+            raise InputError(f"{directory} holds {name} no longer: copy the directory again or write it anew")
 
 
 @contextlib.contextmanager

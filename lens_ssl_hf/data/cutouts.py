@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from ..errors import InputError
 from .arguments import DataArguments
@@ -33,6 +33,7 @@ FIT_CUTOUTS = 1000  # training cutouts that the stretch is fitted on, at most
 MODEL_CROP = 32  # pixels that the models see by default: without a size, no smaller cutout sets that of all others
 MIN_SIZE = 8
 ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
+SHARD_BYTES = 500_000_000  # of a Parquet file
 CARD_FILE = "cutouts.json"
 PICTURE_COLUMN = "image"  # colour renderings of published data sets, for people who look at them on the Hub
 REPORT_FILE = "bad_files.csv"
@@ -41,10 +42,11 @@ TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
 # Each split of the simulation has its own range of indices, so that the size of one does not change the others.
 _FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7}
 _SIMULATED = {"train_size", "validation_size", "test_size", "unlabelled_size", "lens_fraction", "min_arc_snr"}
-_SIMULATED |= {"min_radius_over_seeing", "num_proc"}
+_SIMULATED |= {"min_arc_contrast", "min_radius_over_seeing", "num_proc"}
 _FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report"}
 _CATALOGUE = {f.name for f in fields(DataArguments) if f.name.endswith(("_column", "_fold"))}
 _NOT_CONTENT = {"dataset", "cache_dir", "num_proc", "bad_file_report"}  # cannot change the data
+_LATER = {"min_arc_contrast"}  # options that are younger than published fingerprints, which their defaults leave alone
 
 
 @dataclass(eq=False)
@@ -66,6 +68,7 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
             raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
         self.rows = digest_rows(self.rows, self.bad)
         irrelevant = _NOT_CONTENT | (_FILES | _CATALOGUE if self.name == "simulated" else _SIMULATED)
+        irrelevant |= {name for name in _LATER if getattr(self, name) == getattr(DataArguments, name)}
         content = {
             "versions": [BUILDER_VERSION, SIMULATOR_VERSION if self.name == "simulated" else None],
             "options": {f.name: getattr(self, f.name) for f in fields(DataArguments) if f.name not in irrelevant},
@@ -211,7 +214,7 @@ def _check_options(config: CutoutsConfig) -> None:
             raise InputError(f"{name} has no meaning for {config.name} cutouts: leave it out")
     if config.size is not None and config.size < MIN_SIZE:
         raise InputError(f"size is {config.size}: give at least {MIN_SIZE} pixels")
-    for name in ("pixel_scale", "zero_point", "min_arc_snr", "min_radius_over_seeing"):
+    for name in ("pixel_scale", "zero_point", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"):
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and (value > 0 or name != "pixel_scale")):
             raise InputError(f"{name} is {value}: give a {'positive' if name == 'pixel_scale' else 'finite'} number")
@@ -248,7 +251,7 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
         raise InputError(f"bands {' '.join(bands)} cannot be simulated: choose among {' '.join(BANDS)}")
     if not 0 < config.lens_fraction < 1:
         raise InputError(f"lens_fraction is {config.lens_fraction}: give a number between 0 and 1")
-    chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_radius_over_seeing")}
+    chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing")}
     chosen |= {
         name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name)) is not None
     }
@@ -447,19 +450,21 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
         (temporary / "data").mkdir()
+        files: dict[str, list[str]] = {name: [] for name in dataset_dict}
         for name, split in dataset_dict.items():
-            shards = max(1, -(-split.data.nbytes // 500_000_000))
+            shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
             for i in range(shards):
                 path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
                 rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
                 split.shard(shards, i, contiguous=True).to_parquet(
                     str(path), batch_size=rows, write_page_checksum=True
                 )
-                # The cache of load_dataset goes by file names: other content must have another name.
+                # The cache of load_dataset goes by what README.md says: other content must have another name there.
                 digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-                path.rename(path.with_stem(f"{path.stem}-{digest}"))
+                path = path.rename(path.with_stem(f"{path.stem}-{digest}"))
+                files[name].append(f"data/{path.name}")
         (temporary / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(readme or _readme(dataset_dict, info), encoding="utf-8")
+        (temporary / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
         temporary.chmod(0o755)
         os.replace(temporary, directory)
     except OSError as error:
@@ -469,8 +474,11 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
             shutil.rmtree(temporary)
 
 
-def card_header(dataset_dict: datasets.DatasetDict) -> dict[str, Any]:
-    """The YAML header of the README.md beside Parquet files: what `load_dataset` and the Hub's viewer go by."""
+def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    """
+    The YAML header of the README.md beside Parquet files: what `load_dataset` and the Hub's viewer go by, with the
+    `files` of each split by name where they are given.
+    """
     features = next(iter(dataset_dict.values())).features
     splits = [
         {"name": name, "num_bytes": split.data.nbytes, "num_examples": len(split)}
@@ -480,7 +488,9 @@ def card_header(dataset_dict: datasets.DatasetDict) -> dict[str, Any]:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*"} for name in dataset_dict],
+                "data_files": [
+                    {"split": name, "path": (files or {}).get(name, f"data/{name}-*")} for name in dataset_dict
+                ],
             }
         ],
         "dataset_info": {"features": features._to_yaml_list(), "splits": splits},
@@ -489,12 +499,12 @@ def card_header(dataset_dict: datasets.DatasetDict) -> dict[str, Any]:
     }
 
 
-def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo) -> str:
+def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[str, list[str]]) -> str:
     import yaml
 
     sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset_dict.items())
     return f"""---
-{yaml.safe_dump(card_header(dataset_dict), sort_keys=False)}---
+{yaml.safe_dump(card_header(dataset_dict, files), sort_keys=False)}---
 # Cutouts of gravitational lenses and look-alikes: {info.name}
 
 {"**Simulated**, not observed. " if info.simulated else ""}Splits: {sizes}. `pixels` are float32
@@ -509,8 +519,14 @@ def _load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.Da
         raise InputError(f"{source} is built already, {extra[0]} cannot change it: build it again from its source")
     try:
         info = CutoutInfo.from_json(card.read_text(encoding="utf-8"))
+        if os.path.isdir(source):
+            from .batches import check_shards  # imports torch
+
+            check_shards(Path(source))
         dataset_dict = datasets.load_dataset(source, cache_dir=options.get("cache_dir"))
-    except (ValueError, TypeError, AttributeError, DatasetGenerationError) as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, DatasetsError) as error:
         raise InputError(f"{source} cannot be read (truncated?): write it again with save_cutouts") from error
     for name, split in dataset_dict.items():
         if not {"id", "pixels", "label"} <= set(split.column_names):

@@ -1,12 +1,12 @@
 """One file -> float32 `(bands, H, W)` and what the file says of itself: .npy, .npz, FITS, PNG, JPEG, TIFF."""
 
+import contextlib
 import gzip
-import io
 import math
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +19,8 @@ FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (".npy", ".npz", *FITS_SUFFIXES, *PICTURE_SUFFIXES)
 MAX_BANDS = 10  # an axis up to this long may be the band axis
-MAX_PIXELS = 4096 * 4096  # per band: a damaged or malicious header can claim any size, and memory is taken for it
-MAX_BYTES = 8 * MAX_BANDS * MAX_PIXELS  # of a .fits.gz when unpacked
+MAX_PIXELS = 4096 * 4096  # of all bands: a damaged or malicious header can claim any size, and memory is taken for it
+MAX_BYTES = 4 * MAX_PIXELS  # of a .fits.gz when unpacked
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def read_raw(path: str | Path, hdu: int | str | None = None) -> RawCutout:
             commas (`"G,R,I"` or `"1,2,3"`), are stacked.
 
     Raises:
-        [`InputError`]: the file is missing, damaged, not numeric, larger than `MAX_PIXELS` per band, or holds no
-            image of 1 to 10 bands, or one band without a valid pixel.
+        [`InputError`]: the file is missing, damaged, not numeric, larger than `MAX_PIXELS` in all bands together, or
+            holds no image of 1 to 10 bands, or one band without a valid pixel.
     """
     path = Path(path)
     if not path.is_file():
@@ -128,8 +128,7 @@ def as_pixels(array: Any, name: str | Path, wanted_bands: int | None = None) -> 
     `(bands, H, W)` is the default; `(H, W, bands)` is understood where only the last axis can be the bands.
     """
     array = np.asarray(array)
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{name} holds {array.dtype} values, not numbers: save it as a float32 array")
+    _check_numeric(array.dtype, name)
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape:
@@ -161,12 +160,15 @@ def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[-2]} x {pixels.shape[-1]}"
 
 
+def _check_numeric(dtype: np.dtype, name: str | Path) -> None:
+    if dtype.kind not in "fiub":
+        raise InputError(f"{name} holds {dtype} values, not numbers: save it as a float32 array")
+
+
 def _check_size(shape: Sequence[int], path: Path) -> None:
     """Refuse what is too large for a cutout by its header, before memory is taken for it."""
-    if math.prod(sorted(shape)[-2:]) > MAX_PIXELS or math.prod(shape) > MAX_BANDS * MAX_PIXELS:
-        raise InputError(
-            f"{path} has shape {tuple(shape)}, more than {MAX_PIXELS} pixels in a band: cut the object out of it"
-        )
+    if math.prod(shape) > MAX_PIXELS:
+        raise InputError(f"{path} has shape {tuple(shape)}, more than {MAX_PIXELS} pixels: cut the object out of it")
 
 
 def _read_numpy(path: Path) -> RawCutout:
@@ -193,6 +195,7 @@ def _npy_shape(stream: IO[bytes], size: int, path: Path) -> tuple[int, ...]:
     shape, _, dtype = read(stream)
     if dtype.hasobject:  # an object array is a program, not a picture
         raise InputError(f"{path} holds pickled objects, not numbers: save it as a float32 array")
+    _check_numeric(dtype, path)  # others can be of any size per pixel
     _check_size(shape, path)
     if math.prod(shape) * dtype.itemsize > size:
         raise InputError(f"{path} is shorter than its header says (truncated?): save or copy it again")
@@ -217,7 +220,7 @@ def _read_picture(path: Path) -> RawCutout:
 
     try:
         with Image.open(path) as image:
-            _check_size(image.size, path)
+            _check_size((len(image.getbands()), *image.size), path)
             image.load()
             if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"):
                 image = image.convert("RGB")
@@ -237,16 +240,7 @@ def _read_picture(path: Path) -> RawCutout:
 
 
 def _read_fits(path: Path, hdu: int | str | None) -> RawCutout:
-    from astropy.io import fits
-
-    source = path
-    if path.suffix.lower() == ".gz":
-        # Read to its end, where gzip compares the checksum: astropy stops before and passes damaged pixels.
-        with gzip.open(path) as stream:
-            source = io.BytesIO(stream.read(MAX_BYTES))
-            if stream.read(1):
-                raise InputError(f"{path} has more than {MAX_BYTES} bytes unpacked: cut the object out of it")
-    with fits.open(source, memmap=False) as hdus:
+    with open_fits(path) as hdus:
         images = [_as_raw(hdus, key, path) for key in _hdu_keys(hdu)]
     if len(images) == 1:
         return images[0]
@@ -258,6 +252,40 @@ def _read_fits(path: Path, hdu: int | str | None) -> RawCutout:
         tuple(image.zero_points[0] for image in images) if all(image.zero_points for image in images) else None,
         images[0].pixel_scale,
     )
+
+
+@contextlib.contextmanager
+def open_fits(path: Path) -> Iterator[Any]:
+    """
+    The `HDUList` of a file, none of whose HDUs declares more data than there are: memory would be taken for them.
+
+    Raises:
+        [`InputError`]: the file is shorter than its headers say, or unpacks to more than `MAX_BYTES`; and whatever
+            the libraries raise where it is damaged.
+    """
+    from astropy.io import fits
+
+    with open(path, "rb") as stream:
+        is_gzip = stream.read(2) == b"\x1f\x8b"  # which astropy unpacks whatever the name
+    size = _unpacked_size(path) if is_gzip else path.stat().st_size
+    with fits.open(path, memmap=False) as hdus:
+        for place in (hdu.fileinfo() for hdu in hdus):
+            if place["datLoc"] + place["datSpan"] - 2880 > size:  # the padding to whole blocks may be missing
+                raise InputError(f"{path} is shorter than its header says (truncated?): save or copy it again")
+        yield hdus
+
+
+def _unpacked_size(path: Path) -> int:
+    """Read a .gz to its end, where gzip compares the checksum (astropy stops before), and keep nothing of it."""
+    size = 0
+    with gzip.open(path) as stream:
+        while piece := stream.read(1 << 20):
+            if size == 0 and b"END".ljust(80) not in piece:
+                raise InputError(f"{path} cannot be read as FITS (its header has no end): save or copy it again")
+            size += len(piece)
+            if size > MAX_BYTES:
+                raise InputError(f"{path} has more than {MAX_BYTES} bytes unpacked: unpack it, or cut it down")
+    return size
 
 
 def _hdu_keys(hdu: int | str | None) -> list[int | str | None]:
@@ -279,6 +307,8 @@ def _as_raw(hdus: Any, key: int | str | None, path: Path) -> RawCutout:
         mend = f"choose hdu among {available}" if available else "it holds no image at all (truncated?), leave it out"
         raise InputError(f"{path} has {wanted}: {mend}")
     _check_size(chosen.shape, path)
+    if getattr(chosen, "compression_type", None) == "HCOMPRESS_1":  # astropy 8.0.2 writes beyond its memory
+        raise InputError(f"{path} is HCOMPRESSed, which crashes readers where it is damaged: unpack it with funpack")
     header, data = chosen.header, chosen.data
     if data.ndim > 3:
         data = data.reshape(data.shape[-3:]) if np.prod(data.shape[:-3]) == 1 else data

@@ -85,6 +85,8 @@ class SimulationConfig:
             raise InputError(f"size is {self.size}; give an even number of at least 32 pixels")
         if self.pixel_scale <= 0 or min(self.seeing) <= 0:
             raise InputError("pixel_scale and seeing must be positive, in arcsec")
+        if self.min_arc_contrast >= 1:
+            raise InputError(f"min_arc_contrast is {self.min_arc_contrast}; give a share below 1")
         if self.min_radius_over_seeing * max(self.seeing) > 0.9 * _MAX_EINSTEIN_RADIUS:
             ratio = self.min_radius_over_seeing
             raise InputError(f"min_radius_over_seeing {ratio} puts arcs outside the central 32 pixels; lower it")
@@ -541,7 +543,8 @@ def _draw_visible_system(
             colour = _draw_blue_colour(rng)
             redder = 10 ** (0.4 * (rng.uniform(0.1, 0.33) * np.array([-0.5, 0.5, 0.7])))
             return _System(galaxy, radius, _layers((colour, scene)), snr, magnification * flux * colour * redder)
-    raise InputError(f"no lens reaches min_arc_snr {config.min_arc_snr}; lower it in the SimulationConfig")
+    cuts = f"min_arc_snr {config.min_arc_snr} and min_arc_contrast {config.min_arc_contrast}"
+    raise InputError(f"no lens reaches {cuts}; lower them in the SimulationConfig")
 
 
 def simulate_cutout(

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import InputError
-from .readers import SUFFIXES, is_cutout_file
+from .readers import SUFFIXES, is_cutout_file, open_fits
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +240,8 @@ def _open_table(table: Path) -> tuple[Any, list[str]]:
         if name.endswith((".fits", ".fit", ".fits.gz")):
             from astropy.table import Table
 
-            frame = Table.read(table, format="fits")
+            with open_fits(table) as hdus:
+                frame = Table.read(hdus, format="fits")
             return frame, list(frame.colnames)
         import pandas
 
@@ -253,7 +255,11 @@ def _open_table(table: Path) -> tuple[Any, list[str]]:
 @contextlib.contextmanager
 def _readable(table: Path) -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the parsers warn, only what ends in an error matters
+            yield
+    except InputError:
+        raise
     except Exception as error:  # a damaged file makes the parsers raise nearly anything
         problem = getattr(error, "strerror", None) or "truncated?"
         raise InputError(f"{table} cannot be read as a table ({problem}): save or copy it again") from error

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+
+_CHUNK = 1024  # cutouts that are looked at together
 
 
 @dataclass
@@ -83,16 +86,25 @@ def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
 
     Returns:
         `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
+
+    Raises:
+        [`InputError`]: it is no data set of these kinds, or a pixel is NaN or infinite.
     """
-    if isinstance(cutouts, tuple):
-        return cutouts
+    splits, info = open_splits(cutouts)
+    return {name: check_finite(name, as_tensors(split)) for name, split in splits.items()}, info
+
+
+def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
+    """As [`splits_and_info`], with the splits as they are, for [`as_tensors`]."""
     if isinstance(cutouts, str | os.PathLike):
         return load_tensors(cutouts)
+    if isinstance(cutouts, tuple):
+        return cutouts
     if not isinstance(cutouts, Mapping):
         raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
     from .processing import cutout_info
 
-    return {name: as_tensors(split) for name, split in cutouts.items()}, asdict(cutout_info(cutouts))
+    return cutouts, asdict(cutout_info(cutouts))
 
 
 def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
@@ -106,14 +118,16 @@ def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
     splits, info = splits_and_info(cutouts)
     tensors, text = {}, {}
     for name, split in splits.items():
-        tensors[f"{name}.pixels"] = split.pixels.contiguous()
-        tensors[f"{name}.labels"] = split.labels
+        tensors[f"{name}.pixels"] = split.pixels.cpu().contiguous()
+        tensors[f"{name}.labels"] = split.labels.cpu().contiguous()
         text[name] = {"ids": split.ids, "groups": split.groups, "subclasses": split.subclasses}
+    metadata = {"cutout_info": json.dumps(info), "columns": json.dumps(text)}
+    metadata["checksum"] = str(checksum("".join(metadata.values()), tensors))
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"cutout_info": json.dumps(info), "columns": json.dumps(text)})
+        save_file(tensors, partial, metadata=metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
@@ -142,10 +156,15 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dic
                 raise InputError(f"{path} holds no cutouts: write it with save_tensors")
             info, columns = json.loads(metadata["cutout_info"]), json.loads(metadata["columns"])
             CutoutInfo.from_json(metadata["cutout_info"])  # fails where a field is missing
-            splits = {
-                name: CutoutTensors(file.get_tensor(f"{name}.pixels"), file.get_tensor(f"{name}.labels"), **text)
-                for name, text in columns.items()
-            }
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if "checksum" not in metadata:
+            raise InputError(f"{path} has no checksum, an earlier version wrote it: write it again with save_tensors")
+        if str(checksum(metadata["cutout_info"] + metadata["columns"], tensors)) != metadata["checksum"]:
+            raise ValueError("its checksum is wrong")
+        splits = {
+            name: CutoutTensors(tensors[f"{name}.pixels"], tensors[f"{name}.labels"], **text)
+            for name, text in columns.items()
+        }
         problem = _problem(splits, info)
     except InputError:
         raise
@@ -154,6 +173,14 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dic
     if problem:
         raise InputError(f"cannot read {path} ({problem}): write it again with save_tensors")
     return splits, info
+
+
+def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
+    """CRC-32 of a text and of tensors (contiguous, in main memory) with their names: tells damage, not forgery."""
+    found = zlib.crc32(header.encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
+    return found
 
 
 def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:
@@ -171,12 +198,35 @@ def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:
 
 
 def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`."""
-    centre = center_crop(pixels, crop_size).double() / 255
-    std, mean = torch.std_mean(centre, dim=(0, 2, 3))
+    """
+    Mean and standard deviation per band of `pixels / 255` in the central crop, as `image_mean` and `image_std`; in
+    float64, but of `_CHUNK` cutouts at a time.
+    """
+    chunks = center_crop(pixels, crop_size).split(_CHUNK)
+    count = len(pixels) * crop_size**2
+    mean = sum(chunk.double().sum(dim=(0, 2, 3)) for chunk in chunks) / count
+    squares = sum((chunk.double() - mean.view(1, -1, 1, 1)).square().sum(dim=(0, 2, 3)) for chunk in chunks)
+    std = (squares / (count - 1)).sqrt()
     if (std == 0).any():
         raise InputError(f"band {int((std == 0).nonzero()[0])} of the training split is constant: leave it out")
-    return mean.tolist(), std.tolist()
+    return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def check_finite(name: str, split: CutoutTensors) -> CutoutTensors:
+    """
+    The split itself.
+
+    Raises:
+        [`InputError`]: one of its cutouts has a NaN or infinite pixel; names it.
+    """
+    for number, chunk in enumerate(split.pixels.split(_CHUNK)):
+        finite = chunk.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            one = split.ids[number * _CHUNK + int((~finite).nonzero()[0])]
+            raise InputError(
+                f"cutout {one} of {name} has NaN or infinite pixels: fill them, or make the data set with load_cutouts"
+            )
+    return split
 
 
 def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:

@@ -99,8 +99,9 @@ class Views:
 
     def __init__(self, seed: int, device: torch.device | str):
         self.seed = seed
-        generator = torch.Generator().manual_seed(seed)
-        self._noise_bank = torch.randn(_NOISE_BANK_SIZE, generator=generator).to(device)
+        self.device = device
+        self._noise_banks: dict[int, torch.Tensor] = {}
+        self._noise_bank(1)  # that of all but huge views, before the first step
 
     def make(
         self, images: torch.Tensor, indices: torch.Tensor, settings: ViewSettings, epoch: int, view: int
@@ -149,8 +150,17 @@ class Views:
     def _noise(self, indices: torch.Tensor, epoch: int, view: int, count: int) -> torch.Tensor:
         # A stretch of one fixed bank of normal deviates per view costs a tenth of drawing them anew.
         bits = random_bits(self.seed, epoch, indices, view, _NOISE_NUMBER + 1)[:, _NOISE_NUMBER]
-        start = bits % (_NOISE_BANK_SIZE - count)
-        return self._noise_bank[start.unsqueeze(1) + torch.arange(count, device=indices.device)]
+        bank = self._noise_bank(count)
+        start = bits % (len(bank) - count)
+        return bank[start.unsqueeze(1) + torch.arange(count, device=indices.device)]
+
+    def _noise_bank(self, count: int) -> torch.Tensor:
+        """Normal deviates, at least twice as many as the `count` of a view."""
+        size = max(_NOISE_BANK_SIZE, 1 << (2 * count - 1).bit_length())
+        if size not in self._noise_banks:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._noise_banks[size] = torch.randn(size, generator=generator).to(self.device)
+        return self._noise_banks[size]
 
 
 def affine_crop(images: torch.Tensor, settings: ViewSettings, u: torch.Tensor) -> torch.Tensor:

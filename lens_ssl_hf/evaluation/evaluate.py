@@ -1,5 +1,6 @@
 """Score a labelled split, measure it, draw the pictures. `predict` needs nothing but torch and transformers."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, splits_and_info
+from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, open_splits
 from ..errors import InputError
 from ..training.run_directory import read_run, write_json
 
@@ -67,6 +68,8 @@ class Predictions:
                     writer.writerows(zip(*(getattr(c, "tolist", lambda c=c: c)() for c in columns.values())))
             os.replace(partial, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
         return path
 
@@ -231,10 +234,10 @@ def choose_split(cutouts: Any, split: str = "test") -> tuple[CutoutTensors, dict
     if not is_whole:
         name = getattr(cutouts, "split", None)
         return as_tensors(cutouts), _info_of(cutouts), None if name is None else str(name)
-    splits, info = splits_and_info(cutouts)
+    splits, info = open_splits(cutouts)
     if split not in splits:
         raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
-    return splits[split], info, split
+    return as_tensors(splits[split]), info, split
 
 
 def _info_of(dataset: Any) -> dict[str, Any]:
@@ -326,8 +329,9 @@ def evaluate(
         if cutouts is None:
             raise InputError("cutouts are missing: give a data set, or a file of predictions in place of the model")
         classifier = Classifier.load(model)
-        predictions = predict(classifier, cutouts, batch_size, device, split)
     tensors, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
+    if predictions is None:
+        predictions = predict(classifier, ({split: tensors}, info), batch_size, device, split)
     if tensors is not None and tensors.ids != predictions.id:
         raise InputError("the predictions are not of these cutouts (the ids differ): predict again")
     report = {

@@ -1,5 +1,6 @@
 """ROC curves, ranked contact sheets in colour, and training curves, as PNG files."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -166,10 +167,14 @@ def colour_image(pixels: np.ndarray, bands: Sequence[str] | None = None) -> np.n
     return np.moveaxis(image, 0, -1).round().astype(np.uint8)
 
 
-def plot_curves(run: str | os.PathLike) -> Path:
+def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -> Path:
     """
-    Training curves of a run from its metrics.jsonl, written to curves.png: loss, AUC on the validation split, learning
-    rate and, for DINO and iBOT, the teacher's entropy (for SimSiam the spread of the outputs).
+    Training curves of a run from its metrics.jsonl: loss, AUC on the validation split, learning rate and, for DINO and
+    iBOT, the teacher's entropy (for SimSiam the spread of the outputs).
+
+    Args:
+        run (`str` or `os.PathLike`): the run directory.
+        path (`str` or `os.PathLike`, *optional*): the PNG to write, by default `curves.png` of the run.
 
     Raises:
         [`InputError`]: the run has no metrics.jsonl.
@@ -208,7 +213,7 @@ def plot_curves(run: str | os.PathLike) -> Path:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.suptitle(_describe(facts), fontsize=11)
-    return _save(figure, run / "curves.png")
+    return _save(figure, path or run / "curves.png")
 
 
 def _draw_marks(axes: Any, names: Mapping[str, str], facts: Mapping[str, Any]) -> None:
@@ -278,5 +283,7 @@ def _save(figure: "Figure", path: str | os.PathLike) -> Path:
         figure.savefig(partial, format="png", dpi=130, metadata={"Software": None})
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
     return path

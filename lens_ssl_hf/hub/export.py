@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from ..data.processing import save_processor
@@ -69,20 +70,21 @@ def export(
         model.config.init_method = facts["method"]  # for the records of what is fine-tuned from it
     else:
         model = classifier_of(run)
-    if (run / "metrics.jsonl").is_file():
-        plot_curves(run)
     with replace_folder(folder) as partial:
         model.save_pretrained(partial)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
         for picture in PICTURES:
             if (run / picture).is_file():
                 shutil.copy(run / picture, partial)
+        if (run / "metrics.jsonl").is_file():
+            plot_curves(run, partial / "curves.png")  # the run may be read-only
         write_json(partial / RECIPE, without_local_paths(facts))
         if (evaluation := read_evaluation(run)) is not None:
             write_json(partial / METRICS, evaluation)
         if with_heads:
             shutil.copytree(run / "model", partial / HEADS)
         card = CardFacts.from_run(run, name or folder.name, base_model, license=license, has_heads=with_heads)
+        card.pictures = [file.name for file in partial.glob("*.png")]
         write_card(card, partial)
     return folder
 
@@ -94,7 +96,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     where it does not.
 
     Raises:
-        [`InputError`]: `folder` cannot be written.
+        [`InputError`]: `folder` cannot be written, or the disk is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         for path in (partial, *partial.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         _replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # not of the file system
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {folder} ({reason}): make room, or choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

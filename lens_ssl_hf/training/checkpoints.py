@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..data.tensors import checksum
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -135,14 +135,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if str(checksum(metadata["header"], tensors)) != metadata["checksum"]:
         raise ValueError("its checksum is wrong")
     return json.loads(metadata["header"]), tensors
-
-
-def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
-    """CRC-32 of a text and of named tensors on the CPU, in the order of their names."""
-    checksum = zlib.crc32(header.encode())
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), checksum))
-    return checksum
 
 
 def _delete_old(directory: Path) -> None:
