@@ -46,8 +46,9 @@ class Repository:
 @dataclass
 class Trouble:
     """
-    What happens to the next `times` requests whose "METHOD path" matches: a status, a reset connection after `reset`
-    bytes of the body were read, a body that arrives with one bit flipped, or a call before it is served.
+    What happens to the next `times` requests whose "METHOD path" matches: a status in place of the answer; a reset
+    connection after `reset` bytes of the body, or once all is done, before the answer; a body that arrives with
+    one bit flipped; or a call before it is served.
     """
 
     pattern: str
@@ -379,11 +380,6 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
         return 206, part, headers
 
-    def whoami(self) -> tuple:
-        if self._token() is None:
-            raise _Refused(401, "Invalid username or password.")
-        return 200, {"type": "user", "name": "me", "orgs": [], "auth": {"type": "access_token"}}, {}
-
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:
     blob = hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
@@ -397,7 +393,6 @@ _ROUTES = [
     ("POST", "/api/repos/create", _Handler.create),
     ("DELETE", "/api/repos/delete", _Handler.delete),
     ("POST", "/api/validate-yaml", _Handler.validate),
-    ("GET", "/api/whoami-v2", _Handler.whoami),
     ("GET", rf"/api/{KINDS}/{ID}", _Handler.info),
     ("GET", rf"/api/{KINDS}/{ID}/revision/(?P<revision>[^/]+)", _Handler.info),
     ("GET", rf"/api/{KINDS}/{ID}/refs", _Handler.refs),

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -144,7 +145,11 @@ def test_a_launch_that_runs_fewer_processes_than_asked_for_stops(data, tmp_path)
 @pytest.mark.parametrize("name,number,machines", [("one_gpu", 1, 1), ("many_gpus", 2, 1), ("many_machines", 2, 2)])
 def test_accelerate_files_start_what_they_say(name, number, machines, data, tmp_path):
     """All but the GPUs themselves: as many processes as asked for, which are one run."""
-    options = f"--config_file scripts/accelerate/{name}.yaml --num_processes {number} --num_machines {machines}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--config_file scripts/accelerate/{name}.yaml --num_processes {number} --num_machines {machines} "
+    options += f"--main_process_port {port}"
     script = f"scripts/run_finetune.py {QUICK} --steps 1 --dataset {data} --output_dir {tmp_path}/out"
     with ThreadPoolExecutor() as pool:
         ranks = [f"--machine_rank {rank}" if machines > 1 else "" for rank in range(machines)]

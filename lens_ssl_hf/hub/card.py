@@ -190,7 +190,7 @@ def render_dataset_card(
         columns=next(iter(cutouts.values())).column_names,
         meanings=_FEATURES,
         origin=origin,
-        source=_SOURCES[info.source],
+        source=_SOURCES.get(info.source, info.source),
         license=license,
         version=__version__,
     )

@@ -214,10 +214,13 @@ def publish(
     dry_run: str | os.PathLike | None,
 ) -> str:
     """Let `write` fill `dry_run`, or a temporary folder that is then uploaded."""
-    if dry_run is not None:
-        write(Path(dry_run))
-        return os.fspath(dry_run)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / repo_id.split("/")[-1]
-        write(folder)
-        return upload(folder, repo_id, repo_type, is_own, private, revision)
+        folder = Path(temporary) / repo_id.split("/")[-1] if dry_run is None else Path(dry_run)
+        try:
+            write(folder)
+        except OSError as error:
+            raise InputError(
+                f"cannot write what is to be published to {folder} ({error.strerror or error}): make room, or set "
+                "TMPDIR to a larger disk"
+            ) from error
+        return upload(folder, repo_id, repo_type, is_own, private, revision) if dry_run is None else str(folder)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, close_session
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -61,14 +61,16 @@ def upload(
                 return target.commit(folder, is_own, private)
             except InputError:
                 raise
-            except (HTTPError, OSError, RuntimeError, ValueError) as error:
-                cause = error.__cause__ or error if type(error) is RuntimeError else error  # of one file's upload
+            except Exception as error:  # huggingface_hub passes on those of its transports
+                # huggingface_hub wraps what happened to one file.
+                cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
                 problem, mend = _explain(cause, repo_id)
                 patience = _patience(cause, wait)
                 if patience is None:
                     raise InputError(f"{problem}: {mend}") from error
                 logger.warning("%s: trying again in %d s", problem, patience)
                 time.sleep(patience)
+                close_session()  # the next try gets new connections
     except BaseException:
         target.take_back()
         raise
