@@ -12,7 +12,6 @@ from types import MethodType
 import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification, ViTModel
-from transformers.models.vit.modeling_vit import ViTLayer
 from transformers.utils import logging
 
 from ..errors import InputError
@@ -123,13 +122,6 @@ def use_fast_attention(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ViTModel) and module.device.type == "cpu":
             module.set_attn_implementation("eager")
-
-
-def compile_layers(model: torch.nn.Module) -> None:
-    """Compile the transformer layers of all ViTs in a model: one compilation per shape of their input serves all."""
-    for module in model.modules():
-        if isinstance(module, ViTLayer):
-            module.compile(dynamic=False)
 
 
 def load_encoder(source: str | os.PathLike) -> ViTModel:

@@ -102,9 +102,6 @@ class PretrainArguments(ViewArguments):
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
-    compile: str = _option(
-        "off", "on compiles the layers with torch.compile: a minute at the start, to gain on a GPU."
-    )
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
@@ -169,9 +166,6 @@ class FinetuneArguments(ViewArguments):
     report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
     precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
-    compile: str = _option(
-        "off", "on compiles the layers with torch.compile: a minute at the start, to gain on a GPU."
-    )
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
@@ -207,7 +201,6 @@ def _check_common(arguments: Any) -> None:
     _choose("backbone", arguments.backbone, ("vitt8", "vits8", "vitb8"))
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
-    _choose("compile", arguments.compile, ("on", "off"))
     if isinstance(arguments.report_to, str):
         arguments.report_to = [arguments.report_to]
     check_trackers(arguments.report_to or ())

@@ -21,7 +21,7 @@ from ..data.tensors import CutoutTensors, center_crop, channel_statistics, diges
 from ..data.views import Views
 from ..errors import InputError
 from ..models import backbone_config
-from ..models.backbones import backbone_name, compile_layers, load_encoder, resize_positions, use_fast_attention
+from ..models.backbones import backbone_name, load_encoder, resize_positions, use_fast_attention
 from .arguments import FinetuneArguments, make_arguments
 from .checkpoints import checksum, load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -261,8 +261,6 @@ def _train(
     labels, views = labels.to(device), Views(arguments.seed, device)
     settings = arguments.view_settings(arguments.crop_size, (arguments.scale_min, 1.0))
     use_fast_attention(model.to(device).train())
-    if arguments.compile == "on":
-        compile_layers(model)
     if arguments.linear_probe:
         model.vit.requires_grad_(False)
 

@@ -20,7 +20,7 @@ from ..data.tensors import CutoutTensors, center_crop, channel_statistics, norma
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name, compile_layers, use_fast_attention
+from ..models.backbones import backbone_name, use_fast_attention
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -280,8 +280,6 @@ class Pretraining:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done and the seconds they took."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
         use_fast_attention(model.to(accelerator.device).train())
-        if arguments.compile == "on":
-            compile_layers(model)
         newest = newest_checkpoint(self.run_directory.checkpoints, accelerator)
         if "precision" not in self.run_directory.facts:
             precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
