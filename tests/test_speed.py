@@ -66,4 +66,4 @@ def test_memory_of_a_large_run_is_bounded(tmp_path):
     """DINO with vitb8, batch 256 and the recipe's 2 + 4 views."""
     command = ["scripts/benchmark.py", "--parts", "memory", "--output", str(tmp_path / "memory.json")]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=1200)
-    assert json.loads((tmp_path / "memory.json").read_text())["memory"]["peak_bytes"] < 16 * 2**30
+    assert json.loads((tmp_path / "memory.json").read_text())["memory"]["peak_bytes"] < 10 * 2**30
