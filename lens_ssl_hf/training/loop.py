@@ -42,8 +42,9 @@ def make_accelerator(precision: str, deterministic: bool) -> Accelerator:
         [`InputError`]: a launch that silently runs as one process, fp16, or fp32 where Accelerate was configured with
             bf16.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need, before the first
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:  # otherwise what the program around it has chosen stays
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed before the first product
+        torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(cpu=_many_without_gpu())
     asked_for = _processes_asked_for()
     if asked_for != accelerator.num_processes:
