@@ -5,12 +5,15 @@ Write the tables of README.md from model_cards/results/*.json.
 python scripts/make_tables.py
 ```
 
-A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, and is made from model_cards/results/NAME.json.
+A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, and is made from model_cards/results/NAME.json
+or, where a study wrote it, model_cards/results/NAME/results.json.
 """
 
 import json
 import re
 from pathlib import Path
+
+from lens_ssl_hf.evaluation.study_report import markdown_table
 
 ROOT = Path(__file__).parents[1]
 INITS = {"scratch": "from scratch", "dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam"}
@@ -86,7 +89,11 @@ def fill(text: str) -> str:
     """`text` with every table made anew."""
 
     def replace(match: re.Match) -> str:
-        results = json.loads((ROOT / "model_cards" / "results" / f"{match[1]}.json").read_text())
+        folder = ROOT / "model_cards" / "results"
+        if (folder / match[1] / "results.json").is_file():
+            made = markdown_table(json.loads((folder / match[1] / "results.json").read_text()))
+            return f"<!-- table: {match[1]} -->\n{made}\n<!-- end table -->"
+        results = json.loads((folder / f"{match[1]}.json").read_text())
         made = speed_table(results) if match[1].startswith("benchmark") else table(results)
         return f"<!-- table: {match[1]} -->\n{made}\n<!-- end table -->"
 

@@ -1,67 +1,96 @@
 """
-Compare initialisations with the same labels, views, steps and selection: fine-tune, evaluate, intervals.
+Does self-supervision help when labels are few? The whole table with one command.
 
 ```bash
-python scripts/run_study.py --dataset my_cutouts/ --inits scratch runs/dino --labels 100 300 --seeds 3 \
-    --output_dir runs/study --results runs/study/results.json
+python scripts/run_study.py --dataset my_cutouts --backbones vits8 --methods supervised simsiam dino ibot \
+    --labels 100 300 600 1200 all --seeds 3 --subsets 10 --output_dir runs/study
 ```
 
-A cell (initialisation, labels, seed) is a run directory; what is done is not done again.
+Pretrains once per (method, backbone, seed) on all training images without labels, fine-tunes on seeded label subsets,
+tests, compares. Every cell is a directory: what is done is not done again, and an interruption costs one cell at most.
+Several such commands on one output_dir share the cells, each on its own device (CUDA_VISIBLE_DEVICES); under
+`accelerate launch` all processes train every cell together. `--dry_run yes` prints the plan and its time.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lens_ssl_hf.cli import load_dataset, parse, quiet
+from lens_ssl_hf.cli import load_dataset, parse, quiet, tell
 from lens_ssl_hf.data.arguments import DataArguments
-from lens_ssl_hf.errors import exit_on_input_error
-from lens_ssl_hf.training.arguments import FinetuneArguments
+from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 
 @dataclass
-class StudyArguments(FinetuneArguments):
-    labels: list[str] = field(default_factory=lambda: ["300"], metadata={"help": "Label budgets: numbers or all."})
-    inits: list[str] = field(
-        default_factory=lambda: ["scratch"], metadata={"help": "Runs, exported folders, Hub ids, or scratch."}
+class Arguments:
+    output_dir: str = field(default="runs/study", metadata={"help": "Gets a directory per cell, tables and pictures."})
+    methods: list[str] = field(
+        default_factory=lambda: ["supervised", "simsiam", "dino", "ibot"],
+        metadata={
+            "help": (
+                "simsiam, dino, ibot; supervised (from scratch), supervised-long (with the compute of a pretraining "
+                "as well), cnn (a small one), profiles (logistic regression on radial profiles)."
+            )
+        },
     )
-    seeds: int = field(default=3, metadata={"help": "Seeds per initialisation and budget."})
-    results: str = field(default="", metadata={"help": "JSON file to write; results.json in output_dir by default."})
-
-    def __post_init__(self) -> None:
-        pass  # every cell's settings are checked when its FinetuneArguments are made
+    backbones: list[str] = field(default_factory=lambda: ["vits8"], metadata={"help": "vitt8, vits8, vitb8."})
+    labels: list[str] = field(
+        default_factory=lambda: ["100", "300", "600", "1200", "all"], metadata={"help": "Label budgets: numbers, all."}
+    )
+    seeds: int = field(default=3, metadata={"help": "Pretrainings per method and backbone."})
+    subsets: int = field(default=10, metadata={"help": "Label subsets per budget and pretraining."})
+    folds: list[int] | None = field(
+        default=None, metadata={"help": "Of a table with folds: each of these is the test split in turn."}
+    )
+    epochs: int | None = field(default=None, metadata={"help": "Of the pretrainings; by default each recipe's."})
+    steps: int | None = field(default=None, metadata={"help": "Of the fine-tunings; by default the recipe's."})
+    precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32."})
+    report_dir: str = field(default="", metadata={"help": "Gets tables and pictures; output_dir by default."})
+    cards_dir: str = field(default="", metadata={"help": "Gets the model cards; report_dir by default."})
+    dry_run: bool = field(default=False, metadata={"help": "Print what would be done and how long it would take."})
 
 
 @exit_on_input_error
 def main() -> None:
-    data_arguments, arguments = parse(DataArguments, StudyArguments, description=__doc__)
-    from lens_ssl_hf.evaluation.study import compare, run_study, write_results
+    data_arguments, arguments = parse(DataArguments, Arguments, description=__doc__)
+    from lens_ssl_hf.evaluation.study import SSL_METHODS, Study, describe_plan
+    from lens_ssl_hf.evaluation.study_report import write_report
+    from lens_ssl_hf.hub.study_cards import write_cards
+    from lens_ssl_hf.training.loop import process_state
     from lens_ssl_hf.training.run_directory import make_folder
 
     quiet()
-    results = Path(arguments.results or f"{arguments.output_dir}/results.json")
-    make_folder(results.parent, "results")  # after hours of training is too late
-    own = {"labels", "inits", "seeds", "results", "output_dir", "init", "seed", "resume"}
-    settings = {f.name: getattr(arguments, f.name) for f in fields(FinetuneArguments) if f.name not in own}
-    cells = run_study(
-        load_dataset(data_arguments),
+    report = Path(arguments.report_dir or arguments.output_dir)
+    cards = Path(arguments.cards_dir or report)
+    if arguments.folds and data_arguments.test_fold is not None:
+        raise InputError("folds and test_fold both choose the test split: give one of them")
+    options = [replace(data_arguments, test_fold=fold) for fold in arguments.folds or ()] or [data_arguments]
+    cutouts = dict(zip(arguments.folds or (None,), map(load_dataset, options)))
+    common = {"precision": arguments.precision}
+    pretraining = common | ({} if arguments.epochs is None else {"epochs": arguments.epochs})
+    study = Study(
+        cutouts,
         arguments.output_dir,
-        arguments.inits,
+        arguments.methods,
+        arguments.backbones,
         arguments.labels,
         arguments.seeds,
-        **settings,
+        arguments.subsets,
+        pretraining=dict.fromkeys(SSL_METHODS, pretraining),
+        finetuning={"all": common | ({} if arguments.steps is None else {"steps": arguments.steps})},
     )
-    rows = compare(cells)
-    write_results(results, cells, rows)
-    for row in rows:
-        print(f"{row['init']:16} {row['num_labels']:5} labels, {row['seeds']} seeds")
-        for name, auc in row.items():
-            if isinstance(auc, dict):
-                line = f"    {name:24} {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
-                if "difference" in auc:
-                    low, high = auc["difference_low"], auc["difference_high"]
-                    line += f"   minus scratch {auc['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-                print(line)
-    print(f"results: {results}")
+    if arguments.dry_run:
+        tell(describe_plan(study))
+        return
+    if arguments.report_dir:
+        make_folder(report, "report_dir")  # after hours of training is too late
+    if arguments.cards_dir:
+        make_folder(cards, "cards_dir")
+    records = study.run()
+    if process_state().is_main_process:
+        results = write_report(study, records, report)
+        write_cards(study, records, results, cards, report)
+        print((report / "table.md").read_text())
+        print(f"tables and pictures: {report}")
 
 
 if __name__ == "__main__":

@@ -1,68 +1,199 @@
-"""Comparing initialisations: cells are done once, and the intervals cover seeds and test groups."""
+"""The study: its cells are done once, its numbers are those of the cells, its statistics those of the textbooks."""
 
 import json
 
 import numpy as np
 import pytest
+from conftest import make_split
+from sklearn.metrics import accuracy_score, roc_auc_score
 
 from lens_ssl_hf import InputError
+from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
-from lens_ssl_hf.evaluation.study import compare, run_study, write_results
+from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan
+from lens_ssl_hf.evaluation.study_report import write_report
+
+TINY_DINO = {"epochs": 1, "batch_size": 48, "head_hidden_size": 16, "num_prototypes": 16, "precision": "fp32"}
+TINY_STEPS = {"steps": 1, "eval_every": 1, "batch_size": 16, "precision": "fp32"}
 
 
-def test_cells_are_done_once_and_results_are_written(tiny_cutouts, tmp_path):
-    splits, _ = tiny_cutouts
-    settings = {"backbone": "vitt8", "steps": 2, "eval_every": 1, "precision": "fp32"}
-    cells = run_study(tiny_cutouts, tmp_path, ["scratch"], ["16"], seeds=2, **settings)
-    assert [(cell["seed"], cell["num_labels"], cell["init_method"]) for cell in cells] == [
-        (0, 16, "scratch"),
-        (1, 16, "scratch"),
-        (0, 16, "radial profiles"),
-        (1, 16, "radial profiles"),
-    ]
-    assert cells[2]["metrics"]["roc_auc"] > 0.9  # the toy lenses have a brighter centre
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert run_study(tiny_cutouts, tmp_path, ["scratch"], ["16"], seeds=2, **settings) == cells
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
-    with pytest.raises(InputError, match="steps is 3, was 2"):
-        run_study(tiny_cutouts, tmp_path, ["scratch"], ["16"], seeds=2, **{**settings, "steps": 3})
-    with pytest.raises(InputError, match="same name"):
-        run_study(tiny_cutouts, tmp_path, ["a/dino", "b/dino"], ["16"], **settings)
-    rows = compare(cells, num_bootstrap=200)
-    write_results(tmp_path / "results.json", cells, rows)
-    results = json.loads((tmp_path / "results.json").read_text())
-    auc = results["rows"][0]["roc_auc"]
-    assert auc["low"] <= auc["value"] <= auc["high"]
-    assert auc["value"] == pytest.approx(np.mean([cell["metrics"]["roc_auc"] for cell in cells[:2]]))
-    assert results["finetuning"]["scratch"]["steps"] == 2 and results["finetuning"]["scratch"]["layer_decay"] == 1
-    assert results["test"]["num_lenses"] == 24 and len(splits["test"]) == 48
+def make_study(cutouts, folder, methods=("supervised", "dino", "cnn", "profiles"), labels=("16",), **changes):
+    settings = {"pretraining": {"dino": TINY_DINO}, "finetuning": {"all": TINY_STEPS}, "seeds": 1, "subsets": 2}
+    return Study({None: cutouts}, folder, methods, ["vitt8"], labels, **{**settings, **changes})
 
 
-def write_cell(folder, method, seed, scores, labels):
+def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    cutouts = {**splits, "test_large": make_split(2100, 5, side=32)}, info
+    study = make_study(cutouts, tmp_path / "study")
+    assert "9 to do" not in describe_plan(study) and "0 of 9 are done" in describe_plan(study)
+    records = study.run()
+    assert [r["method"] for r in records] == ["dino", *["supervised", "dino", "cnn", "profiles"] * 2]
+    assert all(record["metrics"]["roc_auc"] > 0.9 for record in records if record["method"] == "profiles")
+    assert not list((tmp_path / "study").rglob("checkpoints"))
+    kept = {path.parent.name for path in (tmp_path / "study").rglob("model")}
+    assert kept == {
+        Cell(m, b, "16", 0, 0).name for m, b in (("supervised", "vitt8"), ("dino", "vitt8"), ("cnn", ""))
+    } | {"dino-vitt8-seed0"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")}
+    assert make_study(cutouts, tmp_path / "study").run() == records
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")} == before
+
+    results = write_report(study, records, tmp_path / "report")
+    assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
+    table = (tmp_path / "report" / "table.md").read_text()
+    for row in results["rows"]:
+        own = [r for r in records if r["method"] == row["method"] and r["labels"] == "16"]
+        assert row["roc_auc"]["value"] == pytest.approx(np.mean([r["metrics"]["roc_auc"] for r in own]))
+        assert row["accuracy"]["value"] == pytest.approx(np.mean([r["metrics"]["accuracy"] for r in own]))
+        large = np.mean([r["metrics_large"]["completeness_at_fpr_1e-3"] for r in own])
+        assert row["completeness_at_fpr_1e-3"]["value"] == pytest.approx(large)
+        assert f"{row['roc_auc']['value']:.3f} [{row['roc_auc']['low']:.3f}" in table
+    columns = (tmp_path / "report" / "table.tex").read_text()
+    assert {line.count("&") for line in columns.splitlines() if line.endswith(r"\\")} == {
+        table.split("\n")[0].count("|") - 2
+    }
+    for picture in ("label_efficiency.png", "roc-vitt8.png", "calibration-vitt8.png"):
+        assert (tmp_path / "report" / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_cell_is_taken_by_one_process_only(tiny_cutouts, tmp_path):
+    study = make_study(tiny_cutouts, tmp_path, methods=["profiles"])
+    cell = study.plan()[0]
+    with study._claim(cell) as first, study._claim(cell) as second:
+        assert (first, second) == (True, False)
+    study.do(cell)
+    with study._claim(cell) as late:
+        assert not late
+
+
+def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    without_test = {name: split for name, split in splits.items() if name != "test"}, info
+    for change, message in (
+        ({"methods": ["supervised", "byol"]}, "methods has 'byol'"),
+        ({"labels": ["16", "200"]}, "labels is 200 but the training split has 96"),
+        ({"seeds": 0}, "seeds must be positive"),
+        ({"methods": ["supervised-long"]}, "add a self-supervised method"),
+        ({"finetuning": {"all": {"stesp": 3}}}, "unknown setting 'stesp'"),
+        ({"cutouts": without_test}, "no test split"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_study(change.pop("cutouts", tiny_cutouts), tmp_path, **change)
+    make_study(tiny_cutouts, tmp_path, methods=["profiles"]).run()
+    with pytest.raises(InputError, match="another finetuning of all"):
+        make_study(tiny_cutouts, tmp_path, ["profiles"], finetuning={"all": {**TINY_STEPS, "steps": 2}}).run()
+
+
+def test_the_long_baseline_costs_as_much_as_a_pretraining_and_a_finetuning(tiny_cutouts, tmp_path):
+    study = make_study(tiny_cutouts, tmp_path, methods=["supervised-long", "dino"])
+    long, plain = Cell("supervised-long", "vitt8", "16", 0, 0), Cell("supervised", "vitt8", "16", 0, 0)
+    # DINO: the student sees 2 x 17 and 4 x 5 tokens forward and back, the teacher 2 x 17 forward.
+    pretraining = 96 * (3 * (2 * 17 + 4 * 5) + 2 * 17)
+    assert study.cost(long.pretraining.__class__("dino", "vitt8", "none", 0, 0)) == pretraining
+    assert study.cost(long) == pytest.approx(pretraining + study.cost(plain), rel=0.1)
+
+
+def write_cell(folder, method, seed, subset, scores, labels, fold=None, groups=None):
     ids = [str(i) for i in range(len(labels))]
-    kinds = ["lens" if label else "hard" if i % 2 else "field" for i, label in enumerate(labels)]
-    directory = folder / f"{method}-{seed}"
-    Predictions(ids, labels, ids, kinds, scores).save(directory / "evaluation" / "predictions.parquet")
-    return {"init": method, "init_method": method, "num_labels": 100, "seed": seed, "directory": str(directory)}
+    kinds = ["lens" if label else "hard_nonlens" if i % 2 else "field" for i, label in enumerate(labels)]
+    directory = folder / f"{method}-{seed}-{subset}-{fold}"
+    Predictions(ids, labels, groups or ids, kinds, scores).save(directory / "predictions.parquet")
+    cell = {"method": method, "backbone": "vitt8", "labels": "100", "num_labels": 100, "fold": fold}
+    return {**cell, "seed": seed, "subset": subset, "directory": str(directory)}
 
 
-def test_differences_share_the_test_groups(tmp_path):
+def scores_of(labels, signal, noise):
+    return 1 / (1 + np.exp(-(signal * labels + noise)))
+
+
+def test_weighted_auc_is_that_of_the_repeated_cutouts():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(2, size=60), rng.integers(12, size=60) / 12  # with ties
+    weights = rng.integers(4, size=(5, 60)).astype(np.float32)
+    for weight, auc in zip(weights.astype(int), weighted_auc(labels, scores, weights)):
+        assert auc == pytest.approx(roc_auc_score(labels.repeat(weight), scores.repeat(weight)), abs=1e-12)
+
+
+def test_differences_are_paired_and_mean_over_folds(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 3 % 2
-    noise = rng.normal(size=200)  # common to both sides: a paired comparison is not disturbed by it
-    cells = []
-    for method, signal in (("scratch", 1.0), ("dino", 2.0)):
-        for seed in range(3):
-            logits = signal * labels + noise + 0.05 * rng.normal(size=200)
-            cells.append(write_cell(tmp_path, method, seed, 1 / (1 + np.exp(-logits)), labels))
-    scratch, dino = compare(cells, num_bootstrap=500)
-    assert (scratch["init_method"], dino["init_method"]) == ("scratch", "dino")
-    for name in ("roc_auc", "auc_vs_hard", "auc_vs_field"):
-        ours, base = dino[name], scratch[name]
-        assert ours["difference"] == pytest.approx(ours["value"] - base["value"])
-        assert ours["difference_low"] > 0
-        widths = [side["high"] - side["low"] for side in (ours, base)]
-        assert ours["difference_high"] - ours["difference_low"] < np.hypot(*widths)
-    cells.append(write_cell(tmp_path, "ibot", 0, np.full(150, 0.5), labels[:150]))
-    with pytest.raises(InputError, match="different test sets"):
-        compare(cells)
+    cells, values = [], {}
+    for fold in (0, 1):
+        noise = rng.normal(size=200)  # common to both sides: a paired comparison is not disturbed by it
+        for method, signal in (("supervised", 1.0), ("dino", 1.6)):
+            for seed in range(3):
+                for subset in range(2):
+                    scores = scores_of(labels, signal, noise + 0.05 * rng.normal(size=200))
+                    cells.append(write_cell(tmp_path, method, seed, subset, scores, labels, fold))
+                    values.setdefault(method, []).append(roc_auc_score(labels, scores))
+    cells.append(write_cell(tmp_path, "ibot", 0, 0, scores, labels, fold=0))  # without fold 1: not whole
+    supervised, dino = compare(cells, num_bootstrap=500)
+    assert (supervised["seeds"], supervised["subsets"]) == (3, 2) and dino["method"] == "dino"
+    assert dino["roc_auc"]["value"] == pytest.approx(np.mean(values["dino"]))
+    assert dino["accuracy"]["value"] > 0 and "minus" not in supervised["roc_auc"]
+    for name in ("roc_auc", "auc_vs_hard_nonlens"):
+        minus, ours, base = dino[name]["minus"]["supervised"], dino[name], supervised[name]
+        assert minus["value"] == pytest.approx(ours["value"] - base["value"])
+        assert minus["low"] > 0 and minus["p"] == minus["p_holm"] == pytest.approx(2 / 501)
+        assert minus["high"] - minus["low"] < np.hypot(*(side["high"] - side["low"] for side in (ours, base)))
+    cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(150, 0.5), labels[:150], fold=0))
+    cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(200, 0.5), labels, fold=1))
+    with pytest.raises(InputError, match="another test set"):
+        compare(cells, num_bootstrap=10)
+
+
+def test_intervals_know_seeds_subsets_and_groups(tmp_path):
+    """The interval of one cell is that of its test groups; cells that differ widen it."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(400) % 2
+    base = scores_of(labels, 1.0, rng.normal(size=400))
+    groups = [str(i // 20) for i in range(400)]
+    same = [write_cell(tmp_path / "same", "dino", k, s, base, labels) for k in range(3) for s in range(3)]
+    by_group = np.arange(400) // 20 % 2
+    alike = scores_of(by_group, 1.0, np.repeat(rng.normal(size=20), 20))  # within a group
+    grouped = [write_cell(tmp_path / "grouped", "dino", 0, 0, alike, by_group, groups=groups)]
+    alone = [write_cell(tmp_path / "alone", "dino", 0, 0, alike, by_group)]
+    other = [
+        write_cell(tmp_path / "other", "dino", k, s, scores_of(labels, 0.2 + 0.8 * k, rng.normal(size=400)), labels)
+        for k in range(3)
+        for s in range(3)
+    ]
+    widths = {}
+    for name, cells in (("same", same), ("other", other), ("grouped", grouped), ("alone", alone)):
+        (row,) = compare(cells, num_bootstrap=1000)
+        widths[name] = row["roc_auc"]["high"] - row["roc_auc"]["low"]
+    standard_error = np.std([roc_auc_score(labels[i], base[i]) for i in rng.integers(400, size=(500, 400))])
+    assert widths["same"] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
+    assert widths["other"] > 1.5 * widths["same"]
+    assert widths["grouped"] > 3 * widths["alone"]
+
+
+def test_no_difference_is_seldom_called_one(tmp_path):
+    rng = np.random.default_rng(2)
+    labels = np.arange(120) % 2
+    p_values = []
+    for trial in range(40):
+        cells = []
+        for method in ("supervised", "dino"):
+            noise = rng.normal(size=120)
+            for subset in range(2):
+                scores = scores_of(labels, 1.0, noise + 0.5 * rng.normal(size=120))
+                cells.append(write_cell(tmp_path / str(trial), method, 0, subset, scores, labels))
+        p_values.append(compare(cells, num_bootstrap=200)[1]["roc_auc"]["minus"]["supervised"]["p"])
+    assert np.mean(np.array(p_values) < 0.05) <= 0.15 and np.mean(np.array(p_values) > 0.5) > 0.25
+
+
+def test_holm():
+    p_values = {"simsiam": 0.03, "dino": 0.01, "ibot": 0.04}
+    rows = [{"method": m, "roc_auc": {"minus": {"supervised": {"p": p}}}} for m, p in p_values.items()]
+    _correct(rows)
+    corrected = [row["roc_auc"]["minus"]["supervised"]["p_holm"] for row in rows]
+    assert corrected == pytest.approx([0.06, 0.03, 0.06])  # 3 x 0.01, 2 x 0.03, and 0.04 not below its predecessor
+
+
+def test_accuracy_is_that_of_scikit_learn(tmp_path):
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(2, size=50), rng.random(50)
+    (row,) = compare([write_cell(tmp_path, "dino", 0, 0, scores, labels)], num_bootstrap=20)
+    assert row["accuracy"]["value"] == pytest.approx(accuracy_score(labels, scores >= 0.5))

@@ -58,6 +58,12 @@ class DataArguments:
     train_size: int = field(default=3863, metadata={"help": "Simulated: labelled training cutouts."})
     validation_size: int = field(default=429, metadata={"help": "Simulated: validation cutouts."})
     test_size: int = field(default=758, metadata={"help": "Simulated: test cutouts."})
+    test_large_size: int = field(
+        default=0,
+        metadata={
+            "help": "Simulated: cutouts of a second test split, half of them lenses, for low false-positive rates."
+        },
+    )
     unlabelled_size: int = field(
         default=0, metadata={"help": "Simulated: cutouts without labels, for pretraining only."}
     )

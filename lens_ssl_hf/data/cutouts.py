@@ -40,13 +40,14 @@ REPORT_FILE = "bad_files.csv"
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
 
 # Each split of the simulation has its own range of indices, so that the size of one does not change the others.
-_FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7}
-_SIMULATED = {"train_size", "validation_size", "test_size", "unlabelled_size", "lens_fraction", "min_arc_snr"}
-_SIMULATED |= {"min_arc_contrast", "min_radius_over_seeing", "num_proc"}
+_FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7, "test_large": 4 * 10**7}
+_SIMULATED = {f"{split}_size" for split in _FIRST_INDEX}
+_SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing", "num_proc"}
 _FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report"}
 _CATALOGUE = {f.name for f in fields(DataArguments) if f.name.endswith(("_column", "_fold"))}
 _NOT_CONTENT = {"dataset", "cache_dir", "num_proc", "bad_file_report"}  # cannot change the data
-_LATER = {"min_arc_contrast"}  # options that are younger than published fingerprints, which their defaults leave alone
+# Options that are younger than published fingerprints, which their defaults leave alone.
+_LATER = {"min_arc_contrast", "test_large_size"}
 
 
 @dataclass(eq=False)
@@ -112,7 +113,8 @@ class Cutouts(datasets.GeneratorBasedBuilder):
 
 def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.DatasetDict:
     """
-    Cutouts in display units with labels, as train / validation / test and, where there are some, unlabelled.
+    Cutouts in display units with labels, as train / validation / test and, where there are some, unlabelled; of
+    simulated ones also test_large, if it is asked for.
 
     ```python
     >>> data = load_cutouts("simulated", train_size=1000)
@@ -218,7 +220,7 @@ def _check_options(config: CutoutsConfig) -> None:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and (value > 0 or name != "pixel_scale")):
             raise InputError(f"{name} is {value}: give a {'positive' if name == 'pixel_scale' else 'finite'} number")
-    for name, least in {"data_seed": 0, "unlabelled_size": 0, "num_proc": 1}.items():
+    for name, least in {"data_seed": 0, "unlabelled_size": 0, "test_large_size": 0, "num_proc": 1}.items():
         if (value := getattr(config, name)) is not None and value < least:
             raise InputError(f"{name} is {value}: give at least {least}")
     if len(set(config.bands or ())) < len(config.bands or ()):
@@ -259,8 +261,10 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
     counts = {split: getattr(config, f"{split}_size") for split in _FIRST_INDEX}
     indices, lenses = [], []
     for split, first in _FIRST_INDEX.items():
-        count, num_lenses = counts[split], round(counts[split] * config.lens_fraction)
-        if split != "unlabelled" and not 0 < num_lenses < count:
+        count = counts[split]
+        num_lenses = round(count * (0.5 if split == "test_large" else config.lens_fraction))
+        is_left_out = split == "test_large" and not count
+        if split != "unlabelled" and not is_left_out and not 0 < num_lenses < count:
             raise InputError(f"{split}_size {count} leaves a class empty: simulate more")
         is_lens = np.arange(count) < num_lenses
         np.random.default_rng((config.data_seed, first)).shuffle(is_lens)
@@ -291,7 +295,7 @@ def _simulate(
     order = [BANDS.index(band) for band in bands]
     cutouts = simulate_cutouts(config.data_seed, indices, lenses, simulation, num_proc=config.num_proc)
     for index, lens, (flux, meta) in zip(indices, lenses, cutouts):
-        labelled = index < _FIRST_INDEX["unlabelled"]
+        labelled = not _FIRST_INDEX["unlabelled"] <= index < _FIRST_INDEX["test_large"]
         name = f"sim-{config.data_seed}-{index}"
         columns = {"id": name, "group": name, "label": int(lens) if labelled else -1}
         columns["subclass"] = meta["subclass"] if labelled else ""

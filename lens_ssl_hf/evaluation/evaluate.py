@@ -159,7 +159,7 @@ class Classifier:
 
 
 def _load(source: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any], str]:
-    from transformers import AutoConfig, ViTForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
     from transformers.utils import cached_file
 
     folder = Path(source)
@@ -172,9 +172,9 @@ def _load(source: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any], s
     name = str(folder) if folder.exists() else str(source)
     try:
         config = AutoConfig.from_pretrained(name)
-        if config.architectures != ["ViTForImageClassification"]:
+        if config.architectures not in (["ViTForImageClassification"], ["CNN"]):
             raise InputError(f"{source} is no ViT classifier but {config.architectures}: give one")
-        model = ViTForImageClassification.from_pretrained(name, dtype=torch.float32)
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
         # Read as JSON: the processor's class needs Pillow.
         processor = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
     except (OSError, ValueError) as error:

@@ -287,3 +287,130 @@ def _save(figure: "Figure", path: str | os.PathLike) -> Path:
             partial.unlink()
         raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
     return path
+
+
+METHOD_NAMES = {
+    "supervised": "supervised",
+    "supervised-long": "supervised, equal total compute",
+    "simsiam": "SimSiam",
+    "dino": "DINO",
+    "ibot": "iBOT",
+    "cnn": "small CNN",
+    "profiles": "radial profiles",
+}
+_METHOD_STYLES = dict(zip(METHOD_NAMES, ("#000000", "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7")))
+_DASHED = ("supervised-long", "cnn", "profiles")
+
+
+def plot_study_roc(
+    panels: Mapping[str, Mapping[str, Sequence["Predictions"]]], path: str | os.PathLike, title: str = ""
+) -> Path:
+    """
+    A panel of ROC curves per label budget, each the mean true-positive rate over a method's cells.
+
+    Args:
+        panels (`Mapping[str, Mapping[str, Sequence[Predictions]]]`): predictions per panel and method.
+        path (`str` or `os.PathLike`): the PNG to write.
+        title (`str`, *optional*): above the panels.
+    """
+    from sklearn.metrics import roc_curve
+
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure((4.2 * columns, 4.1 * rows + 0.3))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    rates = np.linspace(0, 1, 501)
+    for axes, (name, methods) in zip(grid, panels.items()):
+        for method, tables in methods.items():
+            curves = []
+            for table in tables:
+                fpr, tpr, _ = roc_curve(table.label, table.score, drop_intermediate=False)
+                last = np.searchsorted(fpr, rates, side="right") - 1  # steps: the highest TPR at no more than this FPR
+                curves.append(tpr[last])
+            style = {"color": _METHOD_STYLES[method], "linestyle": "--" if method in _DASHED else "-"}
+            axes.plot(rates, np.mean(curves, axis=0), label=METHOD_NAMES[method], linewidth=1.6, **style)
+        axes.plot([0, 1], [0, 1], color="0.7", linestyle=":", linewidth=1)
+        axes.set(xlabel="False-positive rate", ylabel="True-positive rate", title=name, xlim=(0, 1), ylim=(0, 1.01))
+        axes.set_aspect("equal")
+        axes.grid(color="0.92")
+        axes.legend(loc="lower right", fontsize=8)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, path)
+
+
+def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> Path:
+    """
+    AUC and accuracy against the number of labels, a line with its 95 % band per method, a column per backbone.
+
+    Args:
+        rows (`Sequence[Mapping]`): from [`~lens_ssl_hf.evaluation.comparison.compare`].
+        path (`str` or `os.PathLike`): the PNG to write.
+        title (`str`, *optional*): above the panels.
+    """
+    measures = {"roc_auc": "ROC AUC", "auc_vs_hard_nonlens": "ROC AUC, hard non-lenses", "accuracy": "Accuracy"}
+    measures = {name: text for name, text in measures.items() if any(name in row for row in rows)}
+    backbones = sorted({row["backbone"] for row in rows} - {""}) or [""]
+    figure = _figure((5.2 * len(measures), 4.2 * len(backbones) + 0.3))
+    grid = figure.subplots(len(backbones), len(measures), squeeze=False)
+    for line, backbone in zip(grid, backbones):
+        for axes, (measure, text) in zip(line, measures.items()):
+            budgets = set()
+            for method, name in METHOD_NAMES.items():
+                found = [r for r in rows if r["method"] == method and r["backbone"] in (backbone, "") and measure in r]
+                if not found:
+                    continue
+                x = [row["num_labels"] for row in found]
+                budgets |= set(x)
+                low, value, high = ([row[measure][key] for row in found] for key in ("low", "value", "high"))
+                style = {"color": _METHOD_STYLES[method], "linestyle": "--" if method in _DASHED else "-"}
+                axes.plot(x, value, marker="o", markersize=4, label=name, linewidth=1.6, **style)
+                axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+                if len(x) == 1:
+                    axes.errorbar(x, value, [[value[0] - low[0]], [high[0] - value[0]]], color=style["color"])
+            ticks = sorted(budgets)
+            axes.set(xlabel="Labels", ylabel=text, xscale="log", title=backbone)
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+            axes.set_xticks([], minor=True)
+            axes.grid(color="0.92")
+    grid[0][0].legend(fontsize=8, loc="lower right")
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, path)
+
+
+def plot_calibration(
+    panels: Mapping[str, Mapping[str, Sequence["Predictions"]]], path: str | os.PathLike, title: str = ""
+) -> Path:
+    """
+    Reliability diagrams (Guo et al. 2017): the share of lenses against P(lens), a panel per label budget, a line per
+    method over all its cells; bins with fewer than 20 cutouts are left out.
+
+    Args:
+        panels (`Mapping[str, Mapping[str, Sequence[Predictions]]]`): predictions per panel and method.
+        path (`str` or `os.PathLike`): the PNG to write.
+        title (`str`, *optional*): above the panels.
+    """
+    from .metrics import reliability
+
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure((4.2 * columns, 4.1 * rows + 0.3))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, methods) in zip(grid, panels.items()):
+        axes.plot([0, 1], [0, 1], color="0.7", linestyle=":", linewidth=1)
+        for method, tables in methods.items():
+            labels, scores = (np.concatenate([getattr(t, key) for t in tables]) for key in ("label", "score"))
+            bins = [one for one in reliability(labels, scores) if one["count"] >= 20]
+            style = {"color": _METHOD_STYLES[method], "linestyle": "--" if method in _DASHED else "-"}
+            middles = [(one["low"] + one["high"]) / 2 for one in bins]
+            shares = [one["lenses"] / one["count"] for one in bins]
+            axes.plot(middles, shares, marker="o", markersize=3.5, label=METHOD_NAMES[method], linewidth=1.4, **style)
+        axes.set(xlabel="P(lens)", ylabel="Share of lenses", title=name, xlim=(0, 1), ylim=(-0.01, 1.01))
+        axes.set_aspect("equal")
+        axes.grid(color="0.92")
+        axes.legend(loc="upper left", fontsize=8)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, path)

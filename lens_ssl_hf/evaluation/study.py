@@ -1,184 +1,415 @@
-"""Compare initialisations: fine-tune and evaluate every (initialisation, labels, seed), and put intervals on it."""
+"""The study: does self-supervision help when labels are few? Every cell of its table is a directory."""
 
+import contextlib
+import fcntl
+import itertools
 import json
-import os
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+from transformers import ViTForImageClassification
 
-from ..data.tensors import splits_and_info
+from ..data.tensors import CutoutTensors, splits_and_info
 from ..errors import InputError
-from ..models.backbones import load_encoder
-from ..training.arguments import FinetuneArguments, make_arguments
+from ..models import backbone_config
+from ..models.backbones import BACKBONES, use_fast_attention
+from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
 from ..training.finetune import finetune, label_subset
-from ..training.run_directory import read_run, write_json
-from .evaluate import Predictions, evaluate
-from .metrics import ROCAUC, Ranked, auc_key, draw_groups
-from .probes import linear_probe, radial_profiles
+from ..training.loop import autocast, process_state
+from ..training.pretrain import pretrain
+from ..training.run_directory import make_folder, read_run, write_json
+from .comparison import SSL_METHODS
+from .evaluate import Predictions, predict
+from .metrics import measure
+from .probes import linear_probe, probe, radial_profiles
 
-PROFILES = "radial profiles"
+METHODS = ("supervised", "supervised-long", *SSL_METHODS, "cnn", "profiles")
+LARGE_SPLIT = "test_large"
+_OWN = ("output_dir", "init", "labels", "subset_seed", "seed", "resume", "backbone", "report_to")
 
 
-def run_study(
-    cutouts: Any,
-    output_dir: str | os.PathLike,
-    inits: Sequence[str] = ("scratch",),
-    labels: Sequence[str] = ("300",),
-    seeds: int = 3,
-    **settings: Any,
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Cell:
     """
-    Fine-tune and evaluate every cell, and beside them logistic regression on the radial profiles of the same labelled
-    cutouts, which shows what needs no network. A cell is a run directory; what is done is not done again.
+    One entry of the study: a fine-tuned and tested classifier, or a pretraining (`labels` is `"none"` then).
 
     Args:
-        cutouts (`DatasetDict`): from [`load_cutouts`], with train, validation and test.
-        output_dir (`str` or `os.PathLike`): gets one run directory per cell.
-        inits (`Sequence[str]`): pretraining runs, exported folders, Hub ids, or `"scratch"`.
-        labels (`Sequence[str]`): label budgets, numbers or `"all"`.
-        seeds (`int`, *optional*, defaults to `3`): a seed is another label subset, order, views and classifier.
-        settings: fields of [`FinetuneArguments`], the same for every cell.
+        method (`str`):
+            simsiam, dino or ibot; supervised (the same ViT from scratch), supervised-long (the same with as much
+            compute as a pretraining and a fine-tuning together), cnn (a small one), or profiles (logistic regression
+            on radial profiles).
+        backbone (`str`): of a ViT; empty for the others.
+        labels (`str`): label budget.
+        seed (`int`): of the pretraining; of initial weights where there is none.
+        subset (`int`): seed of the label subset.
+        fold (`int`, *optional*): test fold.
+    """
 
-    Returns:
-        `list[dict]`: per cell `init`, `init_method`, `num_labels`, `seed`, `validation_auc`, `metrics`, `directory`.
+    method: str
+    backbone: str
+    labels: str
+    seed: int
+    subset: int
+    fold: int | None = None
+
+    @property
+    def is_pretraining(self) -> bool:
+        return self.labels == "none"
+
+    @property
+    def name(self) -> str:
+        parts = [*([] if self.fold is None else [f"fold{self.fold}"]), self.method]
+        parts += [self.backbone] if self.backbone else []
+        parts += [] if self.method == "profiles" else [f"seed{self.seed}"]
+        parts += [] if self.is_pretraining else [f"labels{self.labels}", f"subset{self.subset}"]
+        return "-".join(parts)
+
+    @property
+    def pretraining(self) -> "Cell":
+        """The pretraining that a self-supervised cell starts from."""
+        return Cell(self.method, self.backbone, "none", self.seed, 0, self.fold)
+
+
+@dataclass
+class Study:
+    """
+    What is compared, on which cutouts, with which settings.
+
+    Args:
+        cutouts (`Mapping[int | None, Any]`): data sets by test fold; `{None: cutouts}` where there are no folds. Each
+            has train, validation and test, perhaps unlabelled, and perhaps test_large for completeness at low
+            false-positive rates.
+        output_dir (`Path`): gets a directory per cell.
+        methods, backbones, labels (`Sequence[str]`): see [`Cell`]; labels are numbers or `"all"`.
+        seeds (`int`): pretrainings per method and backbone.
+        subsets (`int`): label subsets per budget; `"all"` has the same number of fine-tunings on one set.
+        pretraining (`Mapping[str, Mapping]`): settings by method, over its recipe.
+        finetuning (`Mapping[str, Mapping]`): settings by method, `"all"` for every one of them.
 
     Raises:
-        [`InputError`]: two inits have one name, a cell was made otherwise, or what [`finetune`] raises.
+        [`InputError`]: an unknown method or backbone, no seeds, a split that is missing, a budget that is too large.
     """
-    names = {init: "scratch" if init == "scratch" else Path(init).name for init in inits}
-    if len({*names.values(), "profiles"}) < len(inits) + 1:
-        raise InputError(f"inits {', '.join(inits)}: two end in the same name, or one in profiles: rename it")
-    splits, info = cutouts = splits_and_info(cutouts)
-    # After hours of training is too late for these.
-    if seeds < 1:
-        raise InputError(f"seeds must be positive, not {seeds}")
-    for name in ("train", "validation", "test"):
-        if name not in splits:
-            raise InputError(f"the data set has no {name} split: a study needs train, validation and test")
-    for budget in labels:
-        make_arguments(FinetuneArguments, {**settings, "labels": budget})
-        label_subset(splits["train"].labels, budget, seed=0)
-    for init in set(inits) - {"scratch"}:
-        load_encoder(init)
-    cells = []
-    todo = [(init, budget, seed) for budget in labels for init in (*inits, PROFILES) for seed in range(seeds)]
-    for number, (init, budget, seed) in enumerate(todo):
-        name = names.get(init, "profiles")
-        directory = Path(output_dir) / f"{name}-{budget}-seed{seed}"
-        print(f"cell {number + 1} of {len(todo)}: {directory}", flush=True)
-        evaluation = directory / "evaluation" / "metrics.json"
-        if init == PROFILES:
-            crop_size = settings.get("crop_size", FinetuneArguments.crop_size)
-            predictions, facts = _predict_from_profiles(splits, budget, seed, crop_size)
-            evaluate(predictions, (splits, info), evaluation.parent)
+
+    cutouts: Mapping[int | None, Any]
+    output_dir: Path
+    methods: Sequence[str]
+    backbones: Sequence[str]
+    labels: Sequence[str]
+    seeds: int = 3
+    subsets: int = 10
+    pretraining: Mapping[str, Mapping[str, Any]] | None = None
+    finetuning: Mapping[str, Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        # After hours of training is too late for these.
+        for kind, chosen, known in (("methods", self.methods, METHODS), ("backbones", self.backbones, BACKBONES)):
+            if wrong := [name for name in chosen if name not in known]:
+                raise InputError(f"{kind} has {wrong[0]!r}: choose from {', '.join(known)}")
+        for name in ("seeds", "subsets"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}")
+        self.output_dir = Path(self.output_dir)
+        self.data = {fold: splits_and_info(cutouts) for fold, cutouts in self.cutouts.items()}
+        for splits, _ in self.data.values():
+            for name in ("train", "validation", "test"):
+                if name not in splits:
+                    raise InputError(f"the data set has no {name} split: a study needs train, validation and test")
+            for budget in self.labels:
+                label_subset(splits["train"].labels, str(budget), seed=0)
+        for cell in {(cell.method, cell.backbone): cell for cell in self.plan()}.values():
+            self.settings(cell)
+
+    def plan(self) -> list[Cell]:
+        """All cells, so ordered that a table is whole after the first seed, and better with each that follows."""
+        cells = []
+        for seed, fold in itertools.product(range(self.seeds), self.cutouts):
+            pairs = [(m, b) for b in self.backbones for m in self.methods if m not in ("cnn", "profiles")]
+            pairs += [(m, "") for m in self.methods if m in ("cnn", "profiles")]
+            cells += [Cell(m, b, "none", seed, 0, fold) for m, b in pairs if m in SSL_METHODS]
+            for subset, budget, (method, backbone) in itertools.product(range(self.subsets), self.labels, pairs):
+                if seed == 0 or method != "profiles":  # nothing in a logistic regression depends on a seed
+                    cells.append(Cell(method, backbone, str(budget), seed, subset, fold))
+        return cells
+
+    def directory(self, cell: Cell) -> Path:
+        return self.output_dir / ("pretrainings" if cell.is_pretraining else "cells") / cell.name
+
+    def is_done(self, cell: Cell) -> bool:
+        return (self.directory(cell) / "cell.json").is_file()
+
+    def settings(self, cell: Cell) -> PretrainArguments | FinetuneArguments | None:
+        """The arguments of a cell's training; `None` for the radial profiles."""
+        where = {"output_dir": str(self.directory(cell)), "resume": "auto"}
+        if cell.is_pretraining:
+            settings = {**recipe(cell.method), **(self.pretraining or {}).get(cell.method, {})}
+            where |= {"method": cell.method, "backbone": cell.backbone, "seed": cell.seed}
+            return make_arguments(PretrainArguments, {**settings, **where})
+        if cell.method == "profiles":
+            return None
+        kind = "supervised" if cell.method == "supervised-long" else cell.method
+        given = self.finetuning or {}
+        settings = {**given.get("all", {}), **given.get(kind, {})}
+        where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
+        where |= {"backbone": cell.backbone or "cnn"}
+        if cell.method in SSL_METHODS:
+            where["init"] = str(self.directory(cell.pretraining))
+        arguments = make_arguments(FinetuneArguments, {**settings, **where})
+        if cell.method == "supervised-long":
+            arguments.steps = self._steps_of_equal_compute(cell, arguments)
+        return arguments
+
+    def _steps_of_equal_compute(self, cell: Cell, arguments: FinetuneArguments) -> int:
+        """Fine-tuning steps that cost as many passes of tokens through the ViT as the dearest pretraining and one."""
+        rivals = [method for method in self.methods if method in SSL_METHODS]
+        if not rivals:
+            raise InputError("supervised-long is given the compute of a pretraining: add a self-supervised method")
+        dearest = max(self.cost(Cell(m, cell.backbone, "none", cell.seed, 0, cell.fold)) for m in rivals)
+        per_step = 3 * _tokens(arguments.crop_size, arguments.patch_size) * arguments.batch_size
+        return arguments.steps + round(dearest / per_step)
+
+    def cost(self, cell: Cell) -> float:
+        """Passes of tokens through the ViT, forward as 1 and backward as 2."""
+        arguments = self.settings(cell)
+        if arguments is None:
+            return 0.0
+        tokens = _tokens(arguments.crop_size, arguments.patch_size)
+        if not cell.is_pretraining:
+            return 3.0 * tokens * arguments.batch_size * arguments.steps
+        splits, _ = self.data[cell.fold]
+        images = sum(len(splits[name]) for name in ("train", "unlabelled") if name in splits)
+        student = 2 * tokens
+        if cell.method != "simsiam":
+            student += arguments.num_local_views * _tokens(arguments.local_size, arguments.patch_size)
+        teacher = 0 if cell.method == "simsiam" else 2 * tokens
+        return float((3 * student + teacher) * images * arguments.epochs)
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """What these cells are expected to take on this machine, from a few measured steps of each backbone."""
+        needed = {cell.backbone or "cnn": self.settings(cell) for cell in cells if cell.method != "profiles"}
+        bands = len(next(iter(self.data.values()))[1]["bands"])
+        rates = {name: _seconds_per_token(name, one, bands) for name, one in needed.items()}
+        return sum(self.cost(cell) * rates.get(cell.backbone or "cnn", 0.0) for cell in cells)
+
+    def run(self) -> list[dict[str, Any]]:
+        """
+        Do what is not done yet, and return the records of all cells that are. Several processes may run one study,
+        each on its own device: every cell is taken by one of them.
+        """
+        make_folder(self.output_dir, "output_dir")
+        write_settings(self)
+        plan = self.plan()
+        with tqdm(total=len(plan), desc="study", unit="cell", dynamic_ncols=True, disable=not _is_main()) as bar:
+            spent = done_cost = 0.0
+            while todo := _agreed([cell for cell in plan if not self.is_done(cell)]):
+                progressed = False
+                for cell in todo:
+                    bar.n = len(plan) - sum(not self.is_done(one) for one in plan)
+                    left = sum(self.cost(one) * _weight(one) for one in plan if not self.is_done(one))
+                    bar.set_postfix_str(_left(spent, done_cost, left), refresh=True)
+                    waits = cell.method in SSL_METHODS and not cell.is_pretraining
+                    if _agreed(self.is_done(cell) or (waits and not self.is_done(cell.pretraining))):
+                        continue
+                    with self._claim(cell) as claimed:
+                        if not claimed:
+                            continue
+                        start = time.perf_counter()
+                        self.do(cell)
+                        spent += time.perf_counter() - start
+                        done_cost += self.cost(cell) * _weight(cell)
+                        progressed = True
+                if not progressed:
+                    time.sleep(5)  # others are at the rest
+            bar.n = len(plan)
+            bar.set_postfix_str("")
+        return self.records()
+
+    @contextlib.contextmanager
+    def _claim(self, cell: Cell) -> Iterator[bool]:
+        """Whether this process, or this launch of several, has the cell for itself."""
+        claimed, file = True, None
+        if _is_main():
+            folder = self.output_dir / ".claims"
+            folder.mkdir(exist_ok=True)
+            file = open(folder / cell.name, "w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                claimed = False
+            claimed = claimed and not self.is_done(cell)  # by another, since we looked
+        try:
+            yield _agreed(claimed)
+        finally:
+            if file is not None:
+                file.close()  # which unlocks
+
+    def do(self, cell: Cell) -> None:
+        """Train and test one cell; its cell.json, written last, says that it is whole."""
+        directory, cutouts = self.directory(cell), self.data[cell.fold]
+        arguments = self.settings(cell)
+        settings = {} if arguments is None else asdict(arguments)
+        record: dict[str, Any] = {**asdict(cell), "directory": str(directory), "settings": settings}
+        if cell.is_pretraining:
+            pretrain(cutouts, **settings)
+            if _is_main():
+                report = probe(directory, cutouts)
+                record["probes"] = {name: _values(one["metrics"]) for name, one in report["probes"].items()}
+        elif cell.method == "profiles":
+            if _is_main():
+                record |= self._test_profiles(cell)
         else:
-            finetune(cutouts, directory, init=init, labels=budget, seed=seed, resume="auto", **settings)
-            if not evaluation.is_file() or json.loads(evaluation.read_text())["fingerprint"] != info["fingerprint"]:
-                evaluate(directory, cutouts)
-            run = read_run(directory)
-            settings["precision"] = run["precision"]  # what the first cell chose is right for all
-            facts = {key: run[key] for key in ("init_method", "num_labels", "validation_auc")}
-        metrics = json.loads(evaluation.read_text())["metrics"]
-        values = {key: entry["value"] for key, entry in metrics.items()}
-        cells.append({"init": name, **facts, "seed": seed, "metrics": values, "directory": str(directory)})
-    return cells
+            finetune(cutouts, **settings)
+            if _is_main():
+                record |= self._test(directory, lambda split: predict(directory, (self.data[cell.fold]), split=split))
+        if _is_main():
+            if arguments is not None:
+                facts = read_run(directory)
+                kept = ("seconds", "precision", "device", "num_processes", "num_labels", "num_train_images",
+                        "num_parameters", "validation_auc", "best_step", "versions", "git_revision")  # fmt: skip
+                record |= {name: facts[name] for name in kept if name in facts}
+                shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+                if not cell.is_pretraining and cell.subset:  # weights of one subset are enough to publish
+                    shutil.rmtree(directory / "model", ignore_errors=True)
+            write_json(directory / "cell.json", record)
+        process_state().wait_for_everyone()
+
+    def _test(self, directory: Path, predictions_of: Any, splits: Sequence[str] = ("test", LARGE_SPLIT)) -> dict:
+        record = {}
+        for split, name in zip(splits, ("", "_large")):
+            if split in next(iter(self.data.values()))[0]:
+                predictions = predictions_of(split)
+                predictions.save(directory / f"predictions{name}.parquet")
+                known = predictions.labelled()
+                found = measure(known.label, known.score, known.group, known.subclass, num_bootstrap=0)
+                record[f"metrics{name}"] = _values(found)
+        return record
+
+    def _test_profiles(self, cell: Cell) -> dict[str, Any]:
+        splits, _ = self.data[cell.fold]
+        kind = (self.finetuning or {}).get("all", {})
+        crop_size = kind.get("crop_size", FinetuneArguments.crop_size)
+        train, validation = splits["train"], splits["validation"]
+        subset = train.select(label_subset(train.labels, cell.labels, cell.subset))
+        sets = [(radial_profiles(one, crop_size), one.labels.numpy()) for one in (subset, validation)]
+
+        def predictions_of(split: str) -> Predictions:
+            test: CutoutTensors = splits[split]
+            scores, _ = linear_probe(*sets[0], *sets[1], radial_profiles(test, crop_size))
+            return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores)
+
+        return {"num_labels": len(subset), **self._test(self.directory(cell), predictions_of)}
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the finished cells of this plan wrote."""
+        return [json.loads((self.directory(c) / "cell.json").read_text()) for c in self.plan() if self.is_done(c)]
 
 
-def _predict_from_profiles(
-    splits: dict[str, Any], budget: str, seed: int, crop_size: int
-) -> tuple[Predictions, dict[str, Any]]:
-    train, validation, test = (splits[name] for name in ("train", "validation", "test"))
-    subset = train.select(label_subset(train.labels, budget, seed))
-    sets = [(radial_profiles(split, crop_size), split.labels.numpy()) for split in (subset, validation)]
-    scores, _ = linear_probe(*sets[0], *sets[1], radial_profiles(test, crop_size))
-    facts = {"init_method": PROFILES, "num_labels": len(subset), "validation_auc": None}
-    return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores), facts
+def describe_plan(study: Study) -> str:
+    """What a study would do, cell by cell kind, and how long it takes on this machine."""
+    plan = study.plan()
+    todo = [cell for cell in plan if not study.is_done(cell)]
+    lines = []
+    for fold, (splits, info) in study.data.items():
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+        lines.append(f"{info['name']}{'' if fold is None else f', test fold {fold}'}: {sizes}")
+    for method, backbone in dict.fromkeys((cell.method, cell.backbone) for cell in plan):
+        own = [cell for cell in plan if (cell.method, cell.backbone) == (method, backbone)]
+        open_cells = [cell for cell in own if not study.is_done(cell)]
+        number = sum(cell.is_pretraining for cell in own)
+        what = [f"{number} pretrainings"] if number else []
+        budgets = ", ".join(dict.fromkeys(cell.labels for cell in own if not cell.is_pretraining))
+        what.append(f"{len(own) - number} cells ({budgets} labels)")
+        time_left = format_time(study.seconds(open_cells))
+        lines.append(f"{method} {backbone}".ljust(24) + f"{' and '.join(what)}; {len(open_cells)} to do: {time_left}")
+    lines.append(
+        f"{len(plan) - len(todo)} of {len(plan)} are done; the rest takes about {format_time(study.seconds(todo))}"
+    )
+    return "\n".join(lines)
 
 
-def compare(cells: list[dict[str, Any]], num_bootstrap: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def write_settings(study: Study) -> None:
     """
-    Mean AUC per (initialisation, labels) with 95 % intervals, and its difference to scratch at the same labels, from a
-    hierarchical bootstrap: test groups are drawn with replacement, the same for both sides, and seeds for each side.
-
-    Args:
-        cells (`list[dict]`): from [`run_study`].
-
-    Returns:
-        `list[dict]`: `init`, `init_method`, `num_labels`, `seeds`, and per AUC (`roc_auc`, `auc_vs_<subclass>`) a
-        dictionary with `value`, `low`, `high` and, where there is a scratch of the same budget, `difference`,
-        `difference_low`, `difference_high`.
+    Write study.json, what all cells of a directory share.
 
     Raises:
-        [`InputError`]: the cells were evaluated on different test sets.
+        [`InputError`]: the directory holds a study of other cutouts or settings.
     """
-    predictions: dict[tuple[int, str], list[Predictions]] = {}
-    methods = {}
-    for cell in cells:
-        table = Predictions.load(Path(cell["directory"]) / "evaluation" / "predictions.parquet").labelled()
-        predictions.setdefault((cell["num_labels"], cell["init"]), []).append(table)
-        methods[cell["init"]] = cell["init_method"]
-    first = next(iter(predictions.values()))[0]
-    if any(table.id != first.id for tables in predictions.values() for table in tables):
-        raise InputError("the runs were evaluated on different test sets: evaluate them on one")
-    is_lens, subclass = first.label == 1, np.array(first.subclass)
-    sets = {"roc_auc": np.ones(len(first), dtype=bool)}
-    for kind in sorted(set(subclass[~is_lens]) - {""}):
-        sets[auc_key(kind)] = is_lens | (subclass == kind)
-    rows = []
-    for num_labels, init in sorted(predictions, key=lambda cell: (cell[0], cell[1] != "scratch")):
-        row: dict[str, Any] = {"init": init, "init_method": methods[init], "num_labels": num_labels}
-        row["seeds"] = len(predictions[num_labels, init])
-        scratch = predictions.get((num_labels, "scratch"))
-        for name, keep in sets.items():
-            ours = _Draws(predictions[num_labels, init], keep, num_bootstrap, seed, side=0)
-            row[name] = dict(zip(("value", "low", "high"), _interval(ours.value, ours.draws)))
-            if init != "scratch" and scratch:
-                base = _Draws(scratch, keep, num_bootstrap, seed, side=1)
-                names = ("difference", "difference_low", "difference_high")
-                row[name] |= zip(names, _interval(ours.value - base.value, ours.draws - base.draws))
-        rows.append(row)
-    return rows
-
-
-class _Draws:
-    """Mean AUC over seeds: on the set, and on draws of test groups (the same for both sides) and of seeds."""
-
-    def __init__(self, tables: list[Predictions], keep: np.ndarray, num_bootstrap: int, seed: int, side: int):
-        labels, groups = tables[0].label[keep], np.array(tables[0].group)[keep]
-        weights = draw_groups(np.random.default_rng(seed), labels, groups, num_bootstrap)
-        metric = ROCAUC()
-        scores = [table.score[keep] for table in tables]
-        self.value = float(np.mean([metric.value(labels, score) for score in scores]))
-        aucs = np.stack([metric.weighted(Ranked(labels, score, weights)) for score in scores], axis=1)
-        chosen = np.random.default_rng([seed, side]).integers(len(tables), size=aucs.shape)
-        self.draws = np.take_along_axis(aucs, chosen, axis=1).mean(axis=1)
-
-
-def _interval(value: float, draws: np.ndarray) -> tuple[float, float, float]:
-    return (value, *np.percentile(draws, [2.5, 97.5]).tolist())
-
-
-def write_results(path: str | os.PathLike, cells: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Write the comparison, and what it was made with, to the JSON file that tables are made from."""
-    runs = {cell["init"]: read_run(cell["directory"]) for cell in cells if cell["init_method"] != PROFILES}
-    facts = next(iter(runs.values()))
-    evaluation = json.loads((Path(cells[0]["directory"]) / "evaluation" / "metrics.json").read_text())
-    own = ("output_dir", "init", "labels", "seed", "resume")
-    result = {
-        "data": facts["data"],
-        "test": {name: evaluation[name] for name in ("num_lenses", "num_nonlenses", "num_groups", "subclasses")},
-        "backbone": facts["backbone"],
-        "finetuning": {
-            init: {name: value for name, value in run["arguments"].items() if name not in own}
-            for init, run in runs.items()
-        },
-        "pretraining": {init: run["init_run"] for init, run in runs.items() if run.get("init_run")},
-        "versions": facts["versions"],
-        "git_revision": facts["git_revision"],
-        "device": facts["device"],
-        "cells": cells,
-        "rows": rows,
+    path = study.output_dir / "study.json"
+    shared = {
+        "data": {"" if fold is None else str(fold): info["fingerprint"] for fold, (_, info) in study.data.items()},
+        "pretraining": {name: dict(one) for name, one in (study.pretraining or {}).items()},
+        "finetuning": {name: dict(one) for name, one in (study.finetuning or {}).items()},
     }
-    write_json(Path(path), result)
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        for name, value in shared.items():
+            for key in earlier[name].keys() & value.keys():
+                if earlier[name][key] != value[key]:
+                    what = f"{name} of {key}" if key else name
+                    raise InputError(
+                        f"output_dir {study.output_dir} holds a study with another {what} ({earlier[name][key]}, now "
+                        f"{value[key]}): choose another output_dir, or give what it was begun with"
+                    )
+            shared[name] = {**earlier[name], **value}
+    if _is_main():
+        write_json(path, shared)
+
+
+def _values(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    return {name: entry["value"] for name, entry in metrics.items()}
+
+
+def _is_main() -> bool:
+    return process_state().is_main_process
+
+
+def _agreed(value: Any) -> Any:
+    """The main process's value, in all processes."""
+    return broadcast_object_list([value])[0]
+
+
+def _tokens(size: int, patch_size: int) -> int:
+    return (size // patch_size) ** 2 + 1
+
+
+def _weight(cell: Cell) -> float:
+    """How much dearer a token is than one of a ViT-Ti/8: by the number of parameters."""
+    return (BACKBONES[cell.backbone][0] / BACKBONES["vitt8"][0]) ** 2 if cell.backbone else 1.0
+
+
+def _left(spent: float, done: float, left: float) -> str:
+    return f"{format_time(spent * left / done)} left" if done else ""
+
+
+def format_time(seconds: float) -> str:
+    """`"2 h 10 min"`, `"12 min"`, `"40 s"`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _seconds_per_token(name: str, arguments: Any, bands: int) -> float:
+    """Measured on this machine: forward and backward of one batch, in the faster precision, per token pass."""
+    device = process_state().device
+    config = backbone_config("vitt8" if name == "cnn" else name, arguments.crop_size, arguments.patch_size, bands)
+    model = ViTForImageClassification(config).to(device).train()
+    use_fast_attention(model)
+    images = torch.randn(64, bands, arguments.crop_size, arguments.crop_size, device=device)
+    seconds = []
+    for precision in ("fp32", "bf16"):
+        for _ in range(3):
+            start = time.perf_counter()
+            with autocast(device, precision):
+                loss = model(images).logits.float().square().mean()
+            loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return min(seconds) / (64 * 3 * _tokens(arguments.crop_size, arguments.patch_size))

@@ -41,6 +41,7 @@ class CardFacts:
         license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
         has_heads (`bool`, *optional*, defaults to `False`):
             Whether the SSL checkpoint with its heads lies beside the card, in `pretraining/`.
+        study (`str`, *optional*): Markdown on what a study measured with this backbone.
     """
 
     name: str
@@ -51,6 +52,7 @@ class CardFacts:
     base_model: str | None = None
     license: str = "apache-2.0"
     has_heads: bool = False
+    study: str = ""
 
     @classmethod
     def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":

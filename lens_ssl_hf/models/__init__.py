@@ -2,9 +2,10 @@
 
 import contextlib
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .backbones import BACKBONES, backbone_config
+from .cnn import CNN, CNNConfig
 from .dino import DINO, DINOConfig, DINOOutput
 from .ibot import IBOT, IBOTConfig, IBOTOutput
 from .simsiam import SimSiam, SimSiamConfig, SimSiamOutput
@@ -14,6 +15,8 @@ METHODS = {"simsiam": SimSiam, "dino": DINO, "ibot": IBOT}
 for _model in METHODS.values():
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModel.register(_model.config_class, _model, exist_ok=True)
+AutoConfig.register(CNNConfig.model_type, CNNConfig, exist_ok=True)
+AutoModelForImageClassification.register(CNNConfig, CNN, exist_ok=True)
 
 # A machine that only trains may lack Pillow, or the torchvision that AutoImageProcessor needs in transformers 5.17.
 with contextlib.suppress(ImportError):
@@ -24,9 +27,11 @@ with contextlib.suppress(ImportError):
 
 __all__ = [
     "BACKBONES",
+    "CNN",
     "DINO",
     "IBOT",
     "METHODS",
+    "CNNConfig",
     "DINOConfig",
     "DINOOutput",
     "IBOTConfig",

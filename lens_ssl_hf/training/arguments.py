@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..data.views import ViewSettings
 
 METHODS = ("simsiam", "dino", "ibot")
+_BACKBONES = ("vitt8", "vits8", "vitb8")
 _REPORT_TO = "Trackers that get the lines of metrics.jsonl too: trackio, tensorboard, wandb; none by default."
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -107,6 +108,7 @@ class PretrainArguments(ViewArguments):
 
     def __post_init__(self) -> None:
         _choose("method", self.method, METHODS)
+        _choose("backbone", self.backbone, _BACKBONES)
         _choose("optimizer", self.optimizer, ("adamw", "sgd"))
         _choose("stream", self.stream, ("auto", "yes", "no"))
         _check_common(self)
@@ -145,7 +147,7 @@ class FinetuneArguments(ViewArguments):
 
     output_dir: str = _option("runs/finetune", "The run directory to write.")
     init: str = _option("scratch", "A pretraining run, an exported folder, the Hub id of a stock ViT, or scratch.")
-    backbone: str = _option("vits8", "vitt8, vits8 or vitb8 (only for --init scratch).")
+    backbone: str = _option("vits8", "vitt8, vits8, vitb8, or cnn, a small one (only for --init scratch).")
     patch_size: int = _option(8, "Side of a patch in pixels (only for --init scratch).")
     labels: str = _option("all", "Number of labelled training images, or all: nested, stratified, seeded subsets.")
     subset_seed: int | None = _option(None, "Seed of the label subset; defaults to seed.")
@@ -170,7 +172,10 @@ class FinetuneArguments(ViewArguments):
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
     def __post_init__(self) -> None:
+        _choose("backbone", self.backbone, (*_BACKBONES, "cnn"))
         _check_common(self)
+        if self.backbone == "cnn" and (self.init != "scratch" or self.linear_probe):
+            raise InputError("backbone cnn is trained from scratch as a whole: leave init and linear_probe out")
         _positive(self, "steps", "eval_every", "scale_min")
         _not_negative(self, "head_learning_rate", "warmup_fraction")
         _at_most_one(self, "scale_min", "warmup_fraction")
@@ -198,7 +203,6 @@ def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
 
 
 def _check_common(arguments: Any) -> None:
-    _choose("backbone", arguments.backbone, ("vitt8", "vits8", "vitb8"))
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
     if isinstance(arguments.report_to, str):

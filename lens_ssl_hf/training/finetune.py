@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn import functional as F
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel, ViTForImageClassification
 
 from ..data.batches import ResidentImages
 from ..data.processing import save_processor
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, digest, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
-from ..models import backbone_config
+from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder, resize_positions, use_fast_attention
 from .arguments import FinetuneArguments, make_arguments
 from .checkpoints import checksum, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -89,7 +89,7 @@ def finetune(
     facts = {
         "task": "finetune",
         "method": None,
-        "backbone": backbone_name(model.config),
+        "backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config),
         **_origin(arguments.init, model),
         "arguments": dataclasses.asdict(arguments),
         "data": info,
@@ -162,7 +162,7 @@ def _labelled_splits(splits: dict[str, CutoutTensors]) -> tuple[CutoutTensors, C
     return splits["train"], splits["validation"]
 
 
-def _origin(init: str, model: ViTForImageClassification) -> dict[str, Any]:
+def _origin(init: str, model: PreTrainedModel) -> dict[str, Any]:
     """Where the weights come from: `init`, `init_method` and, where a run of ours made them, that run's facts."""
     if (Path(init) / "run.json").is_file():
         parent = read_run(init)
@@ -175,10 +175,13 @@ def _origin(init: str, model: ViTForImageClassification) -> dict[str, Any]:
 
 def _make_classifier(
     arguments: FinetuneArguments, info: dict, train: CutoutTensors
-) -> tuple[ViTForImageClassification, list[float], list[float]]:
+) -> tuple[PreTrainedModel, list[float], list[float]]:
     """The classifier, and the means and standard deviations per band that its inputs are normalised with."""
     num_bands = len(info["bands"])
-    if arguments.init == "scratch":
+    if arguments.backbone == "cnn":
+        encoder, known = None, {}
+        config = CNNConfig(image_size=arguments.crop_size, num_channels=num_bands)
+    elif arguments.init == "scratch":
         encoder = None
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
         known = {}
@@ -210,7 +213,7 @@ def _make_classifier(
     config.label2id = {name: number for number, name in enumerate(LABELS)}
     config.cutouts = {name: info[name] for name in ("bands", "pixel_scale", "zero_point", "stretch")}
     config.cutouts |= {"image_mean": mean, "image_std": std}
-    model = ViTForImageClassification(config)
+    model = (CNN if arguments.backbone == "cnn" else ViTForImageClassification)(config)
     if encoder is not None:
         state = {name: value for name, value in encoder.state_dict().items() if not name.endswith("mask_token")}
         model.vit.load_state_dict(state)
@@ -218,13 +221,13 @@ def _make_classifier(
 
 
 def layer_decay_groups(
-    model: ViTForImageClassification, learning_rate: float, head_learning_rate: float, layer_decay: float, decay: float
+    model: PreTrainedModel, learning_rate: float, head_learning_rate: float, layer_decay: float, decay: float
 ) -> list[dict]:
     """
     Optimizer groups with a peak learning rate per layer: `learning_rate * layer_decay^(layers above)` (Clark et al.
     2020; Bao et al. 2022), `head_learning_rate` for the classifier. No weight decay on norms and biases.
     """
-    depth = model.config.num_hidden_layers
+    depth = getattr(model.config, "num_hidden_layers", 0)
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -236,7 +239,7 @@ def layer_decay_groups(
             peak = learning_rate * layer_decay ** (depth - 1 - int(layer.group(1)))
         elif ".embeddings." in name:
             peak = learning_rate * layer_decay**depth
-        else:  # the last layer norm
+        else:  # the last layer norm, or a layer of the CNN
             peak = learning_rate
         decayed = parameter.ndim >= 2
         group = groups.setdefault(
@@ -247,7 +250,7 @@ def layer_decay_groups(
 
 
 def _train(
-    model: ViTForImageClassification,
+    model: PreTrainedModel,
     samples: ResidentImages,
     labels: torch.Tensor,
     validation_images: torch.Tensor,
@@ -354,7 +357,7 @@ def _train(
 
 
 def _save_classifier(
-    model: ViTForImageClassification, folder: Path, crop_size: int, mean: list[float], std: list[float]
+    model: PreTrainedModel, folder: Path, crop_size: int, mean: list[float], std: list[float]
 ) -> None:
     """A folder that plain transformers loads: weights, configuration and image processor."""
     model.save_pretrained(folder)

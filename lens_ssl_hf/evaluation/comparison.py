@@ -1,0 +1,198 @@
+"""Statistics of a study: means over its cells, hierarchical-bootstrap intervals, and p-values against a baseline."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .evaluate import Predictions
+from .metrics import Completeness, Ranked, auc_key, draw_groups
+
+BASELINES = ("supervised", "profiles")
+SSL_METHODS = ("simsiam", "dino", "ibot")
+_METHODS = ("supervised", "supervised-long", *SSL_METHODS, "cnn", "profiles")
+_LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
+
+
+def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, seed: int = 0) -> list[dict[str, Any]]:
+    """
+    Means per (method, backbone, labels) with 95 % intervals, and their differences to the baselines of equal labels.
+
+    The intervals are percentiles of a hierarchical bootstrap: each draw takes test groups, label subsets and seeds
+    with replacement. Groups and subsets are the same for both sides of a difference, since both sides saw the same
+    ones; seeds are drawn for each side. Two-sided p-values are twice the share of draws on the other side of zero
+    (Efron & Tibshirani 1993, section 15.4); those of the self-supervised methods against `supervised` are corrected
+    after Holm (1979) over all of a table. With few seeds the bootstrap is optimistic, as any is.
+
+    Args:
+        cells (`Sequence[Mapping]`): with `method`, `backbone`, `labels`, `num_labels`, `seed`, `subset`, `fold` and
+            `directory`, which holds predictions.parquet and, where there is one, predictions_large.parquet.
+        num_bootstrap (`int`, *optional*, defaults to `10_000`): draws.
+        seed (`int`, *optional*, defaults to `0`): seed of the draws.
+
+    Returns:
+        `list[dict]`: `method`, `backbone`, `labels`, `num_labels`, `seeds`, `subsets`; per measure (`roc_auc`,
+        `accuracy`, `auc_vs_<subclass>`, `completeness_at_fpr_1e-3`) a dictionary with `value`, `low`, `high` and,
+        under `minus`, per baseline `value`, `low`, `high`, `p` and for those that are corrected `p_holm`. What folds
+        measure is averaged.
+
+    Raises:
+        [`InputError`]: cells of one fold were evaluated on different test sets.
+    """
+    draws = _Draws(num_bootstrap, seed)
+    columns: dict[tuple[str, str, str], dict[tuple[int, int], dict[int | None, Mapping]]] = defaultdict(dict)
+    for cell in cells:
+        column = columns[cell["labels"], cell["backbone"], cell["method"]]
+        column.setdefault((cell["seed"], cell["subset"]), {})[cell["fold"]] = cell
+    folds = {fold for column in columns.values() for cell in column.values() for fold in cell}
+    grids = {key: _Grid(column, folds, draws) for key, column in columns.items()}
+    grids = {key: grid for key, grid in grids.items() if grid.cells}
+    rows = []
+    for (labels, backbone, method), grid in sorted(grids.items(), key=lambda one: _order(one[0], one[1])):
+        row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
+        row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets)}
+        for name in grid.measures:
+            row[name] = _interval(grid.draw(name, grid.seeds, grid.subsets))
+            for baseline in BASELINES:
+                other = grids.get((labels, backbone, baseline)) or grids.get((labels, "", baseline))
+                if method in BASELINES or other is None or name not in other.measures:
+                    continue
+                subsets = [subset for subset in grid.subsets if subset in other.subsets]
+                if subsets:
+                    ours, theirs = (one.draw(name, one.seeds, subsets) for one in (grid, other))
+                    row[name].setdefault("minus", {})[baseline] = _difference(ours - theirs)
+        rows.append(row)
+    _correct(rows)
+    return rows
+
+
+def _order(key: tuple[str, str, str], grid: "_Grid") -> tuple:
+    _, backbone, _ = key
+    return grid.num_labels, backbone == "", backbone, grid.side
+
+
+class _Draws:
+    """The draws that all cells share: of test groups per fold, and of label subsets. Draw 0 is the set itself."""
+
+    def __init__(self, number: int, seed: int):
+        self.number, self.seed = number, seed
+        self.tests: dict[tuple[int | None, str], tuple[Predictions, np.ndarray]] = {}
+
+    def weights(self, cell: Mapping[str, Any], table: Predictions, file: str) -> np.ndarray:
+        """`(1 + draws, n)`: how often each cutout is in each draw."""
+        key = cell["fold"], file
+        if key not in self.tests:
+            number = min(self.number, _LARGE_DRAWS) if file == _LARGE else self.number
+            rng = np.random.default_rng([self.seed, 0 if cell["fold"] is None else 1 + cell["fold"]])
+            weights = draw_groups(rng, table.label, np.array(table.group), number).astype(np.float32)
+            self.tests[key] = table, np.concatenate([np.ones((1, len(table)), np.float32), weights])
+        first, weights = self.tests[key]
+        if first.id != table.id:
+            raise InputError(f"{cell['directory']} was evaluated on another test set than the rest: evaluate it anew")
+        return weights
+
+    def counts(self, number: int, draws: int, *key: int) -> np.ndarray:
+        """`(1 + draws, number)` shares of each of `number` things in each draw of them; draw 0 has each once."""
+        rng = np.random.default_rng([self.seed, *key])
+        chosen = rng.integers(number, size=(draws, number))
+        shares = (chosen[:, :, None] == np.arange(number)).mean(axis=1)
+        return np.concatenate([np.full((1, number), 1 / number), shares])
+
+
+_SMALL, _LARGE = "predictions.parquet", "predictions_large.parquet"
+
+
+class _Grid:
+    """The cells of one (method, backbone, labels) that are there for every seed, subset and fold."""
+
+    def __init__(self, column: dict[tuple[int, int], dict], folds: set, draws: _Draws):
+        whole = {key: cell for key, cell in column.items() if set(cell) == folds}
+        seeds = sorted({seed for seed, _ in whole})
+        self.seeds = seeds
+        self.subsets = sorted({s for _, s in whole if all((seed, s) in whole for seed in seeds)})
+        if not self.subsets:  # begun for some seeds only: the subsets of the first
+            self.seeds, self.subsets = seeds[:1], sorted(s for seed, s in whole if seed in seeds[:1])
+        self.cells = {(k, s): whole[k, s] for k in self.seeds for s in self.subsets}
+        self.draws = draws
+        self.values: dict[str, dict[tuple[int, int], np.ndarray]] = defaultdict(dict)
+        for key, cell in self.cells.items():
+            found = [_measure(one, draws) for one in cell.values()]
+            for name in found[0]:
+                self.values[name][key] = np.mean([one[name] for one in found], axis=0)
+        first = next(iter(self.cells.values()), {})
+        self.num_labels = next((one["num_labels"] for one in first.values()), 0)
+        method = next((one["method"] for one in first.values()), "")
+        self.side = _METHODS.index(method) if method in _METHODS else len(_METHODS)
+
+    @property
+    def measures(self) -> list[str]:
+        return list(self.values)
+
+    def draw(self, name: str, seeds: list[int], subsets: list[int]) -> np.ndarray:
+        """The mean over cells `(1 + draws,)`: draw 0 as it is, then with seeds and subsets drawn anew."""
+        values = np.stack([np.stack([self.values[name][k, s] for s in subsets]) for k in seeds])
+        draws = values.shape[-1] - 1
+        seed_shares = self.draws.counts(len(seeds), draws, 1, self.side)
+        subset_shares = self.draws.counts(len(subsets), draws, 2)
+        return np.einsum("bk,bj,kjb->b", seed_shares, subset_shares, values, optimize=True)
+
+
+def _measure(cell: Mapping[str, Any], draws: _Draws) -> dict[str, np.ndarray]:
+    """Every measure of one cell on every draw of test groups, `(1 + draws,)`."""
+    directory = Path(cell["directory"])
+    table = Predictions.load(directory / _SMALL).labelled()
+    weights = draws.weights(cell, table, _SMALL)
+    found = {"roc_auc": weighted_auc(table.label, table.score, weights)}
+    right = (table.score >= 0.5) == table.label
+    found["accuracy"] = weights @ right.astype(np.float32) / weights.sum(axis=1)
+    kinds = np.array(table.subclass)
+    if "hard_nonlens" in kinds:
+        keep = (table.label == 1) | (kinds == "hard_nonlens")
+        name = auc_key("hard_nonlens")
+        found[name] = weighted_auc(table.label[keep], table.score[keep], weights[:, keep])
+    if (directory / _LARGE).is_file():
+        large = Predictions.load(directory / _LARGE).labelled()
+        metric = Completeness(1e-3)
+        if metric.refusal(large.label, large.score) is None:
+            ranked = Ranked(large.label, large.score, draws.weights(cell, large, _LARGE))
+            found[metric.key] = metric.weighted(ranked)
+    return found
+
+
+def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """
+    ROC AUC `(draws,)` under weights `(draws, n)` as one product of matrices: P(lens scores higher), ties counted half;
+    nan where a draw lacks a class.
+    """
+    lens = labels == 1
+    lenses, others = scores[lens, None], scores[None, ~lens]
+    higher = ((lenses > others) + 0.5 * (lenses == others)).astype(np.float32)
+    won = ((weights[:, lens] @ higher).astype(np.float64) * weights[:, ~lens]).sum(axis=1)
+    pairs = weights[:, lens].sum(axis=1, dtype=np.float64) * weights[:, ~lens].sum(axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return won / pairs
+
+
+def _interval(draws: np.ndarray) -> dict[str, Any]:
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5]).tolist()
+    return {"value": float(draws[0]), "low": low, "high": high}
+
+
+def _difference(draws: np.ndarray) -> dict[str, Any]:
+    drawn = draws[1:][np.isfinite(draws[1:])]
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return {**_interval(draws), "p": min(1.0, float(2 * (1 + tail) / (1 + len(drawn))))}
+
+
+def _correct(rows: list[dict[str, Any]]) -> None:
+    """Holm's step-down correction per measure, over all self-supervised cells of the table, as `p_holm`."""
+    for name in {name for row in rows for name in row if isinstance(row[name], dict)}:
+        family = [row[name]["minus"]["supervised"] for row in rows if row["method"] in SSL_METHODS
+                  and "supervised" in row.get(name, {}).get("minus", {})]  # fmt: skip
+        largest = 0.0
+        for rank, entry in enumerate(sorted(family, key=lambda entry: entry["p"])):
+            largest = max(largest, min(1.0, (len(family) - rank) * entry["p"]))
+            entry["p_holm"] = largest

@@ -1,0 +1,69 @@
+"""The model cards of a study: those of its self-supervised models, with what every label budget gave."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.comparison import SSL_METHODS
+from ..evaluation.evaluate import Predictions, describe, report_on
+from ..evaluation.study_report import caption, format_interval
+from ..training.run_directory import write_text
+from .card import CardFacts, render_card
+
+
+def write_cards(
+    study: Any,
+    records: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    folder: str | os.PathLike,
+    report: str | os.PathLike,
+) -> list[Path]:
+    """
+    Write the model cards of the self-supervised methods: `lens-<method>-<backbone>.md` of the first pretraining and
+    `lens-<method>-<backbone>-classifier.md` of its classifier with the most labels, both with the accuracy and AUC of
+    every label budget.
+
+    Args:
+        study, records, results: as for [`~lens_ssl_hf.evaluation.study_report.write_report`], and what it
+            returned.
+        folder (`str` or `os.PathLike`): where the cards go.
+        report (`str` or `os.PathLike`): the folder of the pictures that they show.
+    """
+    cards = []
+    for method, backbone in dict.fromkeys((r["method"], r["backbone"]) for r in records if r["method"] in SSL_METHODS):
+        own = [r for r in records if (r["method"], r["backbone"], r["seed"]) == (method, backbone, 0)]
+        classifiers = [r for r in own if r["labels"] != "none" and r["subset"] == 0]
+        pretrainings = [r for r in own if r["labels"] == "none"]
+        if not classifiers or not pretrainings:
+            continue
+        pictures = os.path.relpath(report, folder)
+        text = _of_one(results, method, backbone) + f"\n\n![ROC curves]({pictures}/roc-{backbone}.png)"
+        name = f"lens-{method}-{backbone}"
+        best = max(classifiers, key=lambda record: record["num_labels"])
+        for record, title in ((pretrainings[0], name), (best, f"{name}-classifier")):
+            facts = CardFacts.from_run(record["directory"], title, study=text)
+            facts.pictures = []
+            if record is best:
+                _, info = study.data[record["fold"]]
+                table = Predictions.load(Path(record["directory"]) / "predictions.parquet")
+                facts.reports = {"classifier": {**describe(info, "test"), "warnings": [], **report_on(table)}}
+            write_text(Path(folder) / f"{title}.md", str(render_card(facts)))
+            cards.append(Path(folder) / f"{title}.md")
+    return cards
+
+
+def _of_one(results: Mapping[str, Any], method: str, backbone: str) -> str:
+    """Accuracy and AUC of one method and backbone per label budget, beside the same ViT from scratch."""
+    lines = [["labels", "runs", "accuracy (95 %)", "ROC AUC (95 %)", "ROC AUC from scratch (95 %)"], ["---"] * 5]
+    scratch = {
+        row["num_labels"]: format_interval(row["roc_auc"])
+        for row in results["rows"]
+        if (row["method"], row["backbone"]) == ("supervised", backbone)
+    }
+    for row in results["rows"]:
+        if (row["method"], row["backbone"]) == (method, backbone):
+            numbers = [format_interval(row[name]) for name in ("accuracy", "roc_auc")]
+            runs = f"{row['seeds']} x {row['subsets']}"
+            lines.append([str(row["num_labels"]), runs, *numbers, scratch.get(row["num_labels"], "")])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(results)
