@@ -20,7 +20,7 @@ from lens_ssl_hf.errors import exit_on_input_error
 
 ROOT = Path(__file__).parents[1]
 DATA = {"train_size": 1500, "validation_size": 300, "test_size": 500}
-PRETRAIN = {"backbone": "vitt8", "epochs": 6, "warmup_epochs": 1, "eval_every": 2}
+PRETRAIN = {"backbone": "vitt8", "epochs": 6, "eval_every": 2}
 FINETUNE = {"labels": 300, "steps": 240, "eval_every": 30}
 
 

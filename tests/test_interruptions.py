@@ -28,7 +28,7 @@ SSL = {
     "precision": "fp32",
     "batch_size": 32,
     "epochs": 4,
-    "warmup_epochs": 1,
+    "warmup_fraction": 0.1,
     "log_every": 2,
     "checkpoint_every": 1,
     "eval_every": 2,

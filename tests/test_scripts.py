@@ -80,7 +80,7 @@ def test_two_processes_are_one(method, data, tmp_path):
     and batch norm run over both. SGD, since AdamW makes steps of the rounding where gradients vanish.
     """
     arguments = f"tests/record_batches.py --method {method} {QUICK} --epochs 2 --batch_size 48 --num_local_views 1 "
-    arguments += "--optimizer sgd --learning_rate 0.01 --warmup_epochs 0 --projection_size 64 --log_every 1 "
+    arguments += "--optimizer sgd --learning_rate 0.01 --warmup_fraction 0 --projection_size 64 --log_every 1 "
     arguments += f"--checkpoint_every 1 --dataset {data}"
     one = run(f"{arguments} --output_dir {tmp_path}/one", RECORD=f"{tmp_path}/one.txt")
     assert one.returncode == 0, one.stderr

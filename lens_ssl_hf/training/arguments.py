@@ -67,7 +67,7 @@ class PretrainArguments(ViewArguments):
     optimizer: str = _option("adamw", "adamw or sgd.")
     learning_rate: float = _option(5e-4, "Peak learning rate, for the batch size that is given.")
     final_learning_rate: float = _option(1e-6, "Learning rate at the end of the cosine.")
-    warmup_epochs: float = _option(5, "Epochs of linear warm-up of the learning rate.")
+    warmup_fraction: float = _option(0.1, "Share of the steps with a linearly rising learning rate.")
     weight_decay: float = _option(0.04, "Weight decay at the start; none on norms and biases.")
     final_weight_decay: float = _option(0.04, "Weight decay at the end of the cosine.")
     clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
@@ -94,7 +94,9 @@ class PretrainArguments(ViewArguments):
     centre_momentum: float = _option(0.9, "EMA momentum of the centre (dino, ibot).")
     cls_loss_weight: float = _option(1.0, "lambda1, weight of the loss on [CLS] (ibot).")
     patch_loss_weight: float = _option(1.0, "lambda2, weight of the masked patch loss (ibot).")
-    freeze_last_layer_epochs: float = _option(1, "Epochs in which the head's last layer stands still (dino, ibot).")
+    freeze_last_layer_fraction: float = _option(
+        0.05, "Share of the steps in which the head's last layer stands still (dino, ibot)."
+    )
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
     checkpoint_every: int = _option(5, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
@@ -118,9 +120,10 @@ class PretrainArguments(ViewArguments):
         _positive(self, "student_temperature", "teacher_temperature", "warmup_teacher_temperature")
         _positive(self, "patch_teacher_temperature", "warmup_patch_teacher_temperature")
         _positive(self, "global_scale_min", "local_scale_min", "mask_ratio")
-        _not_negative(self, "final_learning_rate", "warmup_epochs", "final_weight_decay", "num_local_views")
-        _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_epochs", "eval_every")
+        _not_negative(self, "final_learning_rate", "warmup_fraction", "final_weight_decay", "num_local_views")
+        _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_fraction", "eval_every")
         _at_most_one(self, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
+        _at_most_one(self, "warmup_fraction", "freeze_last_layer_fraction")
         _at_most_one(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
         _not_negative(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
         if self.local_scale_min > self.local_scale_max:
@@ -155,9 +158,7 @@ class FinetuneArguments(ViewArguments):
     batch_size: int = _option(64, "Images per step, over all processes.")
     learning_rate: float = _option(3e-4, "Peak learning rate of the last layer of the backbone.")
     head_learning_rate: float = _option(1e-3, "Peak learning rate of the classifier.")
-    layer_decay: float | None = _option(
-        None, "Factor of the learning rate from layer to layer downwards; 0.75 by default, 1 for --init scratch."
-    )
+    layer_decay: float = _option(1.0, "Factor of the learning rate from layer to layer downwards.")
     weight_decay: float = _option(0.05, "Weight decay; none on norms and biases.")
     warmup_fraction: float = _option(0.1, "Share of the steps with a linearly rising learning rate.")
     clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
@@ -179,9 +180,8 @@ class FinetuneArguments(ViewArguments):
         _positive(self, "steps", "eval_every", "scale_min")
         _not_negative(self, "head_learning_rate", "warmup_fraction")
         _at_most_one(self, "scale_min", "warmup_fraction")
-        if self.layer_decay is not None:
-            _positive(self, "layer_decay")
-            _at_most_one(self, "layer_decay")
+        _positive(self, "layer_decay")
+        _at_most_one(self, "layer_decay")
         if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)

@@ -84,8 +84,6 @@ def finetune(
         )
     set_seed(arguments.seed)
     model, mean, std = _make_classifier(arguments, info, train)
-    if arguments.layer_decay is None:
-        arguments.layer_decay = 1.0 if arguments.init == "scratch" else 0.75
     facts = {
         "task": "finetune",
         "method": None,

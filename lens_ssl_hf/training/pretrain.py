@@ -311,7 +311,7 @@ class Pretraining:
         """One optimizer step on one global batch."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
         images, indices, epoch = self.images.batch(step, accelerator.process_index, accelerator.num_processes)
-        scheduled = _schedule(arguments, step, self.total_steps, self.steps_per_epoch)
+        scheduled = _schedule(arguments, step, self.total_steps)
         for group in self.optimizer.param_groups:
             if not group.get("constant_learning_rate"):
                 group["lr"] = scheduled["learning_rate"]
@@ -333,7 +333,7 @@ class Pretraining:
                     accelerator.backward(output.loss / number)
             outputs.append(output)
         with record_function("optimizer"):
-            if model.has_teacher and step < arguments.freeze_last_layer_epochs * self.steps_per_epoch:
+            if model.has_teacher and step < arguments.freeze_last_layer_fraction * self.total_steps:
                 model.student.head.last_layer.weight.grad = None
             limit = arguments.clip_grad_norm or math.inf
             gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
@@ -352,7 +352,7 @@ class Pretraining:
     def _log(self, done: int, bar: Any) -> None:
         means = self.averages.pop(self.accelerator)
         skipped = self.faults.check(self.images.ids)
-        scheduled = _schedule(self.arguments, done - 1, self.total_steps, self.steps_per_epoch)
+        scheduled = _schedule(self.arguments, done - 1, self.total_steps)
         self.run_directory.log(done, {"epoch": done / self.steps_per_epoch, **means, **scheduled, "skipped": skipped})
         if not means:
             return
@@ -415,9 +415,9 @@ def _make_optimizer(model: torch.nn.Module, arguments: PretrainArguments) -> tor
     return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
 
 
-def _schedule(arguments: PretrainArguments, step: int, total_steps: int, steps_per_epoch: int) -> dict[str, float]:
+def _schedule(arguments: PretrainArguments, step: int, total_steps: int) -> dict[str, float]:
     """The scheduled values of one step."""
-    warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), total_steps // 2)
+    warmup_steps = round(arguments.warmup_fraction * total_steps)
     values = {
         "learning_rate": cosine(
             arguments.learning_rate, arguments.final_learning_rate, step, total_steps, warmup_steps
