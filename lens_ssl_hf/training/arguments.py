@@ -98,7 +98,7 @@ class PretrainArguments(ViewArguments):
         0.05, "Share of the steps in which the head's last layer stands still (dino, ibot)."
     )
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
-    checkpoint_every: int = _option(5, "Epochs between checkpoints.")
+    checkpoint_every: int = _option(1, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
     report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
