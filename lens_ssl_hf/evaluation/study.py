@@ -236,7 +236,7 @@ class Study:
         claimed, file = True, None
         if _is_main():
             folder = self.output_dir / ".claims"
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             file = open(folder / cell.name, "w")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
