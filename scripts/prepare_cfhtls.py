@@ -5,9 +5,9 @@ Cut windows around the objects of the CFHTLS Space Warps stamps, and write one t
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
 ```
 
-Windows come from stamps whose sky group is not in the test split; they have no label, so that only pretraining sees
-them. The corners with text are never touched. The table is then a data set for every script:
-`--dataset runs/cfhtls/data/catalogue.csv`.
+Windows have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test split
+or in the test fold they are left out. The corners with text are never touched. The table is then a data set for every
+script: `--dataset runs/cfhtls/data/catalogue.csv`, and with `--test_fold 0` one of its five folds.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from lens_ssl_hf.cli import parse
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 MARGIN = 20  # rows and columns at the edge of a stamp that may carry text
-COLUMNS = ("file", "label", "kind", "split", "group", "ra", "dec")
+COLUMNS = ("file", "label", "kind", "split", "fold", "group", "ra", "dec")
 
 
 @dataclass
@@ -80,9 +80,8 @@ def main() -> None:
     stamps = read_table(source / "stamps.csv", ("file", "group"))
     if not (source / "cutouts").is_dir():
         raise InputError(f"{source / 'cutouts'} is no folder: give the cfhtls_spacewarps folder as data_dir")
-    held_out = set(catalogue.loc[catalogue["split"] == "test", "group"])
     windows, crops = [], []  # all stamps are read before anything is written
-    for stamp in tqdm([row for row in stamps.itertuples() if row.group not in held_out], desc="stamps"):
+    for stamp in tqdm(list(stamps.itertuples()), desc="stamps"):
         path = source / str(stamp.file)
         pixels = read_raw(path).pixels
         half = arguments.window // 2

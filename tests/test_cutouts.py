@@ -555,8 +555,8 @@ def make_stamps(root):
     for i, stamp in enumerate(values):
         Image.fromarray(stamp).save(root / f"stamps/{i}.png")
         Image.fromarray(stamp[20:60, 20:60]).save(root / f"cutouts/{i}.png")
-    columns = "file,label,kind,split,group,ra,dec"
-    (root / "catalog.csv").write_text(f"{columns}\ncutouts/0.png,lens,lens,train,0,1,1\n")
+    columns = "file,label,kind,split,fold,group,ra,dec"
+    (root / "catalog.csv").write_text(f"{columns}\ncutouts/0.png,lens,lens,train,0,0,1,1\n")
     (root / "stamps.csv").write_text("file,group\nstamps/0.png,0\nstamps/1.png,1\n")
 
 
@@ -601,12 +601,16 @@ def test_windows_of_real_stamps_keep_clear_of_the_test_split_and_of_the_text(rea
         group_of = {Path(row["file"]).stem: row["group"] for row in csv.DictReader(file)}
     with open("out/catalogue.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    test_groups = {row["group"] for row in rows if row["split"] == "test"}
     windows = [row for row in rows if row["kind"] == "window"]
-    assert len(windows) > 1000 and len(test_groups) > 10
+    assert len(windows) > 1000
+    for options in ({}, {"test_fold": 1}):
+        cutouts = load_cutouts("out/catalogue.csv", subclass_column="kind", **options)
+        test_groups = set(cutouts["test"]["group"])
+        assert len(test_groups) > 10 and not test_groups & set(cutouts["unlabelled"]["group"])
+        assert 1000 < len(cutouts["unlabelled"]) < len(windows)
     for window in windows:
         stem, row, column = Path(window["file"]).stem.rsplit("_", 2)
-        assert group_of[stem] == window["group"] not in test_groups and not window["label"]
+        assert group_of[stem] == window["group"] and not window["label"] and not window["fold"]
         assert all(20 <= int(centre) - 16 and int(centre) + 16 <= 140 for centre in (row, column))
     for window in windows[::100]:  # the names tell the truth
         stem, row, column = Path(window["file"]).stem.rsplit("_", 2)

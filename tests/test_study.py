@@ -1,6 +1,10 @@
 """The study: its cells are done once, its numbers are those of the cells, its statistics those of the textbooks."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +12,15 @@ from conftest import make_split
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from lens_ssl_hf import InputError
+from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan
 from lens_ssl_hf.evaluation.study_report import write_report
+from lens_ssl_hf.hub.study_cards import write_cards
+from lens_ssl_hf.training.run_directory import read_run
 
+ROOT = Path(__file__).parents[1]
 TINY_DINO = {"epochs": 1, "batch_size": 48, "head_hidden_size": 16, "num_prototypes": 16, "precision": "fp32"}
 TINY_STEPS = {"steps": 1, "eval_every": 1, "batch_size": 16, "precision": "fp32"}
 
@@ -53,6 +61,12 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     assert {line.count("&") for line in columns.splitlines() if line.endswith(r"\\")} == {
         table.split("\n")[0].count("|") - 2
     }
+    cards = write_cards(study, records, results, tmp_path, tmp_path / "report")
+    assert [card.name for card in cards] == ["lens-dino-vitt8.md", "lens-dino-vitt8-classifier.md"]
+    (dino,) = [row for row in results["rows"] if row["method"] == "dino"]
+    for card in cards:
+        assert f"| 16 | 1 x 2 | {dino['accuracy']['value']:.3f} [" in card.read_text()
+        assert "(report/roc-vitt8.png)" in card.read_text() and info["fingerprint"] in card.read_text()
     for picture in ("label_efficiency.png", "roc-vitt8.png", "calibration-vitt8.png"):
         assert (tmp_path / "report" / picture).read_bytes()[:4] == b"\x89PNG"
 
@@ -83,6 +97,34 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     make_study(tiny_cutouts, tmp_path, methods=["profiles"]).run()
     with pytest.raises(InputError, match="another finetuning of all"):
         make_study(tiny_cutouts, tmp_path, ["profiles"], finetuning={"all": {**TINY_STEPS, "steps": 2}}).run()
+
+
+@pytest.mark.slow
+def test_two_commands_share_a_study_and_two_processes_train_it_together(tiny_cutouts, tmp_path):
+    """Two commands do every cell once; under `accelerate launch` the cells score as from one process."""
+    data = save_tensors(tiny_cutouts, tmp_path / "toy.safetensors")
+    options = f"scripts/run_study.py --dataset {data} --methods supervised profiles --backbones vitt8 --labels 32 all "
+    options += "--seeds 1 --subsets 2 --steps 2 --precision fp32"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(launcher, folder):
+        command = [*launcher, *options.split(), "--output_dir", str(folder)]
+        return subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1, env=environment)
+
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/cpu.yaml"]
+    workers = [start([sys.executable], tmp_path / "shared") for _ in range(2)]
+    outputs = [worker.communicate(timeout=600) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    together = start(launch, tmp_path / "together")
+    output = together.communicate(timeout=600)
+    assert together.returncode == 0, output
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("shared", "together")]
+    scores = [
+        [(c["method"], c["labels"], c["subset"], c["metrics"]["roc_auc"]) for c in one["cells"]] for one in results
+    ]
+    assert len(scores[0]) == 8 and scores[1] == [(*cell[:3], pytest.approx(cell[3], abs=2e-3)) for cell in scores[0]]
+    facts = read_run(tmp_path / "together" / "cells" / "supervised-vitt8-seed0-labels32-subset0")
+    assert facts["num_processes"] == 2
 
 
 def test_the_long_baseline_costs_as_much_as_a_pretraining_and_a_finetuning(tiny_cutouts, tmp_path):
