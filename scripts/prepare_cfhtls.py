@@ -5,8 +5,8 @@ Cut windows around the objects of the CFHTLS Space Warps stamps, and write one t
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
 ```
 
-Windows have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test split
-or in the test fold they are left out. The corners with text are never touched. The table is then a data set for every
+Windows have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test
+split or fold they are left out. The corners with text are never touched. The table is then a data set for every
 script: `--dataset runs/cfhtls/data/catalogue.csv`, and with `--test_fold 0` one of its five folds.
 """
 
