@@ -21,8 +21,9 @@ from lens_ssl_hf.hub.study_cards import write_cards
 from lens_ssl_hf.training.run_directory import read_run
 
 ROOT = Path(__file__).parents[1]
-TINY_DINO = {"epochs": 1, "batch_size": 48, "head_hidden_size": 16, "num_prototypes": 16, "precision": "fp32"}
-TINY_STEPS = {"steps": 1, "eval_every": 1, "batch_size": 16, "precision": "fp32"}
+TINY = {"crop_size": 16, "precision": "fp32", "eval_every": 1}
+TINY_DINO = {**TINY, "epochs": 1, "batch_size": 48, "local_size": 8, "head_hidden_size": 16, "num_prototypes": 16}
+TINY_STEPS = {**TINY, "steps": 1, "batch_size": 16}
 
 
 def make_study(cutouts, folder, methods=("supervised", "dino", "cnn", "profiles"), labels=("16",), **changes):
@@ -34,7 +35,8 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     splits, info = tiny_cutouts
     cutouts = {**splits, "test_large": make_split(2100, 5, side=32)}, info
     study = make_study(cutouts, tmp_path / "study")
-    assert "9 to do" not in describe_plan(study) and "0 of 9 are done" in describe_plan(study)
+    plan = describe_plan(study)
+    assert "pretrainings: 1, cells: 2 (16 labels), to do: 3" in plan and "0 of 9 are done" in plan
     records = study.run()
     assert [r["method"] for r in records] == ["dino", *["supervised", "dino", "cnn", "profiles"] * 2]
     assert all(record["metrics"]["roc_auc"] > 0.9 for record in records if record["method"] == "profiles")
@@ -45,6 +47,7 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     } | {"dino-vitt8-seed0"}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")}
     assert make_study(cutouts, tmp_path / "study").run() == records
+    assert "9 of 9 are done" in describe_plan(study)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")} == before
 
     results = write_report(study, records, tmp_path / "report")
@@ -130,9 +133,9 @@ def test_two_commands_share_a_study_and_two_processes_train_it_together(tiny_cut
 def test_the_long_baseline_costs_as_much_as_a_pretraining_and_a_finetuning(tiny_cutouts, tmp_path):
     study = make_study(tiny_cutouts, tmp_path, methods=["supervised-long", "dino"])
     long, plain = Cell("supervised-long", "vitt8", "16", 0, 0), Cell("supervised", "vitt8", "16", 0, 0)
-    # DINO: the student sees 2 x 17 and 4 x 5 tokens forward and back, the teacher 2 x 17 forward.
-    pretraining = 96 * (3 * (2 * 17 + 4 * 5) + 2 * 17)
-    assert study.cost(long.pretraining.__class__("dino", "vitt8", "none", 0, 0)) == pretraining
+    # DINO on 2 x 2 patches: the student sees 2 x 5 and 4 x 2 tokens forward and back, the teacher 2 x 5 forward.
+    pretraining = 96 * (3 * (2 * 5 + 4 * 2) + 2 * 5)
+    assert study.cost(Cell("dino", "vitt8", "none", 0, 0)) == pretraining
     assert study.cost(long) == pytest.approx(pretraining + study.cost(plain), rel=0.1)
 
 

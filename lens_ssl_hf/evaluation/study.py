@@ -322,11 +322,10 @@ def describe_plan(study: Study) -> str:
         own = [cell for cell in plan if (cell.method, cell.backbone) == (method, backbone)]
         open_cells = [cell for cell in own if not study.is_done(cell)]
         number = sum(cell.is_pretraining for cell in own)
-        what = [f"{number} pretrainings"] if number else []
         budgets = ", ".join(dict.fromkeys(cell.labels for cell in own if not cell.is_pretraining))
-        what.append(f"{len(own) - number} cells ({budgets} labels)")
+        kinds = f"pretrainings: {number}, cells: {len(own) - number} ({budgets} labels)"
         time_left = format_time(study.seconds(open_cells))
-        lines.append(f"{method} {backbone}".ljust(24) + f"{' and '.join(what)}; {len(open_cells)} to do: {time_left}")
+        lines.append(f"{method} {backbone}".ljust(24) + f"{kinds}, to do: {len(open_cells)}, {time_left}")
     lines.append(
         f"{len(plan) - len(todo)} of {len(plan)} are done; the rest takes about {format_time(study.seconds(todo))}"
     )
