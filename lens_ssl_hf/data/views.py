@@ -16,6 +16,7 @@ _NOISE_BANK_SIZE = 1 << 20
 # Numbers of a view's uniforms: 0 to 9 crop, jitter, blur and strength of the noise; then
 _NOISE_NUMBER = 14  # where its noise lies in the bank
 _MASK_NUMBER = 15  # the first one of its mask
+_BAND_VIEWS = 1 << 20  # added to a view's number: the jitter of its bands has numbers of its own
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class ViewSettings:
         flip (`bool`, *optional*, defaults to `True`): mirror half of the views.
         gain (`float`, *optional*, defaults to `0.2`): contrast factor `1 - gain` to `1 + gain`, common to the bands.
         offset (`float`, *optional*, defaults to `0.2`): brightness shift of up to `offset`, common to the bands.
+        band_jitter (`float`, *optional*, defaults to `0.0`):
+            Gain and offset up to this of each band by itself. It hides the exact colour, by which views of an image
+            can be matched with no look at its shape; the contrast between blue arcs and a red galaxy remains.
         blur_probability (`float`, *optional*, defaults to `0.0`): share of the views that are blurred.
         blur_sigma (`tuple[float, float]`, *optional*, defaults to `(0.3, 1.0)`): sigma of the blur in view pixels.
         noise_sigma (`float`, *optional*, defaults to `0.1`): noise of sigma between 0 and this is added.
@@ -44,6 +48,7 @@ class ViewSettings:
     flip: bool = True
     gain: float = 0.2
     offset: float = 0.2
+    band_jitter: float = 0.0
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.3, 1.0)
     noise_sigma: float = 0.1
@@ -123,6 +128,11 @@ class Views:
         views = affine_crop(images, settings, u[:, :5])
         views = views * _column(1 + settings.gain * (2 * u[:, 5] - 1))
         views = views + _column(settings.offset * (2 * u[:, 6] - 1))
+        if settings.band_jitter > 0:
+            u_bands = uniforms(self.seed, epoch, indices, view + _BAND_VIEWS, 2 * views.shape[1])
+            jitter = settings.band_jitter * (2 * u_bands - 1)
+            gain, offset = jitter.unflatten(1, (2, -1))[..., None, None].unbind(dim=1)
+            views = torch.addcmul(offset, views, 1 + gain)
         if settings.blur_probability > 0:
             low, high = settings.blur_sigma
             sigma = (low + (high - low) * u[:, 8]) * (u[:, 7] < settings.blur_probability)

@@ -29,6 +29,7 @@ class ViewArguments:
     crop_size: int = _option(32, "Side in pixels of the images that the model sees.")
     gain: float = _option(0.2, "Contrast jitter common to the bands: factor from 1 - gain to 1 + gain.")
     offset: float = _option(0.2, "Brightness jitter common to the bands, in standard deviations of a band.")
+    band_jitter: float = _option(0.0, "Gain and offset of each band by itself, up to this: hides the exact colour.")
     blur_probability: float = _option(0.0, "Share of the views that are blurred with a Gaussian.")
     blur_sigma_max: float = _option(1.0, "Largest sigma of the blur, in pixels of the view.")
     noise_sigma: float = _option(0.1, "Largest sigma of the added noise, in standard deviations of a band.")
@@ -47,6 +48,7 @@ class ViewArguments:
             flip=self.flip,
             gain=self.gain,
             offset=self.offset,
+            band_jitter=self.band_jitter,
             blur_probability=self.blur_probability,
             blur_sigma=(min(0.3, self.blur_sigma_max), self.blur_sigma_max),
             noise_sigma=self.noise_sigma,
@@ -209,11 +211,11 @@ def _check_common(arguments: Any) -> None:
         arguments.report_to = [arguments.report_to]
     check_trackers(arguments.report_to or ())
     _positive(arguments, "batch_size", "crop_size", "patch_size", "log_every", "learning_rate", "blur_sigma_max")
-    _not_negative(arguments, "gain", "offset", "blur_probability", "noise_sigma")
+    _not_negative(arguments, "gain", "offset", "band_jitter", "blur_probability", "noise_sigma")
     _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")
     if arguments.seed >= 2**32:
         raise InputError(f"seed must be below 2^32, not {arguments.seed}")
-    _at_most_one(arguments, "gain", "blur_probability")
+    _at_most_one(arguments, "gain", "band_jitter", "blur_probability")
     if getattr(arguments, "init", "scratch") == "scratch" and arguments.crop_size % arguments.patch_size:
         raise InputError(f"crop_size {arguments.crop_size} is not a multiple of patch_size {arguments.patch_size}")
 
