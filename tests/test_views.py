@@ -1,6 +1,7 @@
 """Views: a function of (seed, epoch, sample, view) alone, geometry, blur and masks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lens_ssl_hf.data import views as views_module
 from lens_ssl_hf.data.views import Views, ViewSettings, affine_crop, gaussian_blur, random_bits, uniforms
 
 GENERATOR = torch.Generator().manual_seed(0)
-SETTINGS = ViewSettings(size=32, field=32, blur_probability=0.5)
+SETTINGS = ViewSettings(size=32, field=32, blur_probability=0.5, band_jitter=0.2)
 
 
 def test_views_depend_on_seed_epoch_sample_and_number_alone():
@@ -82,6 +83,25 @@ def test_views_are_not_clamped():
     assert bands.abs().max() < 1e-3  # gain and offset are common to the bands
 
 
+def test_band_jitter_is_a_gain_and_an_offset_of_each_band():
+    images = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = ViewSettings(32, 32, noise_sigma=0)
+    views, jittered = (
+        Views(0, "cpu").make(images, torch.arange(200), settings, 2, 1).double().flatten(2)
+        for settings in (plain, replace(plain, band_jitter=0.3))
+    )
+    means = views.mean(2), jittered.mean(2)
+    gain = (
+        ((views - means[0][..., None]) * (jittered - means[1][..., None])).sum(2) / views.var(2, correction=0) / 1024
+    )
+    offset = means[1] - gain * means[0]
+    torch.testing.assert_close(jittered, gain[..., None] * views + offset[..., None], atol=1e-5, rtol=0)
+    for values in (gain - 1, offset):  # uniform in [-0.3, 0.3], each band by itself
+        assert 0.29 < values.abs().max() <= 0.3 + 1e-5 and abs(values.std() - 0.3 / 3**0.5) < 0.01
+    numbers = torch.cat([gain, offset], dim=1)
+    assert (numbers.T.corrcoef() - torch.eye(6)).abs().max() < 0.25
+
+
 def test_blur_has_the_sigma_that_it_says():
     images = torch.zeros(3, 1, 41, 41)
     images[:, :, 20, 20] = 1.0
@@ -126,7 +146,7 @@ def test_mask_and_pixels_of_a_view_share_no_random_number(monkeypatch):
     mask = (views.masks(torch.arange(1), 4, 5, epoch=0, first=0, num_views=1)[0, 0] * 2**24).long().tolist()
     used.clear()
     views.make(torch.zeros(1, 3, 32, 32), torch.arange(1), SETTINGS, 0, 0)
-    assert len(mask) == 4 + 4 * 4 and len(used) == 2
+    assert len(mask) == 4 + 4 * 4 and len(used) == 3  # crop and jitter, bands, noise
     assert not set(mask) & {int(bits) >> 8 for numbers in used.values() for bits in numbers[0]}
 
 
