@@ -30,6 +30,7 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 ROOT = Path(__file__).parents[1]
 FINETUNING_BATCH = 64
+LOCAL = {"local_size": 16, "local_scale_min": 0.05, "local_scale_max": 0.4}  # of all sides, whatever a recipe says
 PARTS = ("pretrain", "levers", "finetune", "scaling", "memory", "startup")
 # What each lever was expected to bring to the step before it was measured: plain / with it.
 PREDICTIONS = {
@@ -117,7 +118,7 @@ def our_step(arguments: BenchmarkArguments, method: str, backbone: str, folder: 
     from lens_ssl_hf.training.loop import make_accelerator
     from lens_ssl_hf.training.run_directory import RunDirectory
 
-    settings = {"num_local_views": arguments.num_local_views, "batch_size": arguments.batch_size, **settings}
+    settings = {"num_local_views": arguments.num_local_views, "batch_size": arguments.batch_size, **LOCAL, **settings}
     settings = {**recipe(method), "method": method, "backbone": backbone, "epochs": 10**6, "eval_every": 0, **settings}
     pretraining_arguments = PretrainArguments(**settings, output_dir=str(folder))
     accelerator = make_accelerator(pretraining_arguments.precision, deterministic=False)
@@ -204,7 +205,7 @@ class PILViews:
         return len(self.images)
 
     def __getitem__(self, index: int) -> list[Any]:
-        sizes = [(32, 0.4, 1.0)] * 2 + [(16, 0.05, 0.4)] * self.num_local_views
+        sizes = [(32, 0.4, 1.0)] * 2 + [tuple(LOCAL.values())] * self.num_local_views
         return [self.view(self.images[index], *size) for size in sizes]
 
     @staticmethod
@@ -465,7 +466,7 @@ def measure_scaling(arguments: BenchmarkArguments) -> dict[str, Any]:
 
 
 def measure_memory(arguments: BenchmarkArguments) -> dict[str, Any]:
-    """Peak memory of DINO with vitb8, batch 256 and the recipe's views."""
+    """Peak memory of DINO with vitb8, batch 256 and 2 + 4 views."""
     result = run_worker(arguments, "memory")
     print(f"    vitb8, batch 256: peak {result['peak_bytes'] / 2**30:.1f} GiB on the {result['device']}")
     return result

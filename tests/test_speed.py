@@ -60,7 +60,7 @@ def test_freed_memory_is_kept_for_the_next_step():
 
 @pytest.mark.slow
 def test_memory_of_a_large_run_is_bounded(tmp_path):
-    """DINO with vitb8, batch 256 and the recipe's 2 + 4 views."""
+    """DINO with vitb8, batch 256 and 2 + 4 views."""
     command = ["scripts/benchmark.py", "--parts", "memory", "--output", str(tmp_path / "memory.json")]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=1200)
     assert json.loads((tmp_path / "memory.json").read_text())["memory"]["peak_bytes"] < 10 * 2**30
