@@ -205,14 +205,12 @@ class Study:
         make_folder(self.output_dir, "output_dir")
         write_settings(self)
         plan = self.plan()
+        costs = {cell: self.cost(cell) * _weight(cell) for cell in plan}
+        spent = spent_cost = 0.0
         with tqdm(total=len(plan), desc="study", unit="cell", dynamic_ncols=True, disable=not _is_main()) as bar:
-            spent = done_cost = 0.0
             while todo := _agreed([cell for cell in plan if not self.is_done(cell)]):
                 progressed = False
                 for cell in todo:
-                    bar.n = len(plan) - sum(not self.is_done(one) for one in plan)
-                    left = sum(self.cost(one) * _weight(one) for one in plan if not self.is_done(one))
-                    bar.set_postfix_str(_left(spent, done_cost, left), refresh=True)
                     waits = cell.method in SSL_METHODS and not cell.is_pretraining
                     if _agreed(self.is_done(cell) or (waits and not self.is_done(cell.pretraining))):
                         continue
@@ -222,12 +220,15 @@ class Study:
                         start = time.perf_counter()
                         self.do(cell)
                         spent += time.perf_counter() - start
-                        done_cost += self.cost(cell) * _weight(cell)
+                        spent_cost += costs[cell]
                         progressed = True
+                    left = [one for one in plan if not self.is_done(one)]
+                    bar.n = len(plan) - len(left)
+                    bar.set_postfix_str(_time_left(spent, spent_cost, sum(costs[one] for one in left)))
                 if not progressed:
                     time.sleep(5)  # others are at the rest
             bar.n = len(plan)
-            bar.set_postfix_str("")
+            bar.refresh()
         return self.records()
 
     @contextlib.contextmanager
@@ -382,8 +383,8 @@ def _weight(cell: Cell) -> float:
     return (BACKBONES[cell.backbone][0] / BACKBONES["vitt8"][0]) ** 2 if cell.backbone else 1.0
 
 
-def _left(spent: float, done: float, left: float) -> str:
-    return f"{format_time(spent * left / done)} left" if done else ""
+def _time_left(spent: float, spent_cost: float, left: float) -> str:
+    return f"{format_time(spent * left / spent_cost)} left" if spent_cost else ""
 
 
 def format_time(seconds: float) -> str:
