@@ -22,7 +22,15 @@ from lens_ssl_hf.training.run_directory import read_run
 
 ROOT = Path(__file__).parents[1]
 TINY = {"crop_size": 16, "precision": "fp32", "eval_every": 1}
-TINY_DINO = {**TINY, "epochs": 1, "batch_size": 48, "local_size": 8, "head_hidden_size": 16, "num_prototypes": 16}
+TINY_DINO = {
+    **TINY,
+    "epochs": 1,
+    "batch_size": 48,
+    "num_local_views": 4,
+    "local_size": 8,
+    "head_hidden_size": 16,
+    "num_prototypes": 16,
+}
 TINY_STEPS = {**TINY, "steps": 1, "batch_size": 16}
 
 
