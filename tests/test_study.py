@@ -60,6 +60,13 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
 
     results = write_report(study, records, tmp_path / "report")
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
+    moved = make_study(cutouts, tmp_path / "report")  # what was reported is enough to go on
+    assert "9 of 9 are done" in describe_plan(moved)
+    assert write_report(moved, moved.run(), tmp_path / "report")["rows"][0]["roc_auc"] == results["rows"][0]["roc_auc"]
+    assert (
+        str(tmp_path)
+        not in (tmp_path / "report" / "cells" / records[1]["directory"].split("/")[-1] / "cell.json").read_text()
+    )
     table = (tmp_path / "report" / "table.md").read_text()
     for row in results["rows"]:
         own = [r for r in records if r["method"] == row["method"] and r["labels"] == "16"]

@@ -129,7 +129,8 @@ class _Grid:
 
     @property
     def measures(self) -> list[str]:
-        return list(self.values)
+        """What every cell measured."""
+        return [name for name, values in self.values.items() if len(values) == len(self.cells)]
 
     def draw(self, name: str, seeds: list[int], subsets: list[int]) -> np.ndarray:
         """The mean over cells `(1 + draws,)`: draw 0 as it is, then with seeds and subsets drawn anew."""

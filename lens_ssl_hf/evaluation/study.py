@@ -307,8 +307,9 @@ class Study:
         return {"num_labels": len(subset), **self._test(self.directory(cell), predictions_of)}
 
     def records(self) -> list[dict[str, Any]]:
-        """What the finished cells of this plan wrote."""
-        return [json.loads((self.directory(c) / "cell.json").read_text()) for c in self.plan() if self.is_done(c)]
+        """What the finished cells of this plan wrote, wherever the study lies by now."""
+        done = [self.directory(cell) for cell in self.plan() if self.is_done(cell)]
+        return [{**json.loads((folder / "cell.json").read_text()), "directory": str(folder)} for folder in done]
 
 
 def describe_plan(study: Study) -> str:

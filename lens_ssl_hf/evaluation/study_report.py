@@ -26,7 +26,8 @@ _MEASURES = {
 
 def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
     """
-    Write results.json, table.md, table.tex, label_efficiency.png, calibration.png and a roc-<backbone>.png each.
+    Write results.json, table.md, table.tex, label_efficiency.png and, of each backbone, roc-<backbone>.png and
+    calibration-<backbone>.png; where `folder` is not the study's own, also the cells' records and predictions.
 
     Args:
         study ([`~lens_ssl_hf.evaluation.study.Study`]): what was planned.
@@ -53,8 +54,21 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
         panels = _panels(cells, backbone)
         plot_study_roc(panels, folder / f"roc-{backbone}.png", f"{title}, {backbone}")
         plot_calibration(panels, folder / f"calibration-{backbone}.png", f"{title}, {backbone}")
+    if folder != study.output_dir:
+        _copy_cells(records, folder)
     write_json(folder / "results.json", results)
     return results
+
+
+def _copy_cells(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The records and predictions of all cells, without weights and local paths: enough to go on with the study."""
+    for record in records:
+        source = Path(record["directory"])
+        target = folder / source.parent.name / source.name
+        settings = {name: value for name, value in record["settings"].items() if name not in ("output_dir", "init")}
+        write_json(target / "cell.json", {**record, "directory": source.name, "settings": settings})
+        if (source / "predictions.parquet").is_file():
+            Predictions.load(source / "predictions.parquet").save(target / "predictions.parquet")
 
 
 def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
