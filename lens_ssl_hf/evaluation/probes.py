@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def linear_probe(
     Returns:
         `tuple[np.ndarray, float]`: P(lens) `(n,)` of `features`, and the C that was chosen.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -72,7 +74,10 @@ def linear_probe(
     best = (-1.0, None, 0.0)
     for strength in REGULARISATIONS:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-        scores = classifier.fit(train, train_labels).predict_proba(validation)[:, 1]
+        with warnings.catch_warnings():  # the weakest need not converge: stopping early is a regularisation too
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(train, train_labels)
+        scores = classifier.predict_proba(validation)[:, 1]
         auc = roc_auc(torch.as_tensor(validation_labels), torch.from_numpy(scores))
         if auc > best[0]:
             best = (auc, classifier, strength)
