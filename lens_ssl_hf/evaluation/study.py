@@ -307,9 +307,10 @@ class Study:
         return {"num_labels": len(subset), **self._test(self.directory(cell), predictions_of)}
 
     def records(self) -> list[dict[str, Any]]:
-        """What the finished cells of this plan wrote, wherever the study lies by now."""
-        done = [self.directory(cell) for cell in self.plan() if self.is_done(cell)]
-        return [{**json.loads((folder / "cell.json").read_text()), "directory": str(folder)} for folder in done]
+        """What the finished cells wrote, those of earlier commands on the same directory too: pretrainings first."""
+        kinds = ("pretrainings", "cells")
+        done = [path for kind in kinds for path in sorted(self.output_dir.glob(f"{kind}/*/cell.json"))]
+        return [{**json.loads(path.read_text()), "directory": str(path.parent)} for path in done]
 
 
 def describe_plan(study: Study) -> str:

@@ -79,7 +79,6 @@ def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Map
     first = {}
     for record in records:
         first.setdefault((record["method"], record["labels"] == "none"), record)
-    plan = study.plan()
     return {
         "data": info,
         "folds": [fold for fold in study.data if fold is not None],
@@ -89,8 +88,6 @@ def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Map
             "num_nonlenses": len(kinds),
             "nonlenses": {kind: kinds.count(kind) for kind in sorted(set(kinds) - {""})},
         },
-        "cells_done": sum(record["labels"] != "none" for record in records),
-        "cells_planned": sum(not cell.is_pretraining for cell in plan),
         "rows": list(rows),
         "probes": _probes(records),
         "pretraining": {method: _recipe(one) for (method, is_pre), one in first.items() if is_pre},

@@ -45,7 +45,7 @@ def write_cards(
             facts = CardFacts.from_run(record["directory"], title, study=text)
             facts.pictures = []
             if record is best:
-                _, info = study.data[record["fold"]]
+                _, info = next(iter(study.data.values()))
                 table = Predictions.load(Path(record["directory"]) / "predictions.parquet")
                 facts.reports = {"classifier": {**describe(info, "test"), "warnings": [], **report_on(table)}}
             write_text(Path(folder) / f"{title}.md", str(render_card(facts)))
