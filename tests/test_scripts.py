@@ -189,7 +189,7 @@ def test_help_comes_without_torch(script):
         ("run_finetune.py --dataset {data} --epoch 3", "unknown argument --epoch"),
         ("run_ssl.py --dataset {data} --epochs many", "--epochs"),
         ("run_ssl.py --dataset {data} --bands g r", "bands cannot change"),
-        ("run_study.py --dataset {data} --output_dir {out} --report_dir {data}/x", "report_dir"),
+        ("run_study.py --dataset {data} --output_dir {out} --labels 16 --report_dir {data}/x", "report_dir"),
         ("run_study.py --dataset {data} --output_dir {out} --methods supervised byol", "byol"),
     ],
 )
