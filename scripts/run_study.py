@@ -27,8 +27,9 @@ class Arguments:
         default_factory=lambda: ["supervised", "simsiam", "dino", "ibot"],
         metadata={
             "help": (
-                "simsiam, dino, ibot; supervised (from scratch), supervised-long (with the compute of a pretraining "
-                "as well), cnn (a small one), profiles (logistic regression on radial profiles)."
+                "simsiam, dino, ibot; simsiam-continued, ... (from the pretrainings of earlier_study); supervised "
+                "(from scratch), supervised-long (with the compute of a pretraining as well), cnn (a small one), "
+                "profiles (logistic regression on radial profiles)."
             )
         },
     )
@@ -44,6 +45,12 @@ class Arguments:
     epochs: int | None = field(default=None, metadata={"help": "Of the pretrainings; by default each recipe's."})
     steps: int | None = field(default=None, metadata={"help": "Of the fine-tunings; by default the recipe's."})
     precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32."})
+    earlier_study: str = field(
+        default="",
+        metadata={
+            "help": "output_dir of a study on other cutouts; the -continued methods go on from its pretrainings."
+        },
+    )
     report_dir: str = field(default="", metadata={"help": "Gets tables and pictures; output_dir by default."})
     cards_dir: str = field(default="", metadata={"help": "Gets the model cards; report_dir by default."})
     dry_run: bool = field(default=False, metadata={"help": "Print what would be done and how long it would take."})
@@ -52,7 +59,8 @@ class Arguments:
 @exit_on_input_error
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, Arguments, description=__doc__)
-    from lens_ssl_hf.evaluation.study import SSL_METHODS, Study, describe_plan
+    from lens_ssl_hf.evaluation.comparison import PRETRAINED
+    from lens_ssl_hf.evaluation.study import Study, describe_plan
     from lens_ssl_hf.evaluation.study_report import write_report
     from lens_ssl_hf.hub.study_cards import write_cards
     from lens_ssl_hf.training.loop import process_state
@@ -75,8 +83,9 @@ def main() -> None:
         arguments.labels,
         arguments.seeds,
         arguments.subsets,
-        pretraining=dict.fromkeys(SSL_METHODS, pretraining),
+        pretraining={method: pretraining for method in arguments.methods if method in PRETRAINED},
         finetuning={"all": common | ({} if arguments.steps is None else {"steps": arguments.steps})},
+        earlier_study=Path(arguments.earlier_study) if arguments.earlier_study else None,
     )
     if arguments.dry_run:
         tell(describe_plan(study))

@@ -5,9 +5,9 @@ Try recipes on simulated validation data, the same number for every method, and 
 python scripts/search_recipes.py --trials model_cards/results/trials.yaml --log model_cards/results/trials.json
 ```
 
-The file lists trials: a name, a method (supervised, cnn, simsiam, dino, ibot), and settings of pretraining and of
-fine-tuning over the recipe's. Each is a small study that is scored on the validation split; no test split is seen.
-What is in the log is not done again.
+The file lists trials: a name, a method (supervised, cnn, simsiam, dino, ibot), settings of pretraining and of
+fine-tuning over the recipe's, and where they differ from the file's, labels and subsets. Each is a small study that is
+scored on the validation split; no test split is seen. What is in the log is not done again.
 """
 
 import json
@@ -53,9 +53,9 @@ def main() -> None:
             Path(arguments.output_dir) / trial["name"],
             [method],
             plan["backbones"],
-            [str(budget) for budget in plan["labels"]],
+            [str(budget) for budget in trial.get("labels", plan["labels"])],
             seeds=1,
-            subsets=plan["subsets"],
+            subsets=trial.get("subsets", plan["subsets"]),
             pretraining={method: trial.get("pretraining", {})},
             finetuning={"all": trial.get("finetuning", {})},
         )

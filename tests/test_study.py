@@ -89,6 +89,24 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
         assert (tmp_path / "report" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_continued_methods_go_on_from_the_pretrainings_of_an_earlier_study(tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    simulated = splits, {**info, "name": "simulated", "simulated": True}
+    earlier = make_study(simulated, tmp_path / "earlier", ["dino"], subsets=1)
+    earlier.run()
+    settings = {"pretraining": {"dino-continued": TINY_DINO}, "subsets": 1, "earlier_study": tmp_path / "earlier"}
+    study = make_study(tiny_cutouts, tmp_path / "study", ["supervised", "dino-continued"], **settings)
+    records = study.run()
+    facts = read_run(records[0]["directory"])
+    assert facts["init_run"] == read_run(tmp_path / "earlier" / "pretrainings" / "dino-vitt8-seed0")
+    results = write_report(study, records, tmp_path / "study")
+    table = (tmp_path / "study" / "table.md").read_text()
+    assert "DINO, continued: 1 epochs on 96 images, after 1 on 96 images of simulated; 0 minutes on cpu" in table
+    assert "p_holm" in results["rows"][1]["roc_auc"]["minus"]["supervised"]
+    (card, _) = write_cards(study, records, results, tmp_path, tmp_path / "study")
+    assert "went on from a pretraining on 96 cutouts of simulated (**simulated**)" in card.read_text()
+
+
 def test_a_cell_is_taken_by_one_process_only(tiny_cutouts, tmp_path):
     study = make_study(tiny_cutouts, tmp_path, methods=["profiles"])
     cell = study.plan()[0]
@@ -107,6 +125,8 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
         ({"labels": ["16", "200"]}, "labels is 200 but the training split has 96"),
         ({"seeds": 0}, "seeds must be positive"),
         ({"methods": ["supervised-long"]}, "add a self-supervised method"),
+        ({"methods": ["ibot-continued"]}, "give earlier_study"),
+        ({"methods": ["ibot-continued"], "earlier_study": tmp_path / "none"}, "none/pretrainings/ibot-vitt8-seed0"),
         ({"finetuning": {"all": {"stesp": 3}}}, "unknown setting 'stesp'"),
         ({"cutouts": without_test}, "no test split"),
     ):

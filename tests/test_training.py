@@ -22,7 +22,9 @@ from transformers import AutoModel, ViTForImageClassification, ViTModel
 from lens_ssl_hf import InputError, export, finetune, predict, pretrain
 from lens_ssl_hf.cli import parse
 from lens_ssl_hf.data.tensors import load_tensors, save_tensors
+from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config
+from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
 from lens_ssl_hf.training.monitors import collapse_warning, knn_scores, roc_auc
@@ -154,6 +156,24 @@ def test_bands_in_another_order_are_refused(dino_run, tiny_cutouts, tmp_path):
     splits, info = tiny_cutouts
     with pytest.raises(InputError, match="takes the bands g, r, i but the data set has i, r, g: choose --bands g r i"):
         finetune((splits, {**info, "bands": ["i", "r", "g"]}), tmp_path / "run", init=dino_run, **FAST)
+
+
+def test_a_pretraining_goes_on_from_the_weights_of_another(dino_run, tiny_cutouts, tmp_path):
+    still = {**SSL, "epochs": 1, "learning_rate": 1e-12, "final_learning_rate": 0.0, "init": dino_run}
+    run = pretrain(tiny_cutouts, tmp_path / "run", "ibot", **still)
+    begun, went_on = (load_encoder(one).state_dict() for one in (dino_run, run))
+    assert went_on.keys() - begun.keys() == {"embeddings.mask_token"}
+    for name, value in begun.items():
+        torch.testing.assert_close(went_on[name], value, rtol=0, atol=1e-6)
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["method"], facts["init_method"], facts["backbone"]) == ("ibot", "dino", "vitt8")
+    assert facts["init_run"]["run_id"] == json.loads((dino_run / "run.json").read_text())["run_id"]
+    assert "went on from a pretraining on 96 cutouts of toy." in str(render_card(CardFacts.from_run(run, "name")))
+    splits, info = tiny_cutouts
+    with pytest.raises(InputError, match="takes the bands g, r, i but"):
+        pretrain((splits, {**info, "bands": ["i", "r", "g"]}), tmp_path / "bands", **still)
+    with pytest.raises(InputError, match="has patches of 8 pixels, not 4: give --patch_size 8"):
+        pretrain(tiny_cutouts, tmp_path / "patches", **{**still, "patch_size": 4, "local_size": 8})
 
 
 @pytest.mark.parametrize("method", ["dino", "ibot"])

@@ -13,7 +13,9 @@ from .metrics import Completeness, Ranked, auc_key, draw_groups
 
 BASELINES = ("supervised", "profiles")
 SSL_METHODS = ("simsiam", "dino", "ibot")
-_METHODS = ("supervised", "supervised-long", *SSL_METHODS, "cnn", "profiles")
+CONTINUED = tuple(f"{method}-continued" for method in SSL_METHODS)  # from pretrainings on other cutouts
+PRETRAINED = (*SSL_METHODS, *CONTINUED)
+METHODS = ("supervised", "supervised-long", *PRETRAINED, "cnn", "profiles")
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
 
 
@@ -125,7 +127,7 @@ class _Grid:
         first = next(iter(self.cells.values()), {})
         self.num_labels = next((one["num_labels"] for one in first.values()), 0)
         method = next((one["method"] for one in first.values()), "")
-        self.side = _METHODS.index(method) if method in _METHODS else len(_METHODS)
+        self.side = METHODS.index(method) if method in METHODS else len(METHODS)
 
     @property
     def measures(self) -> list[str]:
@@ -191,7 +193,7 @@ def _difference(draws: np.ndarray) -> dict[str, Any]:
 def _correct(rows: list[dict[str, Any]]) -> None:
     """Holm's step-down correction per measure, over all self-supervised cells of the table, as `p_holm`."""
     for name in {name for row in rows for name in row if isinstance(row[name], dict)}:
-        family = [row[name]["minus"]["supervised"] for row in rows if row["method"] in SSL_METHODS
+        family = [row[name]["minus"]["supervised"] for row in rows if row["method"] in PRETRAINED
                   and "supervised" in row.get(name, {}).get("minus", {})]  # fmt: skip
         largest = 0.0
         for rank, entry in enumerate(sorted(family, key=lambda entry: entry["p"])):

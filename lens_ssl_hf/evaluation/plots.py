@@ -295,11 +295,17 @@ METHOD_NAMES = {
     "simsiam": "SimSiam",
     "dino": "DINO",
     "ibot": "iBOT",
+    "simsiam-continued": "SimSiam, continued",
+    "dino-continued": "DINO, continued",
+    "ibot-continued": "iBOT, continued",
     "cnn": "small CNN",
     "profiles": "radial profiles",
 }
-_METHOD_STYLES = dict(zip(METHOD_NAMES, ("#000000", "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7")))
-_DASHED = ("supervised-long", "cnn", "profiles")
+_SSL_COLOURS = ("#E69F00", "#0072B2", "#009E73")
+_METHOD_STYLES = dict(
+    zip(METHOD_NAMES, ("#000000", "#000000", *_SSL_COLOURS, *_SSL_COLOURS, "#D55E00", "#CC79A7"), strict=True)
+)
+_DASHED = ("supervised-long", "simsiam-continued", "dino-continued", "ibot-continued", "cnn", "profiles")
 
 
 def plot_study_roc(

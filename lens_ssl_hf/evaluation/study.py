@@ -25,12 +25,11 @@ from ..training.finetune import finetune, label_subset
 from ..training.loop import autocast, process_state
 from ..training.pretrain import pretrain
 from ..training.run_directory import make_folder, read_run, write_json
-from .comparison import SSL_METHODS
+from .comparison import CONTINUED, METHODS, PRETRAINED
 from .evaluate import Predictions, predict
 from .metrics import measure
 from .probes import linear_probe, probe, radial_profiles
 
-METHODS = ("supervised", "supervised-long", *SSL_METHODS, "cnn", "profiles")
 LARGE_SPLIT = "test_large"
 _OWN = ("output_dir", "init", "labels", "subset_seed", "seed", "resume", "backbone", "report_to")
 
@@ -42,9 +41,9 @@ class Cell:
 
     Args:
         method (`str`):
-            simsiam, dino or ibot; supervised (the same ViT from scratch), supervised-long (the same with as much
-            compute as a pretraining and a fine-tuning together), cnn (a small one), or profiles (logistic regression
-            on radial profiles).
+            simsiam, dino or ibot; the same with `-continued` (the pretraining goes on from one on other cutouts);
+            supervised (the same ViT from scratch), supervised-long (the same with as much compute as a pretraining
+            and a fine-tuning together), cnn (a small one), or profiles (logistic regression on radial profiles).
         backbone (`str`): of a ViT; empty for the others.
         labels (`str`): label budget.
         seed (`int`): of the pretraining; of initial weights where there is none.
@@ -72,6 +71,11 @@ class Cell:
         return "-".join(parts)
 
     @property
+    def ssl_method(self) -> str:
+        """The method of the pretraining."""
+        return self.method.removesuffix("-continued")
+
+    @property
     def pretraining(self) -> "Cell":
         """The pretraining that a self-supervised cell starts from."""
         return Cell(self.method, self.backbone, "none", self.seed, 0, self.fold)
@@ -92,6 +96,9 @@ class Study:
         subsets (`int`): label subsets per budget; `"all"` has the same number of fine-tunings on one set.
         pretraining (`Mapping[str, Mapping]`): settings by method, over its recipe.
         finetuning (`Mapping[str, Mapping]`): settings by method, `"all"` for every one of them.
+        earlier_study (`Path`, *optional*):
+            directory of a study without folds on other cutouts (simulated ones, say), from whose pretrainings of the
+            same method, backbone and seed those of the `-continued` methods go on.
 
     Raises:
         [`InputError`]: an unknown method or backbone, no seeds, a split that is missing, a budget that is too large.
@@ -106,6 +113,7 @@ class Study:
     subsets: int = 10
     pretraining: Mapping[str, Mapping[str, Any]] | None = None
     finetuning: Mapping[str, Mapping[str, Any]] | None = None
+    earlier_study: Path | None = None
 
     def __post_init__(self) -> None:
         # After hours of training is too late for these.
@@ -123,8 +131,12 @@ class Study:
                     raise InputError(f"the data set has no {name} split: a study needs train, validation and test")
             for budget in self.labels:
                 label_subset(splits["train"].labels, str(budget), seed=0)
-        for cell in {(cell.method, cell.backbone): cell for cell in self.plan()}.values():
+        plan = self.plan()
+        for cell in {(cell.method, cell.backbone): cell for cell in plan}.values():
             self.settings(cell)
+        for cell in plan:
+            if cell.is_pretraining and cell.method in CONTINUED and not self.is_done(cell):
+                read_run(self.settings(cell).init)
 
     def plan(self) -> list[Cell]:
         """All cells, so ordered that a table is whole after the first seed, and better with each that follows."""
@@ -132,7 +144,7 @@ class Study:
         for seed, fold in itertools.product(range(self.seeds), self.cutouts):
             pairs = [(m, b) for b in self.backbones for m in self.methods if m not in ("cnn", "profiles")]
             pairs += [(m, "") for m in self.methods if m in ("cnn", "profiles")]
-            cells += [Cell(m, b, "none", seed, 0, fold) for m, b in pairs if m in SSL_METHODS]
+            cells += [Cell(m, b, "none", seed, 0, fold) for m, b in pairs if m in PRETRAINED]
             for subset, budget, (method, backbone) in itertools.product(range(self.subsets), self.labels, pairs):
                 if seed == 0 or method != "profiles":  # nothing in a logistic regression depends on a seed
                     cells.append(Cell(method, backbone, str(budget), seed, subset, fold))
@@ -148,8 +160,13 @@ class Study:
         """The arguments of a cell's training; `None` for the radial profiles."""
         where = {"output_dir": str(self.directory(cell)), "resume": "auto"}
         if cell.is_pretraining:
-            settings = {**recipe(cell.method), **(self.pretraining or {}).get(cell.method, {})}
-            where |= {"method": cell.method, "backbone": cell.backbone, "seed": cell.seed}
+            settings = {**recipe(cell.ssl_method), **(self.pretraining or {}).get(cell.method, {})}
+            where |= {"method": cell.ssl_method, "backbone": cell.backbone, "seed": cell.seed}
+            if cell.method in CONTINUED:
+                if self.earlier_study is None:
+                    raise InputError(f"{cell.method} goes on from a pretraining on other cutouts: give earlier_study")
+                earlier = Cell(cell.ssl_method, cell.backbone, "none", cell.seed, 0)
+                where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
             return make_arguments(PretrainArguments, {**settings, **where})
         if cell.method == "profiles":
             return None
@@ -158,7 +175,7 @@ class Study:
         settings = {**given.get("all", {}), **given.get(kind, {})}
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
         where |= {"backbone": cell.backbone or "cnn"}
-        if cell.method in SSL_METHODS:
+        if cell.method in PRETRAINED:
             where["init"] = str(self.directory(cell.pretraining))
         arguments = make_arguments(FinetuneArguments, {**settings, **where})
         if cell.method == "supervised-long":
@@ -166,8 +183,11 @@ class Study:
         return arguments
 
     def _steps_of_equal_compute(self, cell: Cell, arguments: FinetuneArguments) -> int:
-        """Fine-tuning steps that cost as many passes of tokens through the ViT as the dearest pretraining and one."""
-        rivals = [method for method in self.methods if method in SSL_METHODS]
+        """
+        Fine-tuning steps that cost as many passes of tokens through the ViT as the dearest pretraining and one; of a
+        continued one what this study adds.
+        """
+        rivals = [method for method in self.methods if method in PRETRAINED]
         if not rivals:
             raise InputError("supervised-long is given the compute of a pretraining: add a self-supervised method")
         dearest = max(self.cost(Cell(m, cell.backbone, "none", cell.seed, 0, cell.fold)) for m in rivals)
@@ -185,9 +205,9 @@ class Study:
         splits, _ = self.data[cell.fold]
         images = sum(len(splits[name]) for name in ("train", "unlabelled") if name in splits)
         student = 2 * tokens
-        if cell.method != "simsiam":
+        if cell.ssl_method != "simsiam":
             student += arguments.num_local_views * _tokens(arguments.local_size, arguments.patch_size)
-        teacher = 0 if cell.method == "simsiam" else 2 * tokens
+        teacher = 0 if cell.ssl_method == "simsiam" else 2 * tokens
         return float((3 * student + teacher) * images * arguments.epochs)
 
     def seconds(self, cells: Sequence[Cell]) -> float:
@@ -211,7 +231,7 @@ class Study:
             while todo := _agreed([cell for cell in plan if not self.is_done(cell)]):
                 progressed = False
                 for cell in todo:
-                    waits = cell.method in SSL_METHODS and not cell.is_pretraining
+                    waits = cell.method in PRETRAINED and not cell.is_pretraining
                     if _agreed(self.is_done(cell) or (waits and not self.is_done(cell.pretraining))):
                         continue
                     with self._claim(cell) as claimed:
@@ -259,6 +279,8 @@ class Study:
         if cell.is_pretraining:
             pretrain(cutouts, **settings)
             if _is_main():
+                if "init_run" in read_run(directory):
+                    record["continued_from"] = _origin(read_run(directory)["init_run"])
                 report = probe(directory, cutouts)
                 record["probes"] = {name: _values(one["metrics"]) for name, one in report["probes"].items()}
         elif cell.method == "profiles":
@@ -361,6 +383,12 @@ def write_settings(study: Study) -> None:
             shared[name] = {**earlier[name], **value}
     if _is_main():
         write_json(path, shared)
+
+
+def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table says of the pretraining that another goes on from."""
+    kept = {name: facts.get(name) for name in ("num_train_images", "seconds", "precision", "device")}
+    return {"data": facts["data"]["name"], "epochs": facts["arguments"]["epochs"], **kept}
 
 
 def _values(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..training.run_directory import write_json, write_text
-from .comparison import SSL_METHODS, compare
+from .comparison import PRETRAINED, compare
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
 
@@ -116,6 +116,7 @@ def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
     own = ("output_dir", "resume", "report_to", "seed", "subset_seed", "labels", "init", "stream", "stop_on_collapse")
     settings = {name: value for name, value in record["settings"].items() if name not in own}
     kept = ("precision", "device", "num_processes", "num_train_images", "num_parameters", "versions", "git_revision")
+    kept += ("continued_from",)
     return {"settings": settings, **{name: record[name] for name in kept if name in record}}
 
 
@@ -260,15 +261,17 @@ def caption(results: Mapping[str, Any]) -> str:
                      "seeds, label subsets and test groups.")  # fmt: skip
     for method, run in results["pretraining"].items():
         minutes = np.mean([c["seconds"] for c in results["cells"] if c["method"] == method and c["labels"] == "none"])
-        settings = run["settings"]
+        settings, before = run["settings"], ""
+        if earlier := run.get("continued_from"):
+            before = f", after {earlier['epochs']} on {earlier['num_train_images']:,} images of {earlier['data']}"
         sentences.append(
-            f"{METHOD_NAMES[method]}: {settings['epochs']} epochs on {run['num_train_images']:,} images, "
+            f"{METHOD_NAMES[method]}: {settings['epochs']} epochs on {run['num_train_images']:,} images{before}; "
             f"{minutes / 60:.0f} minutes on {run['device']} ({run['precision']})."
         )
     steps = {
         method: f"{METHOD_NAMES[method]} {run['settings']['steps']}"
         for method, run in results["finetuning"].items()
-        if method in (*SSL_METHODS, "supervised", "supervised-long", "cnn")
+        if method in (*PRETRAINED, "supervised", "supervised-long", "cnn")
     }
     sentences.append(f"Fine-tuning steps: {', '.join(steps.values())}.")
     return "\n".join(sentences)

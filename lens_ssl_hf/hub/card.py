@@ -93,9 +93,23 @@ class CardFacts:
 
     @property
     def dataset_ids(self) -> list[str]:
-        """The Hub ids of what it was trained on, the pretraining of its backbone included."""
-        names = [run["data"]["name"] for run in (self.run, self.run.get("init_run")) if run]
+        """The Hub ids of what it was trained on, the pretrainings before included."""
+        runs = [self.run]
+        while "init_run" in runs[-1]:
+            runs.append(runs[-1]["init_run"])
+        names = [run["data"]["name"] for run in runs]
         return sorted({name for name in names if re.fullmatch(HUB_ID, name)})
+
+    @property
+    def begun_from(self) -> str:
+        """What the pretraining went on from; empty where it began with random weights."""
+        run = self.run.get("init_run", {}) if self.is_classifier else self.run
+        if "init_run" in run:
+            earlier = run["init_run"]
+            simulated = " (**simulated**)" if earlier["data"]["simulated"] else ""
+            return f"a pretraining on {earlier['num_train_images']} cutouts of {earlier['data']['name']}{simulated}"
+        init = run.get("init", "scratch")
+        return "" if init == "scratch" else f"the weights of `{init}`"
 
     def metadata(self) -> ModelCardData:
         """The card's YAML header, with accuracy and ROC AUC as the `model-index` that the Hub reads."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import SSL_METHODS
+from ..evaluation.comparison import PRETRAINED
 from ..evaluation.evaluate import Predictions, describe, report_on
 from ..evaluation.study_report import caption, format_interval
 from ..training.run_directory import write_text
@@ -31,7 +31,7 @@ def write_cards(
         report (`str` or `os.PathLike`): the folder of the pictures that they show.
     """
     cards = []
-    for method, backbone in dict.fromkeys((r["method"], r["backbone"]) for r in records if r["method"] in SSL_METHODS):
+    for method, backbone in dict.fromkeys((r["method"], r["backbone"]) for r in records if r["method"] in PRETRAINED):
         own = [r for r in records if (r["method"], r["backbone"], r["seed"]) == (method, backbone, 0)]
         classifiers = [r for r in own if r["labels"] != "none" and r["subset"] == 0]
         pretrainings = [r for r in own if r["labels"] == "none"]

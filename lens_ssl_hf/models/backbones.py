@@ -169,6 +169,27 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
     return encoder
 
 
+def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str]) -> ViTModel:
+    """
+    [`load_encoder`] for images of another size.
+
+    Raises:
+        [`InputError`]: as [`load_encoder`]; or it was made for other bands than these.
+    """
+    encoder = resize_positions(load_encoder(source), image_size)
+    known = getattr(encoder.config, "cutouts", None) or {}
+    if encoder.config.num_channels != len(bands):
+        raise InputError(
+            f"{source} takes {encoder.config.num_channels} bands but the data set has {len(bands)}: choose --bands"
+        )
+    if known.get("bands") and known["bands"] != bands:
+        raise InputError(
+            f"{source} takes the bands {', '.join(known['bands'])} but the data set has "
+            f"{', '.join(bands)}: choose --bands {' '.join(known['bands'])}"
+        )
+    return encoder
+
+
 def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
     """The encoder for another image size: position embeddings are interpolated bicubically, the rest is kept."""
     if encoder.config.image_size == image_size:

@@ -61,7 +61,10 @@ class PretrainArguments(ViewArguments):
 
     output_dir: str = _option("runs/pretrain", "The run directory to write.")
     method: str = _option("dino", "simsiam, dino or ibot.")
-    backbone: str = _option("vits8", "vitt8, vits8 or vitb8.")
+    init: str = _option(
+        "scratch", "A pretraining run, an exported folder or the Hub id of a stock ViT to go on from, or scratch."
+    )
+    backbone: str = _option("vits8", "vitt8, vits8 or vitb8 (only for --init scratch).")
     patch_size: int = _option(8, "Side of a patch in pixels.")
     epochs: int = _option(100, "Passes over the training images.")
     batch_size: int = _option(128, "Images per optimizer step, over all processes and accumulation steps.")

@@ -21,9 +21,9 @@ from ..data.tensors import CutoutTensors, center_crop, channel_statistics, diges
 from ..data.views import Views
 from ..errors import InputError
 from ..models import CNN, CNNConfig, backbone_config
-from ..models.backbones import backbone_name, load_encoder, resize_positions, use_fast_attention
+from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
 from .arguments import FinetuneArguments, make_arguments
-from .checkpoints import checksum, load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
     Averages,
     Faults,
@@ -36,7 +36,7 @@ from .loop import (
     progress_bar,
 )
 from .monitors import roc_auc
-from .run_directory import RunDirectory, read_run
+from .run_directory import RunDirectory, origin
 from .schedules import cosine
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def finetune(
         "task": "finetune",
         "method": None,
         "backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config),
-        **_origin(arguments.init, model),
+        **origin(arguments.init, getattr(model, "vit", None)),
         "arguments": dataclasses.asdict(arguments),
         "data": info,
         "image_mean": mean,
@@ -160,17 +160,6 @@ def _labelled_splits(splits: dict[str, CutoutTensors]) -> tuple[CutoutTensors, C
     return splits["train"], splits["validation"]
 
 
-def _origin(init: str, model: PreTrainedModel) -> dict[str, Any]:
-    """Where the weights come from: `init`, `init_method` and, where a run of ours made them, that run's facts."""
-    if (Path(init) / "run.json").is_file():
-        parent = read_run(init)
-        return {"init": init, "init_method": parent["method"] or parent["init_method"], "init_run": parent}
-    if init == "scratch":
-        return {"init": init, "init_method": "scratch"}
-    weights = checksum("", model.vit.state_dict())
-    return {"init": init, "init_method": model.config.init_method, "init_weights": weights}
-
-
 def _make_classifier(
     arguments: FinetuneArguments, info: dict, train: CutoutTensors
 ) -> tuple[PreTrainedModel, list[float], list[float]]:
@@ -184,19 +173,10 @@ def _make_classifier(
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
         known = {}
     else:
-        encoder = resize_positions(load_encoder(arguments.init), arguments.crop_size)
+        encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"])
         config = encoder.config
         known = getattr(config, "cutouts", None) or {}
         config.init_method = getattr(config, "init_method", "pretrained")  # exports of ours name it
-        if config.num_channels != num_bands:
-            raise InputError(
-                f"{arguments.init} takes {config.num_channels} bands but the data set has {num_bands}: choose --bands"
-            )
-        if known.get("bands") and known["bands"] != info["bands"]:
-            raise InputError(
-                f"{arguments.init} takes the bands {', '.join(known['bands'])} but the data set has "
-                f"{', '.join(info['bands'])}: choose --bands {' '.join(known['bands'])}"
-            )
         if known.get("stretch") and known["stretch"] != info["stretch"]:
             logger.warning(
                 "%s was pretrained on another stretch than this data set's: the classifier will expect the data set's",

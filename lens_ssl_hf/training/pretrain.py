@@ -14,13 +14,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch.profiler import record_function
+from transformers import ViTConfig, ViTModel
 
 from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name, use_fast_attention
+from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
@@ -36,13 +37,19 @@ from .loop import (
     progress_bar,
 )
 from .monitors import CollapseWatch, knn_scores, roc_auc
-from .run_directory import RunDirectory, read_run
+from .run_directory import RunDirectory, origin, read_run
 from .schedules import cosine, linear
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", **settings: Any) -> Path:
+def pretrain(
+    cutouts: Any,
+    output_dir: str | os.PathLike,
+    method: str = "dino",
+    init: str | os.PathLike = "scratch",
+    **settings: Any,
+) -> Path:
     """
     Pretrain a ViT on the `train` and `unlabelled` splits, without their labels.
 
@@ -52,6 +59,9 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
             needed, from such a directory.
         output_dir (`str` or `os.PathLike`): the run directory to write.
         method (`str`, *optional*, defaults to `"dino"`): simsiam, dino or ibot; its recipe sets the defaults.
+        init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
+            What the backbone goes on from: a run, an exported folder, the Hub id of a stock ViT, or `"scratch"`. The
+            heads begin anew.
         settings: fields of [`PretrainArguments`], such as `backbone="vitt8"` or `epochs=60`.
 
     Returns:
@@ -60,16 +70,21 @@ def pretrain(cutouts: Any, output_dir: str | os.PathLike, method: str = "dino", 
     Raises:
         [`InputError`]: a setting, the data or the output directory cannot be used.
     """
-    settings = {**recipe(method), **settings, "method": method, "output_dir": os.fspath(output_dir)}
+    settings = {**recipe(method), **settings, "method": method}
+    settings |= {"init": os.fspath(init), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(PretrainArguments, settings)
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     images, labelled, info, statistics = _open_images(cutouts, arguments, accelerator)
     set_seed(arguments.seed)
-    model = _make_model(arguments, info, *statistics)
+    encoder = None
+    if arguments.init != "scratch":
+        encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"])
+    model = _make_model(arguments, info, *statistics, encoder)
     facts = {
         "task": "pretrain",
         "method": method,
         "backbone": backbone_name(model.encoder.config),
+        **origin(arguments.init, encoder),
         "arguments": dataclasses.asdict(arguments),
         "data": info,
         "image_mean": statistics[0],
@@ -158,9 +173,23 @@ def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accele
     return broadcast_object_list([not fits])[0]  # the main process decides for all
 
 
-def _make_model(arguments: PretrainArguments, info: dict, mean: list[float], std: list[float]) -> torch.nn.Module:
+def _make_model(
+    arguments: PretrainArguments, info: dict, mean: list[float], std: list[float], encoder: ViTModel | None
+) -> torch.nn.Module:
+    """The SSL model, its backbones with the weights of `encoder` where there is one; heads begin anew."""
     model_class = METHODS[arguments.method]
-    backbone = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, len(info["bands"]))
+    if encoder is None:
+        backbone = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, len(info["bands"]))
+    else:
+        config = encoder.config.to_dict()
+        backbone = ViTConfig(
+            **{name: value for name, value in config.items() if name not in ("cutouts", "init_method")}
+        )
+        if backbone.patch_size != arguments.patch_size:
+            raise InputError(
+                f"{arguments.init} has patches of {backbone.patch_size} pixels, not {arguments.patch_size}: "
+                f"give --patch_size {backbone.patch_size}"
+            )
     names = ("projection_size", "prediction_hidden_size") if arguments.method == "simsiam" else (
         "head_hidden_size", "head_bottleneck_size", "num_prototypes", "student_temperature", "centre_momentum"
     )  # fmt: skip
@@ -169,7 +198,13 @@ def _make_model(arguments: PretrainArguments, info: dict, mean: list[float], std
     heads = {name: getattr(arguments, name) for name in names}
     cutouts = {name: info[name] for name in ("bands", "pixel_scale", "zero_point", "stretch")}
     cutouts |= {"image_mean": mean, "image_std": std}
-    return model_class(model_class.config_class(backbone_config=backbone, cutouts=cutouts, **heads))
+    model = model_class(model_class.config_class(backbone_config=backbone, cutouts=cutouts, **heads))
+    if encoder is not None:
+        for backbone in (module for module in model.modules() if isinstance(module, ViTModel)):
+            own = backbone.state_dict()  # with a mask token or without, as the method has it
+            weights = {name: value for name, value in encoder.state_dict().items() if name in own}
+            backbone.load_state_dict({**own, **weights})
+    return model
 
 
 class _ViewMaker:

@@ -18,8 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from safetensors import SafetensorError
 
+from ..data.tensors import checksum
 from ..errors import InputError
 from .tracking import Trackers
 
@@ -214,6 +216,20 @@ class RunDirectory:
             raise InputError(
                 f"cannot write {self.model} ({error}): make room, then go on with --resume auto"
             ) from error
+
+
+def origin(init: str, encoder: torch.nn.Module | None) -> dict[str, Any]:
+    """
+    Where initial weights come from: `init`, `init_method` and, where a run of ours made them, that run's facts, else a
+    checksum of the encoder's weights.
+    """
+    if (Path(init) / "run.json").is_file():
+        parent = read_run(init)
+        return {"init": init, "init_method": parent["method"] or parent["init_method"], "init_run": parent}
+    if init == "scratch":
+        return {"init": init, "init_method": "scratch"}
+    method = getattr(encoder.config, "init_method", "pretrained")  # exports of ours name it
+    return {"init": init, "init_method": method, "init_weights": checksum("", encoder.state_dict())}
 
 
 def read_run(run: str | os.PathLike) -> dict[str, Any]:
