@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from tiny_runs import write_classifier_run, write_pretrain_run
 
 from lens_ssl_hf import InputError, evaluate
+from lens_ssl_hf.evaluation.probes import PROBE_NAMES
 from lens_ssl_hf.hub.card import CardFacts, render_card, write_card
 
 
@@ -80,7 +81,7 @@ def test_a_backbones_card_shows_its_probes(tiny_cutouts, tmp_path):
     card = render_card(CardFacts.from_run(run, "lens-dino-vitt8"))
     assert card.data.pipeline_tag == "image-feature-extraction" and "dino" in card.data.tags
     values = [r.metric_value for r in card.data.eval_results if r.metric_type == "roc_auc"]
-    assert values == [round(report["probes"][name]["metrics"]["roc_auc"]["value"], 4) for name in ("linear", "knn")]
+    assert values == [round(report["probes"][name]["metrics"]["roc_auc"]["value"], 4) for name in PROBE_NAMES]
     assert "### Linear probe on frozen features" in str(card)
 
 

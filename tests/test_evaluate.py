@@ -198,7 +198,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
 def test_a_pretraining_run_is_probed(tiny_cutouts, tmp_path):
     run = write_pretrain_run(tmp_path / "run")
     report = evaluate(run, tiny_cutouts, num_bootstrap=20)
-    assert set(report["probes"]) == {"linear", "knn"}
+    assert set(report["probes"]) == {"linear", "linear_patches", "knn"}
     assert json.loads((run / "evaluation" / "metrics.json").read_text()) == report
     predictions = Predictions.load(run / "evaluation" / "predictions_linear.parquet")
     auc = roc_auc_score(predictions.label, predictions.score)
@@ -216,8 +216,11 @@ def test_features_are_the_models_cls_and_the_probe_is_scikit_learns(tiny_cutouts
     image = splits["test"].pixels[:1, :, 4:36, 4:36] / 255
     mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
     with torch.no_grad():
-        cls = encoder.eval()((image - mean) / std).last_hidden_state[:, 0]
+        tokens = encoder.eval()((image - mean) / std).last_hidden_state
+    cls, patches = tokens[:, 0], tokens[:, 1:].mean(dim=1)
     np.testing.assert_allclose(features["test"][:1], cls, atol=1e-5)
+    both = extract_features(encoder, splits["test"], facts["image_mean"], facts["image_std"], mean_patch=True)
+    np.testing.assert_allclose(both[:1], torch.cat([cls, patches], dim=1), atol=1e-5)
     sets = [array for name in ("train", "validation") for array in (features[name], splits[name].labels.numpy())]
     scores, strength = linear_probe(*sets, features["test"])
     scaler = StandardScaler().fit(sets[0])

@@ -18,6 +18,11 @@ from .evaluate import Predictions, compatibility, describe, report_on, title_of
 
 logger = logging.getLogger(__name__)
 
+PROBE_NAMES = {
+    "linear": "linear probe",
+    "linear_patches": "linear probe, [CLS] and mean patch",
+    "knn": "nearest neighbours",
+}
 REGULARISATIONS = tuple(10.0**power for power in range(-4, 3))
 
 
@@ -28,6 +33,7 @@ def extract_features(
     image_std: list[float],
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    mean_patch: bool = False,
 ) -> torch.Tensor:
     """
     [CLS] features of a stock `ViTModel`, in float32 on the CPU.
@@ -36,16 +42,17 @@ def extract_features(
         encoder (`ViTModel`): from [`load_encoder`] or an export.
         tensors ([`CutoutTensors`]): cutouts in display units; the centre is cropped to the encoder's image size.
         image_mean, image_std (`list[float]`): per band, after division by 255.
+        mean_patch (`bool`, *optional*, defaults to `False`): the mean of the patch tokens as well.
 
     Returns:
-        `torch.Tensor` of shape `(n, hidden_size)`.
+        `torch.Tensor` of shape `(n, hidden_size)`, or `(n, 2 * hidden_size)` with `mean_patch`.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = encoder.to(device).float()
     features = []
     for pixels in tensors.pixels.split(batch_size):
         crops = center_crop(pixels.to(device), encoder.config.image_size)
-        features.append(extract_cls(encoder, normalise(crops, image_mean, image_std), batch_size).cpu())
+        features.append(extract_cls(encoder, normalise(crops, image_mean, image_std), batch_size, mean_patch).cpu())
     return torch.cat(features)
 
 
@@ -106,7 +113,8 @@ def probe(
     **settings: Any,
 ) -> dict[str, Any]:
     """
-    Measure a pretraining run by the two probes, fitted on the labelled part of `train` (C on `validation`).
+    Measure a pretraining run by three probes, fitted on the labelled part of `train` (C on `validation`): a linear
+    one on [CLS], one on [CLS] and the mean of the patch tokens, and nearest neighbours of [CLS].
 
     Args:
         run (`str` or `os.PathLike`): a pretraining run.
@@ -115,7 +123,7 @@ def probe(
         settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate`].
 
     Returns:
-        `dict`: `probes` maps `linear` and `knn` to a report as [`evaluate`] returns it.
+        `dict`: `probes` maps `linear`, `linear_patches` and `knn` to a report as [`evaluate`] returns it.
 
     Raises:
         [`InputError`]: the run has not finished, or a split or its labels are missing.
@@ -132,19 +140,26 @@ def probe(
     for warning in warnings:
         logger.warning(warning)
     statistics = facts["image_mean"], facts["image_std"]
-    features = {name: extract_features(encoder, one, *statistics, device=device) for name, one in splits.items()}
+    tokens = {
+        name: extract_features(encoder, one, *statistics, device=device, mean_patch=True)
+        for name, one in splits.items()
+    }
+    cls = {name: both[:, : encoder.config.hidden_size] for name, both in tokens.items()}
     labels = {name: tensors.labels.cpu() for name, tensors in splits.items()}
-    linear, strength = linear_probe(
-        *(array.numpy() for name in ("train", "validation") for array in (features[name], labels[name])),
-        features[split].numpy(),
-    )
-    nearest = knn_scores(features["train"], labels["train"], features[split]).double().clamp(0, 1).numpy()
+    scores, strengths = {}, {}
+    for name, features in (("linear", cls), ("linear_patches", tokens)):
+        scores[name], strengths[name] = linear_probe(
+            *(array.numpy() for name in ("train", "validation") for array in (features[name], labels[name])),
+            features[split].numpy(),
+        )
+    scores["knn"] = knn_scores(cls["train"], labels["train"], cls[split]).double().clamp(0, 1).numpy()
     predictions = {
-        name: Predictions(held_out.ids, labels[split].numpy(), held_out.groups, held_out.subclasses, scores)
-        for name, scores in (("linear", linear), ("knn", nearest))
+        name: Predictions(held_out.ids, labels[split].numpy(), held_out.groups, held_out.subclasses, scores[name])
+        for name in PROBE_NAMES
     }
     reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}
-    reports["linear"]["C"] = strength
+    for name, strength in strengths.items():
+        reports[name]["C"] = strength
     report = {**describe(info, split), "model": str(run), "warnings": warnings, "probes": reports}
     output_dir = Path(run) / "evaluation" if output_dir is None else Path(output_dir)
     _write(output_dir, report, predictions)
@@ -154,11 +169,10 @@ def probe(
 def _write(output_dir: Path, report: dict[str, Any], predictions: dict[str, Predictions]) -> None:
     from .plots import plot_roc
 
-    names = {"linear": "linear probe", "knn": "nearest neighbours"}
-    metrics = {names[name]: found["metrics"] for name, found in report["probes"].items()}
+    metrics = {PROBE_NAMES[name]: found["metrics"] for name, found in report["probes"].items()}
     for name, prediction in predictions.items():
         prediction.save(output_dir / f"predictions_{name}.parquet")
-    curves = {names[name]: one for name, one in predictions.items()}
+    curves = {PROBE_NAMES[name]: one for name, one in predictions.items()}
     plot_roc(curves, output_dir / "roc.png", metrics, title_of(report))
     write_json(output_dir / "metrics.json", report)
 

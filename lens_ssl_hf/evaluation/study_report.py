@@ -14,6 +14,7 @@ from ..training.run_directory import write_json, write_text
 from .comparison import PRETRAINED, compare
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
+from .probes import PROBE_NAMES
 
 GSOC2024 = Path(__file__).with_name("gsoc2024_results.csv")
 _MEASURES = {
@@ -105,7 +106,7 @@ def _probes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (method, backbone), probes in found.items():
         row: dict[str, Any] = {"method": method, "backbone": backbone, "pretrainings": len(probes)}
-        for name in ("linear", "knn"):
+        for name in PROBE_NAMES:
             values = [one[name]["roc_auc"] for one in probes]
             row[name] = {"value": float(np.mean(values)), "lowest": min(values), "highest": max(values)}
         rows.append(row)
@@ -149,10 +150,11 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     head, rows = _cells(results)
     lines = [head, ["---"] * len(head), *rows]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    probes = [["pretraining", "backbone", "seeds", "linear probe AUC", "kNN AUC"], ["---"] * 5]
+    probes = [["AUC of frozen features", "backbone", "seeds", *PROBE_NAMES.values()], ["---"] * (3 + len(PROBE_NAMES))]
     for row in results["probes"]:
         numbers = [
-            f"{row[n]['value']:.3f} ({row[n]['lowest']:.3f} to {row[n]['highest']:.3f})" for n in ("linear", "knn")
+            f"{row[name]['value']:.3f} ({row[name]['lowest']:.3f} to {row[name]['highest']:.3f})"
+            for name in PROBE_NAMES
         ]
         probes.append([METHOD_NAMES[row["method"]], row["backbone"], str(row["pretrainings"]), *numbers])
     frozen = "\n".join("| " + " | ".join(cells) + " |" for cells in probes)

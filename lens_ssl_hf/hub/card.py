@@ -16,6 +16,7 @@ from huggingface_hub.utils import yaml_dump
 from .. import __version__
 from ..data.processing import cutout_info
 from ..errors import InputError
+from ..evaluation.probes import PROBE_NAMES
 
 METHOD_NAMES = {"dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam", "scratch": "from scratch"}
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
@@ -306,8 +307,7 @@ def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     if "probes" not in report:
         return {"classifier": report}
     shared = {key: value for key, value in report.items() if key != "probes"}
-    names = {"linear": "linear probe", "knn": "nearest neighbours"}
-    return {names[key]: {**shared, **found} for key, found in report["probes"].items()}
+    return {PROBE_NAMES[key]: {**shared, **found} for key, found in report["probes"].items()}
 
 
 def _last_monitor(path: Path) -> dict[str, float]:

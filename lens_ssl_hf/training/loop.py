@@ -303,10 +303,19 @@ def progress_bar(accelerator: Accelerator, description: str, start: int, total: 
 
 
 @torch.no_grad()
-def extract_cls(encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
-    """[CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images."""
+def extract_cls(
+    encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512, mean_patch: bool = False
+) -> torch.Tensor:
+    """
+    [CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images; with `mean_patch` the
+    mean of the patch tokens behind them, `(n, 2 * hidden_size)`.
+    """
     encoder.eval()
-    return torch.cat([encoder(batch).last_hidden_state[:, 0].float() for batch in images.split(batch_size)])
+    features = []
+    for batch in images.split(batch_size):
+        tokens = encoder(batch).last_hidden_state.float()
+        features.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1) if mean_patch else tokens[:, 0])
+    return torch.cat(features)
 
 
 @torch.no_grad()
