@@ -7,7 +7,8 @@ python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --o
 
 Windows have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test
 split or fold they are left out. The corners with text are never touched. The table is then a data set for every
-script: `--dataset runs/cfhtls/data/catalogue.csv`, and with `--test_fold 0` one of its five folds.
+script: `--dataset runs/cfhtls/data/catalogue.csv --bands i r g --subclass_column kind`, and with `--test_fold 0` one
+of its five folds.
 """
 
 import shutil

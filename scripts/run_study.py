@@ -27,9 +27,9 @@ class Arguments:
         default_factory=lambda: ["supervised", "simsiam", "dino", "ibot"],
         metadata={
             "help": (
-                "simsiam, dino, ibot; simsiam-continued, ... (from the pretrainings of earlier_study); supervised "
-                "(from scratch), supervised-long (with the compute of a pretraining as well), cnn (a small one), "
-                "profiles (logistic regression on radial profiles)."
+                "simsiam, dino, ibot; with -continued from the pretrainings of earlier_study, with -linear a linear "
+                "probe instead of a fine-tuning; supervised (from scratch), supervised-long (with the compute of a "
+                "pretraining as well), cnn (a small one), profiles (logistic regression on radial profiles)."
             )
         },
     )
@@ -83,7 +83,9 @@ def main() -> None:
         arguments.labels,
         arguments.seeds,
         arguments.subsets,
-        pretraining={method: pretraining for method in arguments.methods if method in PRETRAINED},
+        pretraining={
+            method.removesuffix("-linear"): pretraining for method in arguments.methods if method in PRETRAINED
+        },
         finetuning={"all": common | ({} if arguments.steps is None else {"steps": arguments.steps})},
         earlier_study=Path(arguments.earlier_study) if arguments.earlier_study else None,
     )
@@ -96,10 +98,14 @@ def main() -> None:
         make_folder(cards, "cards_dir")
     records = study.run()
     if process_state().is_main_process:
-        results = write_report(study, records, report)
-        write_cards(study, records, results, cards, report)
+        with study.lock("report"):  # other commands may end at the same time
+            results = write_report(study, records, report)
+            write_cards(study, records, results, cards, report)
         print((report / "table.md").read_text())
         print(f"tables and pictures: {report}")
+    if study.failures:
+        failed = "; ".join(f"{cell.name}: {message}" for cell, message in study.failures.items())
+        raise InputError(f"{len(study.failures)} cells failed and are not in the table ({failed})")
 
 
 if __name__ == "__main__":

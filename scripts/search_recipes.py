@@ -1,5 +1,5 @@
 """
-Try recipes on simulated validation data, the same number for every method, and log what each gave.
+Try recipes on simulated validation data, and log what each gave.
 
 ```bash
 python scripts/search_recipes.py --trials model_cards/results/trials.yaml --log model_cards/results/trials.json
@@ -7,10 +7,12 @@ python scripts/search_recipes.py --trials model_cards/results/trials.yaml --log 
 
 The file lists trials: a name, a method (supervised, cnn, simsiam, dino, ibot), settings of pretraining and of
 fine-tuning over the recipe's, and where they differ from the file's, labels and subsets. Each is a small study that is
-scored on the validation split; no test split is seen. What is in the log is not done again.
+scored on the validation split; no test split is seen. A trial with `pretrained_by` takes the pretraining of the trial
+of that name, which stands before it. What is in the log is not done again.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +40,12 @@ def main() -> None:
     quiet()
     try:
         plan = yaml.safe_load(Path(arguments.trials).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {arguments.trials} ({error}): give a YAML file") from error
-    log = json.loads(Path(arguments.log).read_text()) if Path(arguments.log).is_file() else []
+        log = json.loads(Path(arguments.log).read_text()) if Path(arguments.log).is_file() else []
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {arguments.trials} or {arguments.log} ({error}): mend the file") from error
+    for name in ("data", "trials", "backbones", "labels", "subsets"):
+        if name not in plan:
+            raise InputError(f"{arguments.trials} has no {name!r}: see model_cards/results/trials.yaml")
     known = {record["name"] for record in log}
     splits, info = splits_and_info(load_cutouts(**plan["data"]))
     splits["test"] = splits["validation"]
@@ -59,13 +64,16 @@ def main() -> None:
             pretraining={method: trial.get("pretraining", {})},
             finetuning={"all": trial.get("finetuning", {})},
         )
+        if "pretrained_by" in trial:
+            earlier = Path(arguments.output_dir) / trial["pretrained_by"] / "pretrainings"
+            shutil.copytree(earlier, study.output_dir / "pretrainings", dirs_exist_ok=True)
         records = study.run()
         record = {**trial, "validation_auc": {}, "seconds": round(sum(one.get("seconds", 0) for one in records))}
         for one in records:
             if one["labels"] == "none":
                 record["linear_probe_auc"] = round(one["probes"]["linear"]["roc_auc"], 4)
             else:
-                record["validation_auc"].setdefault(one["labels"], []).append(round(one["validation_auc"], 4))
+                record["validation_auc"].setdefault(one["labels"], []).append(round(one["metrics"]["roc_auc"], 4))
         log.append(record)
         write_json(Path(arguments.log), log)
         print(json.dumps(record))

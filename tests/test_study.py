@@ -15,9 +15,12 @@ from lens_ssl_hf import InputError
 from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
+from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan
-from lens_ssl_hf.evaluation.study_report import write_report
+from lens_ssl_hf.evaluation.study_report import caption, collect, write_report
 from lens_ssl_hf.hub.study_cards import write_cards
+from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.training.finetune import label_subset
 from lens_ssl_hf.training.run_directory import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +37,16 @@ TINY_DINO = {
 TINY_STEPS = {**TINY, "steps": 1, "batch_size": 16}
 
 
-def make_study(cutouts, folder, methods=("supervised", "dino", "cnn", "profiles"), labels=("16",), **changes):
+METHODS = ("supervised", "dino", "dino-linear", "cnn", "profiles")
+
+
+def make_study(cutouts, folder, methods=METHODS, labels=("16",), **changes):
     settings = {"pretraining": {"dino": TINY_DINO}, "finetuning": {"all": TINY_STEPS}, "seeds": 1, "subsets": 2}
     return Study({None: cutouts}, folder, methods, ["vitt8"], labels, **{**settings, **changes})
+
+
+def statistics(run):
+    return read_run(run)["image_mean"], read_run(run)["image_std"]
 
 
 def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_path):
@@ -44,10 +54,17 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     cutouts = {**splits, "test_large": make_split(2100, 5, side=32)}, info
     study = make_study(cutouts, tmp_path / "study")
     plan = describe_plan(study)
-    assert "pretrainings: 1, cells: 2 (16 labels), to do: 3" in plan and "0 of 9 are done" in plan
+    assert "pretrainings: 1, cells: 2 (16 labels), to do: 3" in plan and "0 of 11 are done" in plan
     records = study.run()
-    assert [r["method"] for r in records] == ["dino", *sorted(["supervised", "dino", "cnn", "profiles"] * 2)]
+    assert records[0]["labels"] == "none" and sorted(r["method"] for r in records[1:]) == sorted(METHODS * 2)
     assert all(record["metrics"]["roc_auc"] > 0.9 for record in records if record["method"] == "profiles")
+    splits, cls = tiny_cutouts[0], records[0]["directory"]
+    subset = splits["train"].select(label_subset(splits["train"].labels, "16", 0))
+    sets = [(extract_features(load_encoder(cls), one, *statistics(cls)).numpy(), one.labels.numpy())
+            for one in (subset, splits["validation"], splits["test"])]  # fmt: skip
+    scores, _ = linear_probe(*sets[0], *sets[1], sets[2][0])
+    (linear,) = [r for r in records if r["method"] == "dino-linear" and r["subset"] == 0]
+    assert linear["metrics"]["roc_auc"] == pytest.approx(roc_auc_score(sets[2][1], scores)) and not linear["settings"]
     assert not list((tmp_path / "study").rglob("checkpoints"))
     kept = {path.parent.name for path in (tmp_path / "study").rglob("model")}
     assert kept == {
@@ -55,13 +72,13 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     } | {"dino-vitt8-seed0"}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")}
     assert make_study(cutouts, tmp_path / "study").run() == records
-    assert "9 of 9 are done" in describe_plan(study)
+    assert "11 of 11 are done" in describe_plan(study)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")} == before
 
     results = write_report(study, records, tmp_path / "report")
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
     moved = make_study(cutouts, tmp_path / "report")  # what was reported is enough to go on
-    assert "9 of 9 are done" in describe_plan(moved)
+    assert "11 of 11 are done" in describe_plan(moved)
     assert write_report(moved, moved.run(), tmp_path / "report")["rows"][0]["roc_auc"] == results["rows"][0]["roc_auc"]
     assert (
         str(tmp_path)
@@ -75,15 +92,16 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
         large = np.mean([r["metrics_large"]["completeness_at_fpr_1e-3"] for r in own])
         assert row["completeness_at_fpr_1e-3"]["value"] == pytest.approx(large)
         assert f"{row['roc_auc']['value']:.3f} [{row['roc_auc']['low']:.3f}" in table
-    columns = (tmp_path / "report" / "table.tex").read_text()
-    assert {line.count("&") for line in columns.splitlines() if line.endswith(r"\\")} == {
-        table.split("\n")[0].count("|") - 2
-    }
+    tabulars = (tmp_path / "report" / "table.tex").read_text().split(r"\end{tabular}")[:-1]
+    heads = [line for line in table.splitlines() if line.startswith(("| labels", "| ROC AUC of frozen features"))]
+    for tabular, head in zip(tabulars, heads, strict=True):
+        assert {line.count("&") for line in tabular.splitlines() if line.endswith(r"\\")} == {head.count("|") - 2}
     cards = write_cards(study, records, results, tmp_path, tmp_path / "report")
     assert [card.name for card in cards] == ["lens-dino-vitt8.md", "lens-dino-vitt8-classifier.md"]
     (dino,) = [row for row in results["rows"] if row["method"] == "dino"]
     for card in cards:
-        assert f"| 16 | 1 x 2 | {dino['accuracy']['value']:.3f} [" in card.read_text()
+        assert f"| 16 | fine-tuned | 1 x 2 | {dino['accuracy']['value']:.3f} [" in card.read_text()
+        assert "| 16 | linear probe | 1 x 2 |" in card.read_text()
         assert "(report/roc-vitt8.png)" in card.read_text() and info["fingerprint"] in card.read_text()
     for picture in ("label_efficiency.png", "roc-vitt8.png", "calibration-vitt8.png"):
         assert (tmp_path / "report" / picture).read_bytes()[:4] == b"\x89PNG"
@@ -101,8 +119,8 @@ def test_continued_methods_go_on_from_the_pretrainings_of_an_earlier_study(tiny_
     assert facts["init_run"] == read_run(tmp_path / "earlier" / "pretrainings" / "dino-vitt8-seed0")
     results = write_report(study, records, tmp_path / "study")
     table = (tmp_path / "study" / "table.md").read_text()
-    assert "DINO, continued: 1 epochs on 96 images, after 1 on 96 images of simulated; 0 minutes on cpu" in table
-    assert "p_holm" in results["rows"][1]["roc_auc"]["minus"]["supervised"]
+    assert "DINO, continued, vitt8: 1 epochs on 96 images, after 1 on 96 images of simulated; 0 minutes on cpu" in table
+    assert results["rows"][1]["roc_auc"]["minus"]["supervised"]["p"] is None  # of one seed
     (card, _) = write_cards(study, records, results, tmp_path, tmp_path / "study")
     assert "went on from a pretraining on 96 cutouts of simulated (**simulated**)" in card.read_text()
 
@@ -122,6 +140,7 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     without_test = {name: split for name, split in splits.items() if name != "test"}, info
     for change, message in (
         ({"methods": ["supervised", "byol"]}, "methods has 'byol'"),
+        ({"labels": ["1k"]}, "labels must be a positive number or all"),
         ({"labels": ["16", "200"]}, "labels is 200 but the training split has 96"),
         ({"seeds": 0}, "seeds must be positive"),
         ({"methods": ["supervised-long"]}, "add a self-supervised method"),
@@ -132,9 +151,46 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     ):
         with pytest.raises(InputError, match=message):
             make_study(change.pop("cutouts", tiny_cutouts), tmp_path, **change)
-    make_study(tiny_cutouts, tmp_path, methods=["profiles"]).run()
-    with pytest.raises(InputError, match="another finetuning of all"):
-        make_study(tiny_cutouts, tmp_path, ["profiles"], finetuning={"all": {**TINY_STEPS, "steps": 2}}).run()
+    make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1).run()
+    with pytest.raises(InputError, match="holds cnn-seed0-labels16-subset0, made with steps 1, now 2"):
+        make_study(tiny_cutouts, tmp_path, ["cnn"], finetuning={"all": {**TINY_STEPS, "steps": 2}})
+    for data in ({None: (splits, {**info, "fingerprint": "another"})}, {0: tiny_cutouts}):
+        with pytest.raises(InputError, match="holds a study of other data"):
+            Study(data, tmp_path, ["profiles"], [], ["16"]).run()
+
+
+def test_a_cell_that_fails_does_not_end_the_study(tiny_cutouts, tmp_path, monkeypatch):
+    study = make_study(tiny_cutouts, tmp_path, subsets=1)
+    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_input_error("no memory"))
+    assert sorted(record["method"] for record in study.run()) == ["cnn", "profiles", "supervised"]
+    assert {cell.name: message for cell, message in study.failures.items()} == {"dino-vitt8-seed0": "no memory"}
+
+
+def raise_input_error(message):
+    raise InputError(message)
+
+
+def test_folds_are_averaged_and_may_come_from_several_commands(tiny_cutouts, tmp_path):
+    def folds(*numbers):
+        return {fold: ({**tiny_cutouts[0], "test": make_split(40 + 8 * fold, 7 + fold)}, tiny_cutouts[1])
+                for fold in numbers}  # fmt: skip
+
+    def study(*numbers):
+        return Study(folds(*numbers), tmp_path, ["profiles"], ["vitt8"], ["all"], seeds=1, subsets=1)
+
+    study(0, 1).run()
+    last = study(2)
+    records = last.run()
+    results = write_report(last, records, tmp_path)
+    assert results["folds"] == [0, 1, 2] and results["test"]["num_lenses"] == 20 + 24 + 28
+    (row,) = results["rows"]
+    assert row["roc_auc"]["value"] == pytest.approx(np.mean([record["metrics"]["roc_auc"] for record in records]))
+    assert "| all (96) | radial profiles |" in (tmp_path / "table.md").read_text()
+    write_cell(tmp_path / "cells", "supervised", 0, 0, np.full(40, 0.5), np.arange(40) % 2, fold=0)
+    begun = [*records, {**records[0], "method": "cnn", "directory": records[0]["directory"]}]
+    assert "Left out, since not there for all seeds, subsets or folds: 1 of small CNN." in caption(
+        collect(last, begun, compare(begun))
+    )
 
 
 @pytest.mark.slow
@@ -217,6 +273,8 @@ def test_differences_are_paired_and_mean_over_folds(tmp_path):
         assert minus["value"] == pytest.approx(ours["value"] - base["value"])
         assert minus["low"] > 0 and minus["p"] == minus["p_holm"] == pytest.approx(2 / 501)
         assert minus["high"] - minus["low"] < np.hypot(*(side["high"] - side["low"] for side in (ours, base)))
+    two_seeds = [cell for cell in cells if cell["seed"] < 2]
+    assert compare(two_seeds, num_bootstrap=50)[1]["roc_auc"]["minus"]["supervised"]["p"] is None
     cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(150, 0.5), labels[:150], fold=0))
     cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(200, 0.5), labels, fold=1))
     with pytest.raises(InputError, match="another test set"):
@@ -250,18 +308,31 @@ def test_intervals_know_seeds_subsets_and_groups(tmp_path):
 
 
 def test_no_difference_is_seldom_called_one(tmp_path):
+    """Neither where the methods rank the test set differently, nor where the seeds of one differ."""
     rng = np.random.default_rng(2)
     labels = np.arange(120) % 2
-    p_values = []
-    for trial in range(40):
-        cells = []
-        for method in ("supervised", "dino"):
-            noise = rng.normal(size=120)
-            for subset in range(2):
-                scores = scores_of(labels, 1.0, noise + 0.5 * rng.normal(size=120))
-                cells.append(write_cell(tmp_path / str(trial), method, 0, subset, scores, labels))
-        p_values.append(compare(cells, num_bootstrap=200)[1]["roc_auc"]["minus"]["supervised"]["p"])
-    assert np.mean(np.array(p_values) < 0.05) <= 0.15 and np.mean(np.array(p_values) > 0.5) > 0.25
+    for name, seed_spread, spread in (("test", 0.0, 1.0), ("seeds", 0.5, 0.1)):
+        p_values = []
+        for trial in range(40):
+            cells = []
+            common = rng.normal(size=120)
+            for method in ("supervised", "dino"):
+                noise = common + spread * rng.normal(size=120)
+                for seed in range(3):
+                    signal = 1.0 + seed_spread * rng.normal() * (method == "dino")
+                    for subset in range(2):
+                        scores = scores_of(labels, signal, noise + 0.2 * rng.normal(size=120))
+                        cells.append(write_cell(tmp_path / name / str(trial), method, seed, subset, scores, labels))
+            p_values.append(compare(cells, num_bootstrap=200)[1]["roc_auc"]["minus"]["supervised"]["p"])
+        assert np.mean(np.array(p_values) < 0.05) <= 0.2 and np.mean(np.array(p_values) > 0.5) > 0.25, name
+
+
+def test_the_largest_rectangle_of_cells_is_compared(tmp_path):
+    labels = np.arange(40) % 2
+    grid = [(seed, subset) for seed in range(2) for subset in range(4)] + [(2, 0)]
+    cells = [write_cell(tmp_path, "dino", *key, np.full(40, 0.5), labels) for key in grid]
+    (row,) = compare(cells, num_bootstrap=20)
+    assert (row["seeds"], row["subsets"], row["left_out"]) == (2, 4, 1)
 
 
 def test_holm():

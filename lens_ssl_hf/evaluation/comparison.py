@@ -1,5 +1,6 @@
 """Statistics of a study: means over its cells, hierarchical-bootstrap intervals, and p-values against a baseline."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ from .evaluate import Predictions
 from .metrics import Completeness, Ranked, auc_key, draw_groups
 
 BASELINES = ("supervised", "profiles")
-SSL_METHODS = ("simsiam", "dino", "ibot")
-CONTINUED = tuple(f"{method}-continued" for method in SSL_METHODS)  # from pretrainings on other cutouts
-PRETRAINED = (*SSL_METHODS, *CONTINUED)
+PRETRAINED = tuple(
+    f"{method}{how}"
+    for how in ("", "-continued", "-linear", "-continued-linear")
+    for method in ("simsiam", "dino", "ibot")
+)
 METHODS = ("supervised", "supervised-long", *PRETRAINED, "cnn", "profiles")
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
+_MAX_DRAWN = 20_000_000  # cutouts in all draws of a test split
+MIN_SEEDS = 3  # for a p-value: fewer do not tell how much seeds differ
 
 
 def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, seed: int = 0) -> list[dict[str, Any]]:
@@ -25,26 +30,31 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
 
     The intervals are percentiles of a hierarchical bootstrap: each draw takes test groups, label subsets and seeds
     with replacement. Groups and subsets are the same for both sides of a difference, since both sides saw the same
-    ones; seeds are drawn for each side. Two-sided p-values are twice the share of draws on the other side of zero
-    (Efron & Tibshirani 1993, section 15.4); those of the self-supervised methods against `supervised` are corrected
-    after Holm (1979) over all of a table. With few seeds the bootstrap is optimistic, as any is.
+    ones; seeds are drawn for each side. What resampling n seeds or subsets misses of their variance, a factor
+    (n - 1) / n, is put back by stretching the draws about their mean (Davison & Hinkley 1997, section 3.8).
+
+    Two-sided p-values are twice the share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4),
+    given where both sides have three seeds; those of the self-supervised methods against `supervised` are corrected
+    after Holm (1979) over the comparisons of a measure. With three seeds they are still somewhat optimistic.
 
     Args:
         cells (`Sequence[Mapping]`): with `method`, `backbone`, `labels`, `num_labels`, `seed`, `subset`, `fold` and
             `directory`, which holds predictions.parquet and, where there is one, predictions_large.parquet.
-        num_bootstrap (`int`, *optional*, defaults to `10_000`): draws.
+        num_bootstrap (`int`, *optional*, defaults to `10_000`): draws, fewer of test splits above 2,000 cutouts.
         seed (`int`, *optional*, defaults to `0`): seed of the draws.
 
     Returns:
         `list[dict]`: `method`, `backbone`, `labels`, `num_labels`, `seeds`, `subsets`; per measure (`roc_auc`,
         `accuracy`, `auc_vs_<subclass>`, `completeness_at_fpr_1e-3`) a dictionary with `value`, `low`, `high` and,
-        under `minus`, per baseline `value`, `low`, `high`, `p` and for those that are corrected `p_holm`. What folds
-        measure is averaged.
+        under `minus`, per baseline `value`, `low`, `high`, `p` (`None` with fewer seeds) and for those that are
+        corrected `p_holm`. What folds measure is averaged. Of cells that are not there for all seeds, subsets and
+        folds, the largest rectangle is taken; `left_out` counts the rest.
 
     Raises:
         [`InputError`]: cells of one fold were evaluated on different test sets.
     """
-    draws = _Draws(num_bootstrap, seed)
+    largest = max((len(Predictions.load(Path(cell["directory"]) / _SMALL)) for cell in cells), default=1)
+    draws = _Draws(min(num_bootstrap, max(_LARGE_DRAWS, _MAX_DRAWN // largest)), seed)
     columns: dict[tuple[str, str, str], dict[tuple[int, int], dict[int | None, Mapping]]] = defaultdict(dict)
     for cell in cells:
         column = columns[cell["labels"], cell["backbone"], cell["method"]]
@@ -55,7 +65,7 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     rows = []
     for (labels, backbone, method), grid in sorted(grids.items(), key=lambda one: _order(one[0], one[1])):
         row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
-        row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets)}
+        row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets), "left_out": grid.left_out}
         for name in grid.measures:
             row[name] = _interval(grid.draw(name, grid.seeds, grid.subsets))
             for baseline in BASELINES:
@@ -65,7 +75,8 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
                 subsets = [subset for subset in grid.subsets if subset in other.subsets]
                 if subsets:
                     ours, theirs = (one.draw(name, one.seeds, subsets) for one in (grid, other))
-                    row[name].setdefault("minus", {})[baseline] = _difference(ours - theirs)
+                    shown = min(grid.independent_seeds, other.independent_seeds) >= MIN_SEEDS
+                    row[name].setdefault("minus", {})[baseline] = _difference(ours - theirs, shown)
         rows.append(row)
     _correct(rows)
     return rows
@@ -101,6 +112,7 @@ class _Draws:
         rng = np.random.default_rng([self.seed, *key])
         chosen = rng.integers(number, size=(draws, number))
         shares = (chosen[:, :, None] == np.arange(number)).mean(axis=1)
+        shares = 1 / number + (shares - 1 / number) * np.sqrt(number / max(1, number - 1))
         return np.concatenate([np.full((1, number), 1 / number), shares])
 
 
@@ -112,22 +124,21 @@ class _Grid:
 
     def __init__(self, column: dict[tuple[int, int], dict], folds: set, draws: _Draws):
         whole = {key: cell for key, cell in column.items() if set(cell) == folds}
-        seeds = sorted({seed for seed, _ in whole})
-        self.seeds = seeds
-        self.subsets = sorted({s for _, s in whole if all((seed, s) in whole for seed in seeds)})
-        if not self.subsets:  # begun for some seeds only: the subsets of the first
-            self.seeds, self.subsets = seeds[:1], sorted(s for seed, s in whole if seed in seeds[:1])
+        self.seeds, self.subsets = _largest_rectangle(set(whole))
         self.cells = {(k, s): whole[k, s] for k in self.seeds for s in self.subsets}
+        self.left_out = sum(map(len, column.values())) - sum(map(len, self.cells.values()))
         self.draws = draws
         self.values: dict[str, dict[tuple[int, int], np.ndarray]] = defaultdict(dict)
         for key, cell in self.cells.items():
             found = [_measure(one, draws) for one in cell.values()]
-            for name in found[0]:
+            for name in set.intersection(*map(set, found)):  # what every fold has cutouts for
                 self.values[name][key] = np.mean([one[name] for one in found], axis=0)
-        first = next(iter(self.cells.values()), {})
-        self.num_labels = next((one["num_labels"] for one in first.values()), 0)
-        method = next((one["method"] for one in first.values()), "")
+        own = [one for cell in self.cells.values() for one in cell.values()]
+        self.num_labels = round(np.mean([one["num_labels"] for one in own])) if own else 0
+        method = own[0]["method"] if own else ""
         self.side = METHODS.index(method) if method in METHODS else len(METHODS)
+        # Nothing in a regression on profiles depends on a seed, so that one is as good as many.
+        self.independent_seeds = MIN_SEEDS if method == "profiles" else len(self.seeds)
 
     @property
     def measures(self) -> list[str]:
@@ -184,7 +195,21 @@ def _interval(draws: np.ndarray) -> dict[str, Any]:
     return {"value": float(draws[0]), "low": low, "high": high}
 
 
-def _difference(draws: np.ndarray) -> dict[str, Any]:
+def _largest_rectangle(keys: set[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """The seeds and subsets with the most cells among those that are all there; of equal ones, the most seeds."""
+    subsets_of = {seed: {s for k, s in keys if k == seed} for seed, _ in keys}
+    best: tuple[list[int], list[int]] = [], []
+    for number in range(len(subsets_of), 0, -1):
+        for seeds in itertools.combinations(sorted(subsets_of), number):
+            subsets = set.intersection(*(subsets_of[seed] for seed in seeds))
+            if len(seeds) * len(subsets) > len(best[0]) * len(best[1]):
+                best = list(seeds), sorted(subsets)
+    return best
+
+
+def _difference(draws: np.ndarray, shown: bool) -> dict[str, Any]:
+    if not shown:
+        return {**_interval(draws), "p": None}
     drawn = draws[1:][np.isfinite(draws[1:])]
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return {**_interval(draws), "p": min(1.0, float(2 * (1 + tail) / (1 + len(drawn))))}
@@ -194,7 +219,7 @@ def _correct(rows: list[dict[str, Any]]) -> None:
     """Holm's step-down correction per measure, over all self-supervised cells of the table, as `p_holm`."""
     for name in {name for row in rows for name in row if isinstance(row[name], dict)}:
         family = [row[name]["minus"]["supervised"] for row in rows if row["method"] in PRETRAINED
-                  and "supervised" in row.get(name, {}).get("minus", {})]  # fmt: skip
+                  and row.get(name, {}).get("minus", {}).get("supervised", {}).get("p") is not None]  # fmt: skip
         largest = 0.0
         for rank, entry in enumerate(sorted(family, key=lambda entry: entry["p"])):
             largest = max(largest, min(1.0, (len(family) - rank) * entry["p"]))

@@ -289,23 +289,26 @@ def _save(figure: "Figure", path: str | os.PathLike) -> Path:
     return path
 
 
-METHOD_NAMES = {
-    "supervised": "supervised",
-    "supervised-long": "supervised, equal total compute",
-    "simsiam": "SimSiam",
-    "dino": "DINO",
-    "ibot": "iBOT",
-    "simsiam-continued": "SimSiam, continued",
-    "dino-continued": "DINO, continued",
-    "ibot-continued": "iBOT, continued",
-    "cnn": "small CNN",
-    "profiles": "radial profiles",
+_SSL = {"simsiam": ("SimSiam", "#E69F00"), "dino": ("DINO", "#0072B2"), "ibot": ("iBOT", "#009E73")}
+_HOW = {
+    "": ("", "-"),
+    "-continued": (", continued", "--"),
+    "-linear": (", linear probe", ":"),
+    "-continued-linear": (", continued, linear probe", "-."),
 }
-_SSL_COLOURS = ("#E69F00", "#0072B2", "#009E73")
-_METHOD_STYLES = dict(
-    zip(METHOD_NAMES, ("#000000", "#000000", *_SSL_COLOURS, *_SSL_COLOURS, "#D55E00", "#CC79A7"), strict=True)
-)
-_DASHED = ("supervised-long", "simsiam-continued", "dino-continued", "ibot-continued", "cnn", "profiles")
+_METHODS = {
+    "supervised": ("supervised", "#000000", "-"),
+    "supervised-long": ("supervised, equal total compute", "#000000", "--"),
+    **{m + h: (name + how, colour, line) for h, (how, line) in _HOW.items() for m, (name, colour) in _SSL.items()},
+    "cnn": ("small CNN", "#D55E00", "--"),
+    "profiles": ("radial profiles", "#CC79A7", "--"),
+}
+METHOD_NAMES = {method: name for method, (name, _, _) in _METHODS.items()}
+
+
+def _style(method: str) -> dict[str, str]:
+    _, colour, line = _METHODS[method]
+    return {"color": colour, "linestyle": line}
 
 
 def plot_study_roc(
@@ -333,8 +336,7 @@ def plot_study_roc(
                 fpr, tpr, _ = roc_curve(table.label, table.score, drop_intermediate=False)
                 last = np.searchsorted(fpr, rates, side="right") - 1  # steps: the highest TPR at no more than this FPR
                 curves.append(tpr[last])
-            style = {"color": _METHOD_STYLES[method], "linestyle": "--" if method in _DASHED else "-"}
-            axes.plot(rates, np.mean(curves, axis=0), label=METHOD_NAMES[method], linewidth=1.6, **style)
+            axes.plot(rates, np.mean(curves, axis=0), label=METHOD_NAMES[method], linewidth=1.6, **_style(method))
         axes.plot([0, 1], [0, 1], color="0.7", linestyle=":", linewidth=1)
         axes.set(xlabel="False-positive rate", ylabel="True-positive rate", title=name, xlim=(0, 1), ylim=(0, 1.01))
         axes.set_aspect("equal")
@@ -363,14 +365,15 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
     for line, backbone in zip(grid, backbones):
         for axes, (measure, text) in zip(line, measures.items()):
             budgets = set()
-            for method, name in METHOD_NAMES.items():
-                found = [r for r in rows if r["method"] == method and r["backbone"] in (backbone, "") and measure in r]
-                if not found:
-                    continue
-                x = [row["num_labels"] for row in found]
-                budgets |= set(x)
+            shown = [row for row in rows if row["backbone"] in (backbone, "") and measure in row]
+            methods = [method for method in METHOD_NAMES if any(row["method"] == method for row in shown)]
+            for place, method in enumerate(methods):
+                found, name = [row for row in shown if row["method"] == method], METHOD_NAMES[method]
+                budgets |= {row["num_labels"] for row in found}
+                side = 1.006 ** (place - (len(methods) - 1) / 2)  # beside each other, so that intervals can be read
+                x = [row["num_labels"] * side for row in found]
                 low, value, high = ([row[measure][key] for row in found] for key in ("low", "value", "high"))
-                style = {"color": _METHOD_STYLES[method], "linestyle": "--" if method in _DASHED else "-"}
+                style = _style(method)
                 axes.plot(x, value, marker="o", markersize=4, label=name, linewidth=1.6, **style)
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
                 if len(x) == 1:
@@ -390,7 +393,7 @@ def plot_calibration(
 ) -> Path:
     """
     Reliability diagrams (Guo et al. 2017): the share of lenses against P(lens), a panel per label budget, a line per
-    method over all its cells; bins with fewer than 20 cutouts are left out.
+    method over all its cells; bins with fewer than 20 different cutouts are left out.
 
     Args:
         panels (`Mapping[str, Mapping[str, Sequence[Predictions]]]`): predictions per panel and method.
@@ -407,11 +410,19 @@ def plot_calibration(
         axes.plot([0, 1], [0, 1], color="0.7", linestyle=":", linewidth=1)
         for method, tables in methods.items():
             labels, scores = (np.concatenate([getattr(t, key) for t in tables]) for key in ("label", "score"))
-            bins = [one for one in reliability(labels, scores) if one["count"] >= 20]
-            style = {"color": _METHOD_STYLES[method], "linestyle": "--" if method in _DASHED else "-"}
+            repeats = len(labels) / len({one for table in tables for one in table.id})
+            bins = [one for one in reliability(labels, scores) if one["count"] >= 20 * repeats]
             middles = [(one["low"] + one["high"]) / 2 for one in bins]
             shares = [one["lenses"] / one["count"] for one in bins]
-            axes.plot(middles, shares, marker="o", markersize=3.5, label=METHOD_NAMES[method], linewidth=1.4, **style)
+            axes.plot(
+                middles,
+                shares,
+                marker="o",
+                markersize=3.5,
+                label=METHOD_NAMES[method],
+                linewidth=1.4,
+                **_style(method),
+            )
         axes.set(xlabel="P(lens)", ylabel="Share of lenses", title=name, xlim=(0, 1), ylim=(-0.01, 1.01))
         axes.set_aspect("equal")
         axes.grid(color="0.92")

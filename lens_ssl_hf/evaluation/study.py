@@ -4,34 +4,41 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import ViTForImageClassification
 
 from ..data.tensors import CutoutTensors, splits_and_info
-from ..errors import InputError
+from ..errors import InputError, Interrupted
 from ..models import backbone_config
-from ..models.backbones import BACKBONES, use_fast_attention
+from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
 from ..training.finetune import finetune, label_subset
 from ..training.loop import autocast, process_state
 from ..training.pretrain import pretrain
 from ..training.run_directory import make_folder, read_run, write_json
-from .comparison import CONTINUED, METHODS, PRETRAINED
+from .comparison import METHODS, PRETRAINED
 from .evaluate import Predictions, predict
 from .metrics import measure
-from .probes import linear_probe, probe, radial_profiles
+from .probes import extract_features, linear_probe, probe, radial_profiles
+
+logger = logging.getLogger(__name__)
 
 LARGE_SPLIT = "test_large"
-_OWN = ("output_dir", "init", "labels", "subset_seed", "seed", "resume", "backbone", "report_to")
+# Settings that do not change what a cell is.
+_FREE = ("output_dir", "init", "resume", "report_to", "stop_on_collapse")
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,10 @@ class Cell:
 
     Args:
         method (`str`):
-            simsiam, dino or ibot; the same with `-continued` (the pretraining goes on from one on other cutouts);
-            supervised (the same ViT from scratch), supervised-long (the same with as much compute as a pretraining
-            and a fine-tuning together), cnn (a small one), or profiles (logistic regression on radial profiles).
+            simsiam, dino or ibot; the same with `-continued` (the pretraining goes on from one on other cutouts), with
+            `-linear` (logistic regression on its frozen [CLS]) or with both; supervised (the same ViT from scratch),
+            supervised-long (the same with as much compute as a pretraining and a fine-tuning together), cnn (a small
+            one), or profiles (logistic regression on radial profiles).
         backbone (`str`): of a ViT; empty for the others.
         labels (`str`): label budget.
         seed (`int`): of the pretraining; of initial weights where there is none.
@@ -73,12 +81,24 @@ class Cell:
     @property
     def ssl_method(self) -> str:
         """The method of the pretraining."""
-        return self.method.removesuffix("-continued")
+        return self.method.split("-")[0]
 
     @property
-    def pretraining(self) -> "Cell":
+    def is_continued(self) -> bool:
+        """Whether its pretraining goes on from one on other cutouts."""
+        return "-continued" in self.method
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it trains a network; a logistic regression else."""
+        return self.method != "profiles" and not self.method.endswith("-linear")
+
+    @property
+    def pretraining(self) -> "Cell | None":
         """The pretraining that a self-supervised cell starts from."""
-        return Cell(self.method, self.backbone, "none", self.seed, 0, self.fold)
+        if self.is_pretraining or self.method not in PRETRAINED:
+            return None
+        return Cell(self.method.removesuffix("-linear"), self.backbone, "none", self.seed, 0, self.fold)
 
 
 @dataclass
@@ -101,7 +121,8 @@ class Study:
             same method, backbone and seed those of the `-continued` methods go on.
 
     Raises:
-        [`InputError`]: an unknown method or backbone, no seeds, a split that is missing, a budget that is too large.
+        [`InputError`]: an unknown method or backbone, no seeds, a split or a class that is missing, a budget that is
+            too large, or `output_dir` holds cells of other cutouts or settings.
     """
 
     cutouts: Mapping[int | None, Any]
@@ -125,18 +146,38 @@ class Study:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}")
         self.output_dir = Path(self.output_dir)
         self.data = {fold: splits_and_info(cutouts) for fold, cutouts in self.cutouts.items()}
+        for budget in self.labels:
+            make_arguments(FinetuneArguments, {"labels": str(budget)})
         for splits, _ in self.data.values():
             for name in ("train", "validation", "test"):
                 if name not in splits:
                     raise InputError(f"the data set has no {name} split: a study needs train, validation and test")
+                if set(splits[name].labels.tolist()) != {0, 1}:
+                    raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
             for budget in self.labels:
                 label_subset(splits["train"].labels, str(budget), seed=0)
-        plan = self.plan()
-        for cell in {(cell.method, cell.backbone): cell for cell in plan}.values():
-            self.settings(cell)
-        for cell in plan:
-            if cell.is_pretraining and cell.method in CONTINUED and not self.is_done(cell):
-                read_run(self.settings(cell).init)
+        self.failures: dict[Cell, str] = {}
+        for cell in self.plan():
+            self._check(cell)
+
+    def _check(self, cell: Cell) -> None:
+        """Refuse settings that are wrong, and a cell that was done with others."""
+        arguments = self.settings(cell)
+        if cell.is_pretraining and cell.is_continued and not self.is_done(cell):
+            _check_earlier(arguments.init, self.data[cell.fold][1])
+        if arguments is None or not self.is_done(cell):
+            return
+        record = json.loads((self.directory(cell) / "cell.json").read_text())
+        made = {item.name: item.default for item in fields(arguments)} | record["settings"]
+        differs = [f"{n} {made[n]}, now {v}" for n, v in asdict(arguments).items() if n not in _FREE and made[n] != v]
+        if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
+            now, then = read_run(arguments.init)["run_id"], record["continued_from"].get("run_id")
+            differs += [f"earlier_study's run {then}, now {now}"] if then not in (None, now) else []
+        if differs:
+            raise InputError(
+                f"output_dir {self.output_dir} holds {cell.name}, made with {'; '.join(differs)}: choose another "
+                "output_dir, or give what it was made with"
+            )
 
     def plan(self) -> list[Cell]:
         """All cells, so ordered that a table is whole after the first seed, and better with each that follows."""
@@ -144,7 +185,8 @@ class Study:
         for seed, fold in itertools.product(range(self.seeds), self.cutouts):
             pairs = [(m, b) for b in self.backbones for m in self.methods if m not in ("cnn", "profiles")]
             pairs += [(m, "") for m in self.methods if m in ("cnn", "profiles")]
-            cells += [Cell(m, b, "none", seed, 0, fold) for m, b in pairs if m in PRETRAINED]
+            own = [Cell(method, backbone, "all", seed, 0, fold).pretraining for method, backbone in pairs]
+            cells += [cell for cell in dict.fromkeys(own) if cell is not None]
             for subset, budget, (method, backbone) in itertools.product(range(self.subsets), self.labels, pairs):
                 if seed == 0 or method != "profiles":  # nothing in a logistic regression depends on a seed
                     cells.append(Cell(method, backbone, str(budget), seed, subset, fold))
@@ -157,25 +199,27 @@ class Study:
         return (self.directory(cell) / "cell.json").is_file()
 
     def settings(self, cell: Cell) -> PretrainArguments | FinetuneArguments | None:
-        """The arguments of a cell's training; `None` for the radial profiles."""
+        """The arguments of a cell's training; `None` for a logistic regression."""
+        if not cell.is_trained:
+            return None
         where = {"output_dir": str(self.directory(cell)), "resume": "auto"}
         if cell.is_pretraining:
             settings = {**recipe(cell.ssl_method), **(self.pretraining or {}).get(cell.method, {})}
+            # A collapse is a result: it is logged, and its features are measured.
+            settings |= {"stop_on_collapse": False}
             where |= {"method": cell.ssl_method, "backbone": cell.backbone, "seed": cell.seed}
-            if cell.method in CONTINUED:
+            if cell.is_continued:
                 if self.earlier_study is None:
                     raise InputError(f"{cell.method} goes on from a pretraining on other cutouts: give earlier_study")
                 earlier = Cell(cell.ssl_method, cell.backbone, "none", cell.seed, 0)
                 where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
             return make_arguments(PretrainArguments, {**settings, **where})
-        if cell.method == "profiles":
-            return None
         kind = "supervised" if cell.method == "supervised-long" else cell.method
         given = self.finetuning or {}
         settings = {**given.get("all", {}), **given.get(kind, {})}
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
         where |= {"backbone": cell.backbone or "cnn"}
-        if cell.method in PRETRAINED:
+        if cell.pretraining is not None:
             where["init"] = str(self.directory(cell.pretraining))
         arguments = make_arguments(FinetuneArguments, {**settings, **where})
         if cell.method == "supervised-long":
@@ -187,10 +231,11 @@ class Study:
         Fine-tuning steps that cost as many passes of tokens through the ViT as the dearest pretraining and one; of a
         continued one what this study adds.
         """
-        rivals = [method for method in self.methods if method in PRETRAINED]
+        cells = [Cell(m, cell.backbone, "all", cell.seed, 0, cell.fold).pretraining for m in self.methods]
+        rivals = [one for one in cells if one is not None]
         if not rivals:
             raise InputError("supervised-long is given the compute of a pretraining: add a self-supervised method")
-        dearest = max(self.cost(Cell(m, cell.backbone, "none", cell.seed, 0, cell.fold)) for m in rivals)
+        dearest = max(map(self.cost, rivals))
         per_step = 3 * _tokens(arguments.crop_size, arguments.patch_size) * arguments.batch_size
         return arguments.steps + round(dearest / per_step)
 
@@ -212,7 +257,7 @@ class Study:
 
     def seconds(self, cells: Sequence[Cell]) -> float:
         """What these cells are expected to take on this machine, from a few measured steps of each backbone."""
-        needed = {cell.backbone or "cnn": self.settings(cell) for cell in cells if cell.method != "profiles"}
+        needed = {cell.backbone or "cnn": self.settings(cell) for cell in cells if cell.is_trained}
         bands = len(next(iter(self.data.values()))[1]["bands"])
         rates = {name: _seconds_per_token(name, one, bands) for name, one in needed.items()}
         return sum(self.cost(cell) * rates.get(cell.backbone or "cnn", 0.0) for cell in cells)
@@ -220,25 +265,27 @@ class Study:
     def run(self) -> list[dict[str, Any]]:
         """
         Do what is not done yet, and return the records of all cells that are. Several processes may run one study,
-        each on its own device: every cell is taken by one of them.
+        each on its own device: every cell is taken by one of them. What an [`InputError`] ends is noted in `failures`,
+        and the rest goes on; under a launch of several processes it ends the study.
         """
         make_folder(self.output_dir, "output_dir")
-        write_settings(self)
+        with self.lock("study"):
+            write_settings(self)
         plan = self.plan()
         costs = {cell: self.cost(cell) * _weight(cell) for cell in plan}
         spent = spent_cost = 0.0
         with tqdm(total=len(plan), desc="study", unit="cell", dynamic_ncols=True, disable=not _is_main()) as bar:
-            while todo := _agreed([cell for cell in plan if not self.is_done(cell)]):
+            while todo := _agreed([cell for cell in plan if not self._is_settled(cell)]):
                 progressed = False
                 for cell in todo:
-                    waits = cell.method in PRETRAINED and not cell.is_pretraining
-                    if _agreed(self.is_done(cell) or (waits and not self.is_done(cell.pretraining))):
+                    before = cell.pretraining
+                    if _agreed(self._is_settled(cell) or (before is not None and not self.is_done(before))):
                         continue
                     with self._claim(cell) as claimed:
                         if not claimed:
                             continue
                         start = time.perf_counter()
-                        self.do(cell)
+                        self._try(cell)
                         spent += time.perf_counter() - start
                         spent_cost += costs[cell]
                         progressed = True
@@ -251,24 +298,45 @@ class Study:
             bar.refresh()
         return self.records()
 
+    def _is_settled(self, cell: Cell) -> bool:
+        """Whether nothing is left to do: it is done, or it or its pretraining has failed."""
+        return self.is_done(cell) or cell in self.failures or cell.pretraining in self.failures
+
+    def _try(self, cell: Cell) -> None:
+        try:
+            self.do(cell)
+        except InputError as error:
+            if process_state().num_processes > 1:  # the others wait for this one
+                raise
+            self.failures[cell] = str(error)
+            logger.warning("%s failed: %s", cell.name, error)
+        except Interrupted as interrupted:
+            message = f"{cell.name} is saved; the same command goes on"
+            raise Interrupted(message, interrupted.signal_number) from interrupted
+
+    @contextlib.contextmanager
+    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Whether the main process has the lock of this name, which one process at a time holds."""
+        if not _is_main():
+            yield True
+            return
+        folder = self.output_dir / ".claims"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / name, "w") as file:  # closing it unlocks
+            held = True
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                held = False
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s): run one command at a time", folder, error.strerror)
+            yield held
+
     @contextlib.contextmanager
     def _claim(self, cell: Cell) -> Iterator[bool]:
         """Whether this process, or this launch of several, has the cell for itself."""
-        claimed, file = True, None
-        if _is_main():
-            folder = self.output_dir / ".claims"
-            folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / cell.name, "w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                claimed = False
-            claimed = claimed and not self.is_done(cell)  # by another, since we looked
-        try:
-            yield _agreed(claimed)
-        finally:
-            if file is not None:
-                file.close()  # which unlocks
+        with self.lock(cell.name, wait=False) as held:
+            yield _agreed(held and not self.is_done(cell))  # by another, since we looked
 
     def do(self, cell: Cell) -> None:
         """Train and test one cell; its cell.json, written last, says that it is whole."""
@@ -283,13 +351,13 @@ class Study:
                     record["continued_from"] = _origin(read_run(directory)["init_run"])
                 report = probe(directory, cutouts)
                 record["probes"] = {name: _values(one["metrics"]) for name, one in report["probes"].items()}
-        elif cell.method == "profiles":
+        elif not cell.is_trained:
             if _is_main():
-                record |= self._test_profiles(cell)
+                record |= self._test_regression(cell)
         else:
             finetune(cutouts, **settings)
             if _is_main():
-                record |= self._test(directory, lambda split: predict(directory, (self.data[cell.fold]), split=split))
+                record |= self._test(directory, lambda split: predict(directory, cutouts, split=split))
         if _is_main():
             if arguments is not None:
                 facts = read_run(directory)
@@ -302,9 +370,9 @@ class Study:
             write_json(directory / "cell.json", record)
         process_state().wait_for_everyone()
 
-    def _test(self, directory: Path, predictions_of: Any, splits: Sequence[str] = ("test", LARGE_SPLIT)) -> dict:
+    def _test(self, directory: Path, predictions_of: Callable[[str], Predictions]) -> dict[str, Any]:
         record = {}
-        for split, name in zip(splits, ("", "_large")):
+        for split, name in (("test", ""), (LARGE_SPLIT, "_large")):
             if split in next(iter(self.data.values()))[0]:
                 predictions = predictions_of(split)
                 predictions.save(directory / f"predictions{name}.parquet")
@@ -313,17 +381,26 @@ class Study:
                 record[f"metrics{name}"] = _values(found)
         return record
 
-    def _test_profiles(self, cell: Cell) -> dict[str, Any]:
+    def _test_regression(self, cell: Cell) -> dict[str, Any]:
+        """Logistic regression on radial profiles, or on the frozen [CLS] of a pretraining."""
         splits, _ = self.data[cell.fold]
-        kind = (self.finetuning or {}).get("all", {})
-        crop_size = kind.get("crop_size", FinetuneArguments.crop_size)
+        if cell.pretraining is None:
+            settings = (self.finetuning or {}).get("all", {})
+            features = partial(radial_profiles, crop_size=settings.get("crop_size", FinetuneArguments.crop_size))
+        else:
+            run = self.directory(cell.pretraining)
+            encoder, facts = load_encoder(run), read_run(run)
+
+            def features(one: CutoutTensors) -> np.ndarray:
+                return extract_features(encoder, one, facts["image_mean"], facts["image_std"]).numpy()
+
         train, validation = splits["train"], splits["validation"]
         subset = train.select(label_subset(train.labels, cell.labels, cell.subset))
-        sets = [(radial_profiles(one, crop_size), one.labels.numpy()) for one in (subset, validation)]
+        sets = [(features(one), one.labels.numpy()) for one in (subset, validation)]
 
         def predictions_of(split: str) -> Predictions:
-            test: CutoutTensors = splits[split]
-            scores, _ = linear_probe(*sets[0], *sets[1], radial_profiles(test, crop_size))
+            test = splits[split]
+            scores, _ = linear_probe(*sets[0], *sets[1], features(test))
             return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores)
 
         return {"num_labels": len(subset), **self._test(self.directory(cell), predictions_of)}
@@ -359,35 +436,46 @@ def describe_plan(study: Study) -> str:
 
 def write_settings(study: Study) -> None:
     """
-    Write study.json, what all cells of a directory share.
+    Write study.json: what the data of a directory's cells are, by fold.
 
     Raises:
-        [`InputError`]: the directory holds a study of other cutouts or settings.
+        [`InputError`]: the directory holds a study of other cutouts.
     """
     path = study.output_dir / "study.json"
-    shared = {
-        "data": {"" if fold is None else str(fold): info["fingerprint"] for fold, (_, info) in study.data.items()},
-        "pretraining": {name: dict(one) for name, one in (study.pretraining or {}).items()},
-        "finetuning": {name: dict(one) for name, one in (study.finetuning or {}).items()},
-    }
-    if path.is_file():
-        earlier = json.loads(path.read_text())
-        for name, value in shared.items():
-            for key in earlier[name].keys() & value.keys():
-                if earlier[name][key] != value[key]:
-                    what = f"{name} of {key}" if key else name
-                    raise InputError(
-                        f"output_dir {study.output_dir} holds a study with another {what} ({earlier[name][key]}, now "
-                        f"{value[key]}): choose another output_dir, or give what it was begun with"
-                    )
-            shared[name] = {**earlier[name], **value}
+    data = {}
+    for fold, (splits, info) in study.data.items():
+        test = splits["test"]
+        kinds = Counter(kind for kind, label in zip(test.subclasses, test.labels.tolist()) if label == 0)
+        data["" if fold is None else str(fold)] = {
+            "fingerprint": info["fingerprint"],
+            "num_train_labels": len(splits["train"]),
+            "num_validation_labels": len(splits["validation"]),
+            "num_lenses": int((test.labels == 1).sum()),
+            "num_nonlenses": kinds.total(),
+            "nonlenses": {kind: number for kind, number in sorted(kinds.items()) if kind},
+        }
+    earlier = json.loads(path.read_text())["data"] if path.is_file() else {}
+    mixes = bool(earlier) and ("" in earlier) != ("" in data)
+    if mixes or any(earlier[fold] != data[fold] for fold in earlier.keys() & data.keys()):
+        raise InputError(f"output_dir {study.output_dir} holds a study of other data: choose another output_dir")
     if _is_main():
-        write_json(path, shared)
+        write_json(path, {"data": dict(sorted({**earlier, **data}.items()))})
+
+
+def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
+    """Refuse to go on from a pretraining that is not there, or that has seen cutouts of this data set."""
+    facts = read_run(run)["data"]
+    if not (Path(run) / "model").is_dir():
+        raise InputError(f"the pretraining {run} has not finished: finish that study first")
+    if not facts["simulated"] and (facts["source"], facts["name"]) == (info["source"], info["name"]):
+        raise InputError(
+            f"{run} was pretrained on {info['name']}, test cutouts included: give a study of other cutouts"
+        )
 
 
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a table says of the pretraining that another goes on from."""
-    kept = {name: facts.get(name) for name in ("num_train_images", "seconds", "precision", "device")}
+    kept = {name: facts.get(name) for name in ("run_id", "num_train_images", "seconds", "precision", "device")}
     return {"data": facts["data"]["name"], "epochs": facts["arguments"]["epochs"], **kept}
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..training.run_directory import write_json, write_text
-from .comparison import PRETRAINED, compare
+from .comparison import MIN_SEEDS, compare
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
 from .probes import PROBE_NAMES
@@ -28,7 +30,8 @@ _MEASURES = {
 def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
     """
     Write results.json, table.md, table.tex, label_efficiency.png and, of each backbone, roc-<backbone>.png and
-    calibration-<backbone>.png; where `folder` is not the study's own, also the cells' records and predictions.
+    calibration-<backbone>.png; where `folder` is not the study's own, also the cells' records and predictions (without
+    those of test_large).
 
     Args:
         study ([`~lens_ssl_hf.evaluation.study.Study`]): what was planned.
@@ -39,13 +42,14 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
         `dict`: the content of results.json.
 
     Raises:
-        [`InputError`]: no cell is done yet, or `folder` cannot be written.
+        [`InputError`]: no method is done on all folds yet, or `folder` cannot be written.
     """
     folder = Path(folder)
     cells = [record for record in records if record["labels"] != "none"]
-    if not cells:
-        raise InputError(f"no cell of {study.output_dir} is done yet: run the study first")
-    results = collect(study, records, compare(cells))
+    rows = compare(cells)
+    if not rows:
+        raise InputError(f"{study.output_dir} has no method that is done (on all folds) yet: run the study to its end")
+    results = collect(study, records, rows)
     title = results["data"]["name"] + (", simulated" if _needs_label(results["data"]) else "")
     table = markdown_table(results)
     write_text(folder / "table.md", table + "\n")
@@ -62,7 +66,9 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
 
 
 def _copy_cells(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """The records and predictions of all cells, without weights and local paths: enough to go on with the study."""
+    """
+    The records and predictions of all cells, without weights and local paths: in an output_dir they are done cells.
+    """
     for record in records:
         source = Path(record["directory"])
         target = folder / source.parent.name / source.name
@@ -74,51 +80,76 @@ def _copy_cells(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What results.json holds: the data, the rows of the table, every cell's numbers, and what they were made with."""
-    splits, info = next(iter(study.data.values()))
-    test = [splits["test"] for splits, _ in study.data.values()]
-    kinds = [kind for one in test for kind, label in zip(one.subclasses, one.labels.tolist()) if label == 0]
-    first = {}
-    for record in records:
-        first.setdefault((record["method"], record["labels"] == "none"), record)
+    _, info = next(iter(study.data.values()))
+    data = json.loads((study.output_dir / "study.json").read_text())["data"]  # of earlier commands too
+    kinds: Counter[str] = Counter()
+    for one in data.values():
+        kinds.update(one["nonlenses"])
+    trained = [record for record in records if record["settings"]]
     return {
         "data": info,
-        "folds": [fold for fold in study.data if fold is not None],
-        "num_train_labels": len(splits["train"]),
+        "folds": sorted(int(fold) for fold in data if fold),
+        "num_train_labels": round(np.mean([one["num_train_labels"] for one in data.values()])),
+        "num_validation_labels": round(np.mean([one["num_validation_labels"] for one in data.values()])),
         "test": {
-            "num_lenses": sum(int((one.labels == 1).sum()) for one in test),
-            "num_nonlenses": len(kinds),
-            "nonlenses": {kind: kinds.count(kind) for kind in sorted(set(kinds) - {""})},
+            "num_lenses": sum(one["num_lenses"] for one in data.values()),
+            "num_nonlenses": sum(one["num_nonlenses"] for one in data.values()),
+            "nonlenses": dict(sorted(kinds.items())),
         },
         "rows": list(rows),
         "probes": _probes(records),
-        "pretraining": {method: _recipe(one) for (method, is_pre), one in first.items() if is_pre},
-        "finetuning": {method: _recipe(one) for (method, is_pre), one in first.items() if not is_pre},
+        "pretraining": _recipes([record for record in trained if record["labels"] == "none"]),
+        "finetuning": _recipes([record for record in trained if record["labels"] != "none"]),
         "cells": [_numbers(record) for record in records],
     }
 
 
 def _probes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean ROC AUC of kNN and linear probe per pretraining method and backbone, with the extremes over seeds."""
-    found: dict[tuple[str, str], list] = {}
+    """ROC AUC of the probes per pretraining method and backbone: the mean over folds and seeds, and its extremes."""
+    found: dict[tuple[str, str], dict[int, list]] = {}
     for record in records:
         if record["labels"] == "none":
-            found.setdefault((record["method"], record["backbone"]), []).append(record["probes"])
+            seeds = found.setdefault((record["method"], record["backbone"]), {})
+            seeds.setdefault(record["seed"], []).append(record["probes"])
     rows = []
-    for (method, backbone), probes in found.items():
-        row: dict[str, Any] = {"method": method, "backbone": backbone, "pretrainings": len(probes)}
+    for (method, backbone), seeds in found.items():
+        row: dict[str, Any] = {"method": method, "backbone": backbone, "seeds": len(seeds)}
         for name in PROBE_NAMES:
-            values = [one[name]["roc_auc"] for one in probes]
+            values = [float(np.mean([one[name]["roc_auc"] for one in probes])) for probes in seeds.values()]
             row[name] = {"value": float(np.mean(values)), "lowest": min(values), "highest": max(values)}
         rows.append(row)
     return rows
 
 
-def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+def _recipes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per method and backbone the settings and the machines, with a list of values where cells differ."""
     own = ("output_dir", "resume", "report_to", "seed", "subset_seed", "labels", "init", "stream", "stop_on_collapse")
-    settings = {name: value for name, value in record["settings"].items() if name not in own}
-    kept = ("precision", "device", "num_processes", "num_train_images", "num_parameters", "versions", "git_revision")
-    kept += ("continued_from",)
-    return {"settings": settings, **{name: record[name] for name in kept if name in record}}
+    groups: dict[tuple[str, str], list] = {}
+    for record in records:
+        groups.setdefault((record["method"], record["backbone"]), []).append(record)
+    recipes = []
+    for (method, backbone), group in groups.items():
+        names = dict.fromkeys(name for record in group for name in record["settings"] if name not in own)
+        one: dict[str, Any] = {"method": method, "backbone": backbone}
+        one["settings"] = {name: _common([record["settings"].get(name) for record in group]) for name in names}
+        kept = ("precision", "device", "num_processes", "num_parameters", "versions", "git_revision")
+        one |= {name: _common([record.get(name) for record in group]) for name in kept}
+        one["num_train_images"] = round(np.mean([record["num_train_images"] for record in group]))
+        one["seconds"] = float(np.mean([record["seconds"] for record in group]))
+        if "continued_from" in group[0]:
+            one["continued_from"] = group[0]["continued_from"]
+        recipes.append(one)
+    return recipes
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value that all have, else the list of them."""
+    different = [value for i, value in enumerate(values) if value not in values[:i]]
+    return different[0] if len(different) == 1 else different
+
+
+def _text(value: Any) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,12 +165,12 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _panels(cells: Sequence[Mapping[str, Any]], backbone: str) -> dict[str, dict[str, list[Predictions]]]:
-    """Predictions per label budget and method, of one backbone and of the methods without one."""
+    """Predictions per label budget and method, over all folds, of one backbone and of the methods without one."""
     panels: dict[str, dict[str, list[Predictions]]] = {}
     order = list(METHOD_NAMES)
     for cell in sorted(cells, key=lambda cell: (cell["num_labels"], order.index(cell["method"]))):
         if cell["backbone"] in (backbone, ""):
-            name = f"{cell['num_labels']:,} labels"
+            name = "all labels" if cell["labels"] == "all" else f"{cell['num_labels']:,} labels"
             table = Predictions.load(Path(cell["directory"]) / "predictions.parquet").labelled()
             panels.setdefault(name, {}).setdefault(cell["method"], []).append(table)
     return panels
@@ -150,48 +181,49 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     head, rows = _cells(results)
     lines = [head, ["---"] * len(head), *rows]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    probes = [["AUC of frozen features", "backbone", "seeds", *PROBE_NAMES.values()], ["---"] * (3 + len(PROBE_NAMES))]
+    frozen = "\n".join("| " + " | ".join(cells) + " |" for cells in _probe_cells(results))
+    return text + "\n\n" + caption(results) + (f"\n\n{frozen}" if frozen else "")
+
+
+def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
+    """Head, rule and rows of the table of frozen features."""
+    if not results["probes"]:
+        return []
+    head = ["ROC AUC of frozen features", "backbone", "seeds", *PROBE_NAMES.values()]
+    lines = [head, ["---"] * len(head)]
     for row in results["probes"]:
-        numbers = [
-            f"{row[name]['value']:.3f} ({row[name]['lowest']:.3f} to {row[name]['highest']:.3f})"
-            for name in PROBE_NAMES
-        ]
-        probes.append([METHOD_NAMES[row["method"]], row["backbone"], str(row["pretrainings"]), *numbers])
-    frozen = "\n".join("| " + " | ".join(cells) + " |" for cells in probes)
-    return text + "\n\n" + caption(results) + (f"\n\n{frozen}" if results["probes"] else "")
+        found = [row[name] for name in PROBE_NAMES]
+        numbers = [f"{one['value']:.3f} ({one['lowest']:.3f} to {one['highest']:.3f})" for one in found]
+        lines.append([METHOD_NAMES[row["method"]], row["backbone"], str(row["seeds"]), *numbers])
+    return lines
+
+
+def _tex(text: str) -> str:
+    """Text for LaTeX: specials escaped, signs as mathematics."""
+    text = re.sub(r"[&%$#_{}]", lambda special: "\\" + special.group(), text.replace("\\", "/"))
+    return re.sub(r"(?<![\w.])[+-]\d+\.\d+|<", lambda sign: f"${sign.group()}$", text)
 
 
 def latex_table(results: Mapping[str, Any]) -> str:
-    """The same as a LaTeX table (booktabs)."""
+    """The same as LaTeX (booktabs): the table, and that of the frozen features."""
     head, rows = _cells(results)
+    tabulars = [_tabular(head, rows)]
+    if frozen := _probe_cells(results):
+        tabulars += ["", r"\medskip", _tabular(frozen[0], frozen[2:])]
+    text = [rf"\caption{{{_tex(' '.join(caption(results).split()))}}}", r"\end{table}", ""]
+    return "\n".join([r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", *tabulars, *text])
 
+
+def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return (
-            " & ".join(cell.replace("%", r"\%").replace("- ", "$-$ ").replace("<", "$<$") for cell in cells) + r" \\"
-        )
+        return " & ".join(map(_tex, cells)) + r" \\"
 
-    body, previous = [], None
-    for cells in rows:
-        body += [r"\midrule"] if previous not in (None, cells[0]) else []
+    body: list[str] = []
+    for before, cells in zip([None, *rows], rows):
+        body += [r"\midrule"] if before is not None and before[0] != cells[0] else []
         body.append(line(cells))
-        previous = cells[0]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\begin{{tabular}}{{{'l' * len(head)}}}",
-            r"\toprule",
-            line(head),
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\caption{{{caption(results).replace('%', chr(92) + '%').replace(chr(10), ' ')}}}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    begin = [rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", line(head), r"\midrule"]
+    return "\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}"])
 
 
 def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -206,7 +238,8 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         runs = f"{row['seeds']} x {row['subsets']}"
-        cells = [str(row["num_labels"]), METHOD_NAMES[row["method"]], row["backbone"] or "", runs]
+        labels = f"all ({row['num_labels']:,})" if row["labels"] == "all" else f"{row['num_labels']:,}"
+        cells = [labels, METHOD_NAMES[row["method"]], row["backbone"] or "", runs]
         for name in measures:
             entry = row.get(name)
             cells.append(format_interval(entry) if entry else "")
@@ -253,32 +286,57 @@ def _needs_label(data: Mapping[str, Any]) -> bool:
 
 
 def caption(results: Mapping[str, Any]) -> str:
-    """What was tested on, pretrained and fine-tuned how, in sentences."""
+    """What was tested on, pretrained and fine-tuned how, and what the statistics are, in sentences."""
     test, folds = results["test"], results["folds"]
     kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in test["nonlenses"].items())
     simulated = "Simulated cutouts. " if results["data"]["simulated"] else ""
-    where = f"{len(folds)} test folds" if folds else "Test split"
-    sentences = [f"{simulated}{where}: {test['num_lenses']} lenses, {test['num_nonlenses']} non-lenses ({kinds})."]
-    sentences.append("Runs are seeds x label subsets; intervals and p-values come from a hierarchical bootstrap over "
-                     "seeds, label subsets and test groups.")  # fmt: skip
-    for method, run in results["pretraining"].items():
-        minutes = np.mean([c["seconds"] for c in results["cells"] if c["method"] == method and c["labels"] == "none"])
-        settings, before = run["settings"], ""
-        if earlier := run.get("continued_from"):
+    where = f"{len(folds)} test folds, whose results are averaged" if folds else "Test split"
+    nonlenses = f"{test['num_nonlenses']:,} non-lenses" + (f" ({kinds})" if kinds else "")
+    sentences = [f"{simulated}{where}: {test['num_lenses']:,} lenses, {nonlenses}."]
+    differences = [row["roc_auc"].get("minus", {}).get("supervised", {}) for row in results["rows"]]
+    comparisons = sum("p_holm" in one for one in differences)
+    correction = f", after Holm over the {comparisons} comparisons of a column" if comparisons else ""
+    sentences.append(
+        "Runs are seeds x label subsets. Intervals are those of a hierarchical bootstrap over seeds, label subsets "
+        "and test groups (over a single seed they say nothing of other seeds); p-values, given from "
+        f"{MIN_SEEDS} seeds on, are of the same draws{correction}."
+    )
+    sentences.append(
+        f"The {results['num_validation_labels']:,} labels of the validation split choose the step of a fine-tuning "
+        "and the regularisation of a regression. The frozen features are probed with all training labels."
+    )
+    for one in results["pretraining"]:
+        before = ""
+        if earlier := one.get("continued_from"):
             before = f", after {earlier['epochs']} on {earlier['num_train_images']:,} images of {earlier['data']}"
         sentences.append(
-            f"{METHOD_NAMES[method]}: {settings['epochs']} epochs on {run['num_train_images']:,} images{before}; "
-            f"{minutes / 60:.0f} minutes on {run['device']} ({run['precision']})."
+            f"{METHOD_NAMES[one['method']]}, {one['backbone']}: {_text(one['settings']['epochs'])} epochs on "
+            f"{one['num_train_images']:,} images{before}; {one['seconds'] / 60:.0f} minutes on {_text(one['device'])} "
+            f"({_text(one['precision'])})."
         )
-    steps = {
-        method: f"{METHOD_NAMES[method]} {run['settings']['steps']}"
-        for method, run in results["finetuning"].items()
-        if method in (*PRETRAINED, "supervised", "supervised-long", "cnn")
-    }
-    sentences.append(f"Fine-tuning steps: {', '.join(steps.values())}.")
+    steps: dict[str, list[str]] = {}
+    for one in results["finetuning"]:
+        name = METHOD_NAMES[one["method"]] + (f" {one['backbone']}" if one["backbone"] else "")
+        steps.setdefault(_text(one["settings"]["steps"]), []).append(name)
+    if steps:
+        words = "; ".join(f"{number} ({', '.join(names)})" for number, names in steps.items())
+        sentences.append(f"Fine-tuning steps: {words}.")
+    if left := _left_out(results):
+        sentences.append(f"Left out, since not there for all seeds, subsets or folds: {left}.")
+    if _earlier_study(results):
+        sentences.append("GSoC 2024: the numbers of that study, on its own data.")
     return "\n".join(sentences)
 
 
-def read_results(path: str | os.PathLike) -> dict[str, Any]:
-    """results.json of a study."""
-    return json.loads(Path(path).read_text())
+def _left_out(results: Mapping[str, Any]) -> str:
+    """The cells that no row is made of, by method."""
+    counts: Counter[str] = Counter()
+    for row in results["rows"]:
+        counts[row["method"]] += row["left_out"]
+    shown = {(row["method"], row["backbone"], row["labels"]) for row in results["rows"]}
+    counts.update(
+        cell["method"]
+        for cell in results["cells"]
+        if cell["labels"] != "none" and (cell["method"], cell["backbone"], cell["labels"]) not in shown
+    )
+    return ", ".join(f"{number} of {METHOD_NAMES[method]}" for method, number in counts.items() if number)

@@ -108,7 +108,8 @@ class CardFacts:
         if "init_run" in run:
             earlier = run["init_run"]
             simulated = " (**simulated**)" if earlier["data"]["simulated"] else ""
-            return f"a pretraining on {earlier['num_train_images']} cutouts of {earlier['data']['name']}{simulated}"
+            kind = "pretraining" if earlier["task"] == "pretrain" else "fine-tuning with labels"
+            return f"a {kind} on {earlier['num_train_images']} cutouts of {earlier['data']['name']}{simulated}"
         init = run.get("init", "scratch")
         return "" if init == "scratch" else f"the weights of `{init}`"
 

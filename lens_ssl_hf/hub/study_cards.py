@@ -22,7 +22,8 @@ def write_cards(
     """
     Write the model cards of the self-supervised methods: `lens-<method>-<backbone>.md` of the first pretraining and
     `lens-<method>-<backbone>-classifier.md` of its classifier with the most labels, both with the accuracy and AUC of
-    every label budget.
+    every label budget. With folds they are those of the first fold. What has no run.json any more, only its results,
+    gets no card.
 
     Args:
         study, records, results: as for [`~lens_ssl_hf.evaluation.study_report.write_report`], and what it
@@ -31,21 +32,24 @@ def write_cards(
         report (`str` or `os.PathLike`): the folder of the pictures that they show.
     """
     cards = []
-    for method, backbone in dict.fromkeys((r["method"], r["backbone"]) for r in records if r["method"] in PRETRAINED):
-        own = [r for r in records if (r["method"], r["backbone"], r["seed"]) == (method, backbone, 0)]
+    fold, (_, info) = next(iter(study.data.items()))
+    there = [r for r in records if r["fold"] == fold and (Path(r["directory"]) / "run.json").is_file()]
+    for method, backbone in dict.fromkeys((r["method"], r["backbone"]) for r in there if r["method"] in PRETRAINED):
+        own = [r for r in there if (r["method"], r["backbone"], r["seed"]) == (method, backbone, 0)]
         classifiers = [r for r in own if r["labels"] != "none" and r["subset"] == 0]
         pretrainings = [r for r in own if r["labels"] == "none"]
         if not classifiers or not pretrainings:
             continue
         pictures = os.path.relpath(report, folder)
         text = _of_one(results, method, backbone) + f"\n\n![ROC curves]({pictures}/roc-{backbone}.png)"
+        if fold is not None:
+            text = f"This is the model of test fold {fold}; the numbers below are means over the folds.\n\n{text}"
         name = f"lens-{method}-{backbone}"
         best = max(classifiers, key=lambda record: record["num_labels"])
         for record, title in ((pretrainings[0], name), (best, f"{name}-classifier")):
             facts = CardFacts.from_run(record["directory"], title, study=text)
             facts.pictures = []
             if record is best:
-                _, info = next(iter(study.data.values()))
                 table = Predictions.load(Path(record["directory"]) / "predictions.parquet")
                 facts.reports = {"classifier": {**describe(info, "test"), "warnings": [], **report_on(table)}}
             write_text(Path(folder) / f"{title}.md", str(render_card(facts)))
@@ -55,15 +59,17 @@ def write_cards(
 
 def _of_one(results: Mapping[str, Any], method: str, backbone: str) -> str:
     """Accuracy and AUC of one method and backbone per label budget, beside the same ViT from scratch."""
-    lines = [["labels", "runs", "accuracy (95 %)", "ROC AUC (95 %)", "ROC AUC from scratch (95 %)"], ["---"] * 5]
+    head = ["labels", "classifier", "runs", "accuracy (95 %)", "ROC AUC (95 %)", "ROC AUC from scratch (95 %)"]
+    lines = [head, ["---"] * len(head)]
     scratch = {
-        row["num_labels"]: format_interval(row["roc_auc"])
+        row["labels"]: format_interval(row["roc_auc"])
         for row in results["rows"]
         if (row["method"], row["backbone"]) == ("supervised", backbone)
     }
     for row in results["rows"]:
-        if (row["method"], row["backbone"]) == (method, backbone):
+        if row["method"] in (method, f"{method}-linear") and row["backbone"] == backbone:
+            kind = "fine-tuned" if row["method"] == method else "linear probe"
             numbers = [format_interval(row[name]) for name in ("accuracy", "roc_auc")]
             runs = f"{row['seeds']} x {row['subsets']}"
-            lines.append([str(row["num_labels"]), runs, *numbers, scratch.get(row["num_labels"], "")])
+            lines.append([f"{row['num_labels']:,}", kind, runs, *numbers, scratch.get(row["labels"], "")])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(results)

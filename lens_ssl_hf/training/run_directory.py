@@ -14,6 +14,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 
 from ..data.tensors import checksum
 from ..errors import InputError
+from .arguments import FinetuneArguments, PretrainArguments
 from .tracking import Trackers
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,9 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
 
 
-# What may differ between a run and its continuation; and what is noted where it does, since bits may differ then.
-_FREE_ARGUMENTS = ("output_dir", "resume", "stop_on_collapse", "report_to")
+# What may differ between a run and its continuation (init_run and init_weights say what init stands for); and what is
+# noted where it does, since bits may differ then.
+_FREE_ARGUMENTS = ("output_dir", "init", "resume", "stop_on_collapse", "report_to")
 _ENVIRONMENT = ("versions", "git_revision", "num_processes", "device")
 
 
@@ -115,6 +118,10 @@ class RunDirectory:
             {name: value for name, value in facts["arguments"].items() if name not in _FREE_ARGUMENTS}
             for facts in (self._earlier, facts)
         )
+        kind = PretrainArguments if facts["task"] == "pretrain" else FinetuneArguments
+        old = {
+            item.name: item.default for item in fields(kind) if item.name in new
+        } | old  # begun before these options
         differences = [
             f"{name} is {new.get(name)}, was {old.get(name)}"
             for name in sorted(old.keys() | new.keys())
