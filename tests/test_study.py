@@ -119,7 +119,9 @@ def test_continued_methods_go_on_from_the_pretrainings_of_an_earlier_study(tiny_
     assert facts["init_run"] == read_run(tmp_path / "earlier" / "pretrainings" / "dino-vitt8-seed0")
     results = write_report(study, records, tmp_path / "study")
     table = (tmp_path / "study" / "table.md").read_text()
-    assert "DINO, continued, vitt8: 1 epochs on 96 images, after 1 on 96 images of simulated; 0 minutes on cpu" in table
+    assert (
+        "DINO, continued, vitt8: 1 epochs on 96 images, after 1 on 96 images of simulated; 0 minutes on cpu" in table
+    )
     assert results["rows"][1]["roc_auc"]["minus"]["supervised"]["p"] is None  # of one seed
     (card, _) = write_cards(study, records, results, tmp_path, tmp_path / "study")
     assert "went on from a pretraining on 96 cutouts of simulated (**simulated**)" in card.read_text()

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import ViTForImageClassification
 
-from ..data.tensors import CutoutTensors, splits_and_info
+from ..data.tensors import splits_and_info
 from ..errors import InputError, Interrupted
 from ..models import backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
@@ -157,6 +157,7 @@ class Study:
             for budget in self.labels:
                 label_subset(splits["train"].labels, str(budget), seed=0)
         self.failures: dict[Cell, str] = {}
+        self._kept: tuple[Cell, Callable[[str], np.ndarray]] | None = None
         for cell in self.plan():
             self._check(cell)
 
@@ -384,26 +385,41 @@ class Study:
     def _test_regression(self, cell: Cell) -> dict[str, Any]:
         """Logistic regression on radial profiles, or on the frozen [CLS] of a pretraining."""
         splits, _ = self.data[cell.fold]
+        features = self._features_of(cell)
+        labels = {name: splits[name].labels for name in splits}
+        chosen = label_subset(labels["train"], cell.labels, cell.subset)
+        sets = [features("train")[chosen], labels["train"][chosen].numpy()]
+        sets += [features("validation"), labels["validation"].numpy()]
+
+        def predictions_of(split: str) -> Predictions:
+            test = splits[split]
+            scores, _ = linear_probe(*sets, features(split))
+            return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores)
+
+        return {"num_labels": len(chosen), **self._test(self.directory(cell), predictions_of)}
+
+    def _features_of(self, cell: Cell) -> Callable[[str], np.ndarray]:
+        """What a regression sees of a split; kept for the next cells of the same pretraining and fold."""
+        source = cell.pretraining or Cell("profiles", "", "none", 0, 0, cell.fold)
+        if self._kept is not None and self._kept[0] == source:
+            return self._kept[1]
+        splits, _ = self.data[cell.fold]
         if cell.pretraining is None:
             settings = (self.finetuning or {}).get("all", {})
-            features = partial(radial_profiles, crop_size=settings.get("crop_size", FinetuneArguments.crop_size))
+            crop_size = settings.get("crop_size", FinetuneArguments.crop_size)
+
+            def features(split: str) -> np.ndarray:
+                return radial_profiles(splits[split], crop_size)
+
         else:
             run = self.directory(cell.pretraining)
             encoder, facts = load_encoder(run), read_run(run)
 
-            def features(one: CutoutTensors) -> np.ndarray:
-                return extract_features(encoder, one, facts["image_mean"], facts["image_std"]).numpy()
+            def features(split: str) -> np.ndarray:
+                return extract_features(encoder, splits[split], facts["image_mean"], facts["image_std"]).numpy()
 
-        train, validation = splits["train"], splits["validation"]
-        subset = train.select(label_subset(train.labels, cell.labels, cell.subset))
-        sets = [(features(one), one.labels.numpy()) for one in (subset, validation)]
-
-        def predictions_of(split: str) -> Predictions:
-            test = splits[split]
-            scores, _ = linear_probe(*sets[0], *sets[1], features(test))
-            return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores)
-
-        return {"num_labels": len(subset), **self._test(self.directory(cell), predictions_of)}
+        self._kept = source, lru_cache(features)
+        return self._kept[1]
 
     def records(self) -> list[dict[str, Any]]:
         """What the finished cells wrote, those of earlier commands on the same directory too: pretrainings first."""
