@@ -67,7 +67,7 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
         row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
         row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets), "left_out": grid.left_out}
         for name in grid.measures:
-            row[name] = _interval(grid.draw(name, grid.seeds, grid.subsets))
+            row[name] = _interval(grid.draw(name, grid.seeds, grid.subsets).clip(0, 1))  # stretched draws can leave it
             for baseline in BASELINES:
                 other = grids.get((labels, backbone, baseline)) or grids.get((labels, "", baseline))
                 if method in BASELINES or other is None or name not in other.measures:

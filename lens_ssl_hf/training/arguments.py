@@ -166,7 +166,6 @@ class FinetuneArguments(ViewArguments):
     layer_decay: float = _option(1.0, "Factor of the learning rate from layer to layer downwards.")
     weight_decay: float = _option(0.05, "Weight decay; none on norms and biases.")
     warmup_fraction: float = _option(0.1, "Share of the steps with a linearly rising learning rate.")
-    frozen_fraction: float = _option(0.0, "Share of the steps, the first, in which the classifier alone is trained.")
     clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
     linear_probe: bool = _option(False, "Train the classifier alone on the frozen backbone.")
     scale_min: float = _option(0.7, "Smallest area of a view, as a fraction of the central field.")

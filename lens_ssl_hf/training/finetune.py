@@ -206,7 +206,7 @@ def layer_decay_groups(
     2020; Bao et al. 2022), `head_learning_rate` for the classifier. No weight decay on norms and biases.
     """
     depth = getattr(model.config, "num_hidden_layers", 0)
-    groups: dict[tuple[float, bool, bool], dict] = {}
+    groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -219,10 +219,9 @@ def layer_decay_groups(
             peak = learning_rate * layer_decay**depth
         else:  # the last layer norm, or a layer of the CNN
             peak = learning_rate
-        decayed, is_head = parameter.ndim >= 2, name.startswith("classifier")
+        decayed = parameter.ndim >= 2
         group = groups.setdefault(
-            (peak, decayed, is_head),
-            {"params": [], "peak": peak, "is_head": is_head, "weight_decay": decay if decayed else 0.0},
+            (peak, decayed), {"params": [], "peak": peak, "weight_decay": decay if decayed else 0.0}
         )
         group["params"].append(parameter)
     return list(groups.values())
@@ -281,16 +280,13 @@ def _train(
     faults = Faults(device, **counts)
 
     start = time.perf_counter() - seconds
-    warmup, frozen = (
-        round(share * arguments.steps) for share in (arguments.warmup_fraction, arguments.frozen_fraction)
-    )
+    warmup = round(arguments.warmup_fraction * arguments.steps)
     trainable = [p for p in model.parameters() if p.requires_grad]
     with StopRequest() as stop, progress_bar(accelerator, "finetune", first_step, arguments.steps) as bar:
         for step in range(first_step, arguments.steps):
             factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
-            thaws = cosine(1.0, 0.0, step - frozen, arguments.steps - frozen, warmup) if step >= frozen else 0.0
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * (factor if group["is_head"] else thaws)
+                group["lr"] = group["peak"] * factor
             batch, chosen, epoch = samples.batch(step, accelerator.process_index, accelerator.num_processes)
             batch = views.make(batch, chosen, settings, epoch, 0)
             with autocast(device, run.facts["precision"]):
