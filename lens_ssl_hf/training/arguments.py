@@ -27,9 +27,9 @@ class ViewArguments:
     """How views are made; see [`~lens_ssl_hf.data.views.ViewSettings`]."""
 
     crop_size: int = _option(32, "Side in pixels of the images that the model sees.")
-    gain: float = _option(0.2, "Contrast jitter common to the bands: factor from 1 - gain to 1 + gain.")
-    offset: float = _option(0.2, "Brightness jitter common to the bands, in standard deviations of a band.")
-    band_jitter: float = _option(0.0, "Gain and offset of each band by itself, up to this: hides the exact colour.")
+    gain: float = _option(0.5, "Contrast jitter common to the bands: factor from 1 - gain to 1 + gain.")
+    offset: float = _option(0.5, "Brightness jitter common to the bands, in standard deviations of a band.")
+    band_jitter: float = _option(0.2, "Gain and offset of each band by itself, up to this: hides the exact colour.")
     blur_probability: float = _option(0.0, "Share of the views that are blurred with a Gaussian.")
     blur_sigma_max: float = _option(1.0, "Largest sigma of the blur, in pixels of the view.")
     noise_sigma: float = _option(0.1, "Largest sigma of the added noise, in standard deviations of a band.")
@@ -168,7 +168,7 @@ class FinetuneArguments(ViewArguments):
     warmup_fraction: float = _option(0.1, "Share of the steps with a linearly rising learning rate.")
     clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
     linear_probe: bool = _option(False, "Train the classifier alone on the frozen backbone.")
-    scale_min: float = _option(0.7, "Smallest area of a view, as a fraction of the central field.")
+    scale_min: float = _option(0.6, "Smallest area of a view, as a fraction of the central field.")
     eval_every: int = _option(50, "Steps between evaluations on the validation split, which select the weights.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
     report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
