@@ -105,14 +105,21 @@ def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Map
 
 
 def _probes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """ROC AUC of the probes per pretraining method and backbone: the mean over folds and seeds, and its extremes."""
+    """
+    ROC AUC of the probes per pretraining method and backbone: the mean over folds and seeds, and its extremes over
+    seeds; of seeds that are there for all folds.
+    """
+    done = [record for record in records if record["labels"] == "none"]
+    number = len({record["fold"] for record in done})
     found: dict[tuple[str, str], dict[int, list]] = {}
-    for record in records:
-        if record["labels"] == "none":
-            seeds = found.setdefault((record["method"], record["backbone"]), {})
-            seeds.setdefault(record["seed"], []).append(record["probes"])
+    for record in done:
+        seeds = found.setdefault((record["method"], record["backbone"]), {})
+        seeds.setdefault(record["seed"], []).append(record["probes"])
     rows = []
-    for (method, backbone), seeds in found.items():
+    for (method, backbone), begun in found.items():
+        seeds = {seed: probes for seed, probes in begun.items() if len(probes) == number}
+        if not seeds:
+            continue
         row: dict[str, Any] = {"method": method, "backbone": backbone, "seeds": len(seeds)}
         for name in PROBE_NAMES:
             values = [float(np.mean([one[name]["roc_auc"] for one in probes])) for probes in seeds.values()]
@@ -193,7 +200,10 @@ def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
     lines = [head, ["---"] * len(head)]
     for row in results["probes"]:
         found = [row[name] for name in PROBE_NAMES]
-        numbers = [f"{one['value']:.3f} ({one['lowest']:.3f} to {one['highest']:.3f})" for one in found]
+        numbers = [f"{one['value']:.3f}" for one in found]
+        if row["seeds"] > 1:
+            spans = [f" ({one['lowest']:.3f} to {one['highest']:.3f})" for one in found]
+            numbers = [number + span for number, span in zip(numbers, spans)]
         lines.append([METHOD_NAMES[row["method"]], row["backbone"], str(row["seeds"]), *numbers])
     return lines
 
