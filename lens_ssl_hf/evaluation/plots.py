@@ -308,7 +308,7 @@ METHOD_NAMES = {method: name for method, (name, _, _) in _METHODS.items()}
 
 def _style(method: str) -> dict[str, str]:
     _, colour, line = _METHODS[method]
-    return {"color": colour, "linestyle": line}
+    return {"color": colour, "linestyle": line, "markerfacecolor": "white" if method.endswith("-linear") else colour}
 
 
 def plot_study_roc(
@@ -383,7 +383,7 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
             axes.set_xticks([], minor=True)
             axes.grid(color="0.92")
-    grid[0][0].legend(fontsize=8, loc="lower right")
+    grid[0][0].legend(fontsize=8, loc="best")
     figure.suptitle(title, fontsize=11)
     return _save(figure, path)
 

@@ -242,8 +242,10 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     compared = [name for name in ("roc_auc", "auc_vs_hard_nonlens") if name in measures]
     earlier = _earlier_study(results)
     head = ["labels", "method", "backbone", "runs"]
+    minuses = {name: [row.get(name, {}).get("minus", {}).get("supervised", {}) for row in rows] for name in compared}
+    tested = [name for name, found in minuses.items() if any("p_holm" in one for one in found)]
     for name, text in measures.items():
-        head += [f"{text} (95 %)"] + (["minus supervised (95 %)", "p, Holm"] if name in compared else [])
+        head += [f"{text} (95 %)"] + ["minus supervised (95 %)"] * (name in compared) + ["p, Holm"] * (name in tested)
     head += ["GSoC 2024: AUC, accuracy"] if earlier else []
     lines = []
     for row in rows:
@@ -255,7 +257,9 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             cells.append(format_interval(entry) if entry else "")
             if name in compared:
                 minus = (entry or {}).get("minus", {}).get("supervised")
-                cells += [format_interval(minus, signed=True), _p(minus)] if minus else ["", ""]
+                cells.append(format_interval(minus, signed=True) if minus else "")
+            if name in tested:
+                cells.append(_p(minus) if minus else "")
         if earlier:
             cells.append(earlier.get((row["method"], row["backbone"], row["num_labels"]), ""))
         lines.append(cells)
@@ -315,7 +319,10 @@ def caption(results: Mapping[str, Any]) -> str:
         f"The {results['num_validation_labels']:,} labels of the validation split choose the step of a fine-tuning "
         "and the regularisation of a regression. The frozen features are probed with all training labels."
     )
+    shown = {(row["method"].removesuffix("-linear"), row["backbone"]) for row in results["rows"]}
     for one in results["pretraining"]:
+        if (one["method"], one["backbone"]) not in shown:  # begun, but no cell of it is done
+            continue
         before = ""
         if earlier := one.get("continued_from"):
             before = f", after {earlier['epochs']} on {earlier['num_train_images']:,} images of {earlier['data']}"
