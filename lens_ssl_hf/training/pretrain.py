@@ -174,7 +174,7 @@ def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accele
 
 
 def _make_model(
-    arguments: PretrainArguments, info: dict, mean: list[float], std: list[float], encoder: ViTModel | None
+    arguments: PretrainArguments, info: dict, mean: list[float], std: list[float], encoder: ViTModel | None = None
 ) -> torch.nn.Module:
     """The SSL model, its backbones with the weights of `encoder` where there is one; heads begin anew."""
     model_class = METHODS[arguments.method]
