@@ -5,10 +5,10 @@ Try recipes on simulated validation data, and log what each gave.
 python scripts/search_recipes.py --trials model_cards/results/trials.yaml --log model_cards/results/trials.json
 ```
 
-The file lists trials: a name, a method (supervised, cnn, simsiam, dino, ibot), settings of pretraining and of
-fine-tuning over the recipe's, and where they differ from the file's, labels and subsets. Each is a small study that is
-scored on the validation split; no test split is seen. A trial with `pretrained_by` takes the pretraining of the trial
-of that name, which stands before it. What is in the log is not done again.
+The file lists trials: a name, a method (supervised, cnn, simsiam, dino, ibot), settings of pretraining over the
+recipe's and of fine-tuning over the file's, and where they differ from the file's, labels and subsets. Each is a small
+study that is scored on the validation split; no test split is seen. A trial with `pretrained_by` takes the pretraining
+of the trial of that name, which stands before it. What is in the log is not done again.
 """
 
 import json
@@ -52,6 +52,7 @@ def main() -> None:
     for trial in plan["trials"]:
         if trial["name"] in known:
             continue
+        trial["finetuning"] = {**plan.get("finetuning", {}), **trial.get("finetuning", {})}
         method = trial["method"]
         study = Study(
             {None: (splits, info)},
@@ -62,7 +63,7 @@ def main() -> None:
             seeds=1,
             subsets=trial.get("subsets", plan["subsets"]),
             pretraining={method: trial.get("pretraining", {})},
-            finetuning={"all": trial.get("finetuning", {})},
+            finetuning={"all": trial["finetuning"]},
         )
         if "pretrained_by" in trial:
             earlier = Path(arguments.output_dir) / trial["pretrained_by"] / "pretrainings"
