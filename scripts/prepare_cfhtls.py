@@ -1,51 +1,88 @@
 """
-Cut windows around the objects of the CFHTLS Space Warps stamps, and write one table with them and the graded cutouts.
+Cut the CFHTLS Space Warps stamps anew, and write one table with the graded cutouts and unlabelled windows.
 
 ```bash
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
 ```
 
-Windows have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test
-split or fold they are left out. The corners with text are never touched. The table is then a data set for every
-script: `--dataset runs/cfhtls/data/catalogue.csv --bands i r g --subclass_column kind`, and with `--test_fold 0` one
-of its five folds.
+A graded cutout is found in its stamp and cut with more sky around it, since many lenses have arcs outside of a square
+of 32 pixels of the stamps; resampled to 0.28 arcsec, the central 32 pixels then show 9 arcsec. Windows around other
+objects have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test
+split or fold they are left out. What lies beyond a stamp's edge or on its lines of text is mirrored. The table is then
+a data set for every script: `--dataset runs/cfhtls/data/cfhtls.csv --bands i r g --subclass_column kind`, and with
+`--test_fold 0` one of its five folds.
 """
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lens_ssl_hf.cli import parse
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
-MARGIN = 20  # rows and columns at the edge of a stamp that may carry text
+MARGIN = 36  # least distance of a window's centre from the edge of a stamp, in pixels
+# Text stands in the first TITLE_COLUMNS of a stamp's first rows, and in the first CREDIT_COLUMNS of its last.
+TEXT_ROWS, TITLE_COLUMNS, CREDIT_COLUMNS = 16, 116, 72
 COLUMNS = ("file", "label", "kind", "split", "fold", "group", "ra", "dec")
 
 
 @dataclass
 class Arguments:
     data_dir: str = field(metadata={"help": "Folder with catalog.csv, stamps.csv, cutouts/ and stamps/."})
-    output_dir: str = field(metadata={"help": "Folder to write: catalogue.csv, cutouts/ and windows/."})
-    window: int = field(default=32, metadata={"help": "Side of a window in pixels."})
+    output_dir: str = field(metadata={"help": "Folder to write: cfhtls.csv, cutouts/ and windows/."})
+    window: int = field(default=72, metadata={"help": "Side of what is cut, in pixels of the stamps."})
+    size: int = field(default=48, metadata={"help": "Side that it is binned to, in pixels."})
     objects_per_stamp: int = field(
         default=10, metadata={"help": "Windows per stamp at most, the brightest objects first."}
     )
 
 
-def find_objects(luminance, window: int, number: int) -> list[tuple[int, int]]:
-    """(row, column) of the stamp's centre and of the brightest local maxima whose windows keep clear of the edge."""
+def find_objects(luminance, number: int) -> list[tuple[int, int]]:
+    """(row, column) of the stamp's centre and of the brightest local maxima that keep clear of the edge."""
     import numpy as np
     from scipy import ndimage
 
     smooth = ndimage.gaussian_filter(luminance, 1.5)
     noise = 1.4826 * np.median(np.abs(smooth - np.median(smooth)))
     peaks = (smooth == ndimage.maximum_filter(smooth, size=9)) & (smooth > np.median(smooth) + 4 * noise)
-    first, last = MARGIN + window // 2, len(luminance) - MARGIN - window // 2
-    rows, columns = np.nonzero(peaks[first : last + 1, first : last + 1])
-    order = np.argsort(-smooth[first + rows, first + columns])[: number - 1]
+    last = len(luminance) - MARGIN
+    rows, columns = np.nonzero(peaks[MARGIN : last + 1, MARGIN : last + 1])
+    order = np.argsort(-smooth[MARGIN + rows, MARGIN + columns])[: number - 1]
     centre = len(luminance) // 2
-    found = [(int(first + rows[i]), int(first + columns[i])) for i in order]
+    found = [(int(MARGIN + rows[i]), int(MARGIN + columns[i])) for i in order]
     return [(centre, centre)] + [p for p in found if max(abs(p[0] - centre), abs(p[1] - centre)) > 4]
+
+
+def find_cutout(stamp, cutout) -> tuple[int, int] | None:
+    """(row, column) of the centre of a cutout `(h, w, 3)` in the stamp `(H, W, 3)` that it was cut from."""
+    import numpy as np
+
+    height, width = cutout.shape[:2]
+    if height > len(stamp) or width > stamp.shape[1]:
+        return None
+    corners = stamp[: len(stamp) - height + 1, : stamp.shape[1] - width + 1]
+    for row, column in np.argwhere((corners == cutout[0, 0]).all(axis=-1)).tolist():
+        if (stamp[row : row + height, column : column + width] == cutout).all():
+            return row + height // 2, column + width // 2
+    return None
+
+
+def without_text(stamp):
+    """The stamp with the sky beside its two lines of text mirrored over them."""
+    stamp = stamp.copy()
+    stamp[:TEXT_ROWS, :TITLE_COLUMNS] = stamp[TEXT_ROWS : 2 * TEXT_ROWS, :TITLE_COLUMNS][::-1]
+    stamp[-TEXT_ROWS:, :CREDIT_COLUMNS] = stamp[-2 * TEXT_ROWS : -TEXT_ROWS, :CREDIT_COLUMNS][::-1]
+    return stamp
+
+
+def cut(stamp, row: int, column: int, window: int, size: int):
+    """The window around a position, mirrored beyond the stamp's edge, as a picture of `size` pixels."""
+    import numpy as np
+    from PIL import Image
+
+    half = window // 2
+    padded = np.pad(stamp, ((half, half), (half, half), (0, 0)), mode="symmetric")
+    picture = Image.fromarray(padded[row : row + window, column : column + window])
+    return picture.resize((size, size), Image.Resampling.HAMMING)
 
 
 def read_table(path: Path, columns: tuple[str, ...]):
@@ -67,43 +104,52 @@ def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
     import numpy as np
     import pandas as pd
-    from PIL import Image
     from tqdm import tqdm
 
     from lens_ssl_hf.data.readers import read_raw
 
-    if arguments.window < 8 or arguments.window % 2:
-        raise InputError(f"window is {arguments.window}: give an even number of at least 8 pixels")
+    for name in ("window", "size"):
+        if getattr(arguments, name) < 8 or getattr(arguments, name) % 2:
+            raise InputError(f"{name} is {getattr(arguments, name)}: give an even number of at least 8 pixels")
     if arguments.objects_per_stamp < 1:
         raise InputError(f"objects_per_stamp is {arguments.objects_per_stamp}: give at least 1")
     source, target = Path(arguments.data_dir).resolve(), Path(arguments.output_dir)
-    catalogue = read_table(source / "catalog.csv", COLUMNS)
+    catalogue = read_table(source / "catalog.csv", (*COLUMNS, "stamp"))
     stamps = read_table(source / "stamps.csv", ("file", "group"))
-    if not (source / "cutouts").is_dir():
-        raise InputError(f"{source / 'cutouts'} is no folder: give the cfhtls_spacewarps folder as data_dir")
-    windows, crops = [], []  # all stamps are read before anything is written
-    for stamp in tqdm(list(stamps.itertuples()), desc="stamps"):
-        path = source / str(stamp.file)
-        pixels = read_raw(path).pixels
-        half = arguments.window // 2
-        if len(pixels) != 3 or min(pixels.shape[1:]) < 2 * MARGIN + arguments.window:
-            raise InputError(f"{path} has shape {pixels.shape}: restore the colour stamp, or give a smaller window")
-        image = pixels.transpose(1, 2, 0).astype(np.uint8)
-        for row, column in find_objects(image.mean(axis=2), arguments.window, arguments.objects_per_stamp):
-            name = f"windows/{path.stem}_{row}_{column}.png"
-            crops.append(image[row - half : row + half, column - half : column + half])
+
+    def pixels_of(file: str) -> np.ndarray:
+        pixels = read_raw(source / file).pixels
+        if len(pixels) != 3:
+            raise InputError(f"{source / file} has shape {pixels.shape}: restore the colour picture")
+        return pixels.transpose(1, 2, 0).astype(np.uint8)
+
+    windows, pictures = [], {}  # all is read before anything is written
+    size = arguments.window, arguments.size
+    for name, graded in tqdm(list(catalogue.groupby("stamp")), desc="graded cutouts"):
+        stamp = pixels_of(str(name))
+        for file in graded["file"]:
+            place = find_cutout(stamp, pixels_of(str(file)))
+            if place is None:
+                raise InputError(f"{source / file} is no part of {source / str(name)}: restore both")
+            pictures[file] = cut(without_text(stamp), *place, *size)
+    for stamp in tqdm(list(stamps.itertuples()), desc="windows"):
+        image = pixels_of(str(stamp.file))
+        if min(image.shape[:2]) < 2 * MARGIN:
+            raise InputError(f"{source / str(stamp.file)} has shape {image.shape}: restore the stamp")
+        for row, column in find_objects(image.mean(axis=2), arguments.objects_per_stamp):
+            name = f"windows/{Path(str(stamp.file)).stem}_{row}_{column}.png"
+            pictures[name] = cut(without_text(image), row, column, *size)
             windows.append({"file": name, "label": "", "kind": "window", "split": "", "group": stamp.group})
     table = pd.concat([catalogue, pd.DataFrame(windows)], ignore_index=True)
     try:
-        (target / "windows").mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source / "cutouts", target / "cutouts", dirs_exist_ok=True)
-        for window, crop in zip(windows, crops):
-            Image.fromarray(crop).save(target / window["file"])
+        for name, picture in pictures.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(target / name)
         # Last, so that there is no table unless there is all that it names.
-        table[list(COLUMNS)].to_csv(target / "catalogue.csv", index=False)
-    except OSError as error:  # also shutil.Error, which has no strerror
+        table[list(COLUMNS)].to_csv(target / "cfhtls.csv", index=False)
+    except OSError as error:
         raise InputError(f"cannot write {target} ({error.strerror or error}): choose another output_dir") from error
-    print(f"{target / 'catalogue.csv'}: {len(catalogue)} graded cutouts, {len(windows)} windows")
+    print(f"{target / 'cfhtls.csv'}: {len(catalogue)} graded cutouts, {len(windows)} windows")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def main() -> None:
             earlier = Path(arguments.output_dir) / trial["pretrained_by"] / "pretrainings"
             shutil.copytree(earlier, study.output_dir / "pretrainings", dirs_exist_ok=True)
         records = study.run()
+        if study.failures:
+            raise InputError("; ".join(f"{cell.name}: {message}" for cell, message in study.failures.items()))
         record = {**trial, "validation_auc": {}, "seconds": round(sum(one.get("seconds", 0) for one in records))}
         for one in records:
             if one["labels"] == "none":

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import os
 import resource
 import runpy
 import shutil
@@ -551,74 +552,83 @@ def test_every_option_is_known_and_has_help():
 def make_stamps(root):
     (root / "cutouts").mkdir(parents=True)
     (root / "stamps").mkdir()
-    values = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
+    values = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     for i, stamp in enumerate(values):
         Image.fromarray(stamp).save(root / f"stamps/{i}.png")
-        Image.fromarray(stamp[20:60, 20:60]).save(root / f"cutouts/{i}.png")
-    columns = "file,label,kind,split,fold,group,ra,dec"
-    (root / "catalog.csv").write_text(f"{columns}\ncutouts/0.png,lens,lens,train,0,0,1,1\n")
+    Image.fromarray(values[0, 20:60, 20:60]).save(root / "cutouts/0.png")
+    Image.fromarray(values[0, 100:132, 128:160]).save(root / "cutouts/1.png")
+    columns = "file,label,kind,split,fold,group,ra,dec,stamp"
+    lines = (
+        "cutouts/0.png,lens,lens,train,0,0,1,1,stamps/0.png\ncutouts/1.png,nonlens,field,train,0,0,1,1,stamps/0.png\n"
+    )
+    (root / "catalog.csv").write_text(f"{columns}\n{lines}")
     (root / "stamps.csv").write_text("file,group\nstamps/0.png,0\nstamps/1.png,1\n")
+
+
+def prepare(monkeypatch, options=""):
+    monkeypatch.setattr(
+        sys, "argv", ["prepare_cfhtls.py", "--data_dir", "in", "--output_dir", "out", *options.split()]
+    )
+    runpy.run_path(str(SCRIPTS / "prepare_cfhtls.py"))["main"]()
 
 
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (lambda: None, "", None),
         (lambda: shutil.rmtree("in"), "", "in/catalog.csv cannot be read as a table"),
         (lambda: Path("in/stamps.csv").write_text("file\n"), "", "in/stamps.csv has no column 'group'"),
         (lambda: Path("in/stamps/1.png").unlink(), "", "in/stamps/1.png does not exist"),
         (lambda: Path("in/stamps/1.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "", "in/stamps/1.png cannot be read as"),
-        (lambda: shutil.rmtree("in/cutouts"), "", "in/cutouts is no folder"),
+        (lambda: shutil.rmtree("in/cutouts"), "", "in/cutouts/0.png does not exist"),
+        (lambda: shutil.copy("in/stamps/1.png", "in/stamps/0.png"), "", "in/cutouts/0.png is no part of"),
+        (lambda: Image.new("RGB", (70, 70)).save("in/stamps/1.png"), "", "in/stamps/1.png has shape (70, 70, 3)"),
+        (lambda: Image.new("L", (160, 160)).save("in/stamps/1.png"), "", "in/stamps/1.png has shape (1, 160, 160)"),
         (lambda: None, "--window 33", "window is 33: give an even number"),
-        (lambda: None, "--window 64", "in/stamps/0.png has shape (3, 80, 80)"),
+        (lambda: None, "--size 4", "size is 4: give an even number"),
         (lambda: None, "--windows 32", "--windows"),
         (lambda: None, "--output_dir in/catalog.csv/out", "cannot write in/catalog.csv/out (Not a directory)"),
     ],
 )
-def test_preparing_stamps(monkeypatch, capsys, spoil, options, message):
+def test_preparing_bad_stamps_ends_in_one_sentence(monkeypatch, capsys, spoil, options, message):
     make_stamps(Path("in"))
     spoil()
-    monkeypatch.setattr(
-        sys, "argv", ["prepare_cfhtls.py", "--data_dir", "in", "--output_dir", "out", *options.split()]
-    )
-    main = runpy.run_path(str(SCRIPTS / "prepare_cfhtls.py"))["main"]
-    if message is None:
-        main()
-        written = {path.as_posix() for path in Path("out").rglob("*.*")}
-        assert {"out/catalogue.csv", "out/cutouts/0.png", "out/windows/1_40_40.png"} <= written
-        return
     with pytest.raises(SystemExit) as error:
-        main()
+        prepare(monkeypatch, options)
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert error.value.code == 2 and sentence.startswith("error: ") and message in sentence
     assert not Path("out").exists()
 
 
-def test_windows_of_real_stamps_keep_clear_of_the_test_split_and_of_the_text(real_data, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["prepare_cfhtls.py", "--data_dir", str(real_data), "--output_dir", "out"])
-    runpy.run_path(str(SCRIPTS / "prepare_cfhtls.py"))["main"]()
+def test_graded_cutouts_are_found_in_their_stamps_and_cut_with_more_sky(monkeypatch):
+    make_stamps(Path("in"))
+    prepare(monkeypatch, "--window 72 --size 72")
+    stamp = np.asarray(Image.open("in/stamps/0.png"))
+    above, below = (np.asarray(Image.open(f"out/cutouts/{i}.png")) for i in range(2))
+    np.testing.assert_array_equal(above[12:], stamp[16:76, 4:76])
+    np.testing.assert_array_equal(above[:12], stamp[16:28, 4:76][::-1])  # the line of text is gone
+    np.testing.assert_array_equal(below[:, :52], np.concatenate([stamp[80:, 108:], stamp[-1:, 108:]])[:72])
+    np.testing.assert_array_equal(below[:, 52:], below[:, 32:52][:, ::-1])  # mirrored beyond the edge
+    assert Path("out/windows/1_80_80.png").is_file()
+
+
+def test_windows_of_real_stamps_keep_clear_of_the_test_split(real_data, monkeypatch):
+    os.symlink(real_data.resolve(), "in")
+    prepare(monkeypatch)
     with open(real_data / "stamps.csv", newline="") as file:
         group_of = {Path(row["file"]).stem: row["group"] for row in csv.DictReader(file)}
-    with open("out/catalogue.csv", newline="") as file:
+    with open("out/cfhtls.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     windows = [row for row in rows if row["kind"] == "window"]
     assert len(windows) > 1000
     for options in ({}, {"test_fold": 1}):
-        cutouts = load_cutouts("out/catalogue.csv", subclass_column="kind", **options)
+        cutouts = load_cutouts("out/cfhtls.csv", subclass_column="kind", **options)
         test_groups = set(cutouts["test"]["group"])
         assert len(test_groups) > 10 and not test_groups & set(cutouts["unlabelled"]["group"])
         assert 1000 < len(cutouts["unlabelled"]) < len(windows)
     for window in windows:
         stem, row, column = Path(window["file"]).stem.rsplit("_", 2)
         assert group_of[stem] == window["group"] and not window["label"] and not window["fold"]
-        assert all(20 <= int(centre) - 16 and int(centre) + 16 <= 140 for centre in (row, column))
-    for window in windows[::100]:  # the names tell the truth
-        stem, row, column = Path(window["file"]).stem.rsplit("_", 2)
-        top, left = int(row) - 16, int(column) - 16
-        stamp = np.asarray(Image.open(real_data / "stamps" / f"{stem}.png"))
-        np.testing.assert_array_equal(
-            np.asarray(Image.open(Path("out", window["file"]))), stamp[top:, left:][:32, :32]
-        )
+        assert all(36 <= int(centre) <= 124 for centre in (row, column))
 
 
 @pytest.mark.parametrize(

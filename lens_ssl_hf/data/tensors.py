@@ -51,6 +51,21 @@ class CutoutTensors:
         )
 
 
+def labelled_splits(splits: Mapping[str, CutoutTensors], *names: str) -> list[CutoutTensors]:
+    """
+    These splits.
+
+    Raises:
+        [`InputError`]: one of them is missing, or does not hold both classes, all labelled.
+    """
+    for name in names:
+        if name not in splits:
+            raise InputError(f"the data set has no {name} split (it has {', '.join(splits)}): add one")
+        if set(splits[name].labels.tolist()) != {0, 1}:
+            raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
+    return [splits[name] for name in names]
+
+
 def digest(names: Sequence[str]) -> str:
     """A fingerprint of a list of names and of their order."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..training.arguments import METHODS as SSL_METHODS
 from .evaluate import Predictions
 from .metrics import Completeness, Ranked, auc_key, draw_groups
+from .plots import METHOD_NAMES
 
 BASELINES = ("supervised", "profiles")
-PRETRAINED = tuple(
-    f"{method}{how}"
-    for how in ("", "-continued", "-linear", "-continued-linear")
-    for method in ("simsiam", "dino", "ibot")
-)
-METHODS = ("supervised", "supervised-long", *PRETRAINED, "cnn", "profiles")
+METHODS = tuple(METHOD_NAMES)
+PRETRAINED = tuple(method for method in METHODS if method.split("-")[0] in SSL_METHODS)
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
 _MAX_DRAWN = 20_000_000  # cutouts in all draws of a test split
 MIN_SEEDS = 3  # for a p-value: fewer do not tell how much seeds differ
@@ -53,7 +51,8 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     Raises:
         [`InputError`]: cells of one fold were evaluated on different test sets.
     """
-    largest = max((len(Predictions.load(Path(cell["directory"]) / _SMALL)) for cell in cells), default=1)
+    first_of_fold = {cell["fold"]: cell for cell in cells}.values()
+    largest = max((len(Predictions.load(Path(cell["directory"]) / _SMALL)) for cell in first_of_fold), default=1)
     draws = _Draws(min(num_bootstrap, max(_LARGE_DRAWS, _MAX_DRAWN // largest)), seed)
     columns: dict[tuple[str, str, str], dict[tuple[int, int], dict[int | None, Mapping]]] = defaultdict(dict)
     for cell in cells:
@@ -196,15 +195,17 @@ def _interval(draws: np.ndarray) -> dict[str, Any]:
 
 
 def _largest_rectangle(keys: set[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """The seeds and subsets with the most cells among those that are all there; of equal ones, the most seeds."""
-    subsets_of = {seed: {s for k, s in keys if k == seed} for seed, _ in keys}
-    best: tuple[list[int], list[int]] = [], []
-    for number in range(len(subsets_of), 0, -1):
-        for seeds in itertools.combinations(sorted(subsets_of), number):
-            subsets = set.intersection(*(subsets_of[seed] for seed in seeds))
-            if len(seeds) * len(subsets) > len(best[0]) * len(best[1]):
-                best = list(seeds), sorted(subsets)
-    return best
+    """
+    The seeds and subsets with the most cells among those that are all there; of equal ones, the most seeds. What is
+    looked at are the subsets that one seed has, and that two have in common.
+    """
+    subsets_of = {seed: frozenset(s for k, s in keys if k == seed) for seed, _ in keys}
+    pairs = itertools.combinations_with_replacement(subsets_of.values(), 2)
+    found = []
+    for common in {one & other for one, other in pairs}:
+        seeds = sorted(seed for seed, subsets in subsets_of.items() if common <= subsets)
+        found.append((seeds, sorted(common)))
+    return max(found, key=lambda one: (len(one[0]) * len(one[1]), len(one[0]), one), default=([], []))
 
 
 def _difference(draws: np.ndarray, shown: bool) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import CutoutTensors, center_crop, normalise, splits_and_info
-from ..errors import InputError
+from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, splits_and_info
 from ..training.loop import extract_cls
 from ..training.monitors import knn_scores, roc_auc
 from ..training.run_directory import read_run, write_json
@@ -132,8 +131,12 @@ def probe(
 
     facts = read_run(run)
     encoder = load_encoder(run)
-    splits, info = _labelled_splits(cutouts, ("train", "validation", split))
-    held_out = splits[split]
+    splits, info = splits_and_info(cutouts)
+    names = ("train", "validation", split)
+    chosen = {name: one for name, one in splits.items() if name in names}
+    labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in chosen.items()}
+    labelled_splits(labelled, *names)
+    held_out = labelled[split]
     num_bands = encoder.config.num_channels
     known = getattr(encoder.config, "cutouts", None) or {}
     warnings = compatibility(known, num_bands, held_out, info, str(run))
@@ -142,10 +145,10 @@ def probe(
     statistics = facts["image_mean"], facts["image_std"]
     tokens = {
         name: extract_features(encoder, one, *statistics, device=device, mean_patch=True)
-        for name, one in splits.items()
+        for name, one in labelled.items()
     }
     cls = {name: both[:, : encoder.config.hidden_size] for name, both in tokens.items()}
-    labels = {name: tensors.labels.cpu() for name, tensors in splits.items()}
+    labels = {name: tensors.labels.cpu() for name, tensors in labelled.items()}
     scores, strengths = {}, {}
     for name, features in (("linear", cls), ("linear_patches", tokens)):
         scores[name], strengths[name] = linear_probe(
@@ -175,15 +178,3 @@ def _write(output_dir: Path, report: dict[str, Any], predictions: dict[str, Pred
     curves = {PROBE_NAMES[name]: one for name, one in predictions.items()}
     plot_roc(curves, output_dir / "roc.png", metrics, title_of(report))
     write_json(output_dir / "metrics.json", report)
-
-
-def _labelled_splits(cutouts: Any, names: tuple[str, ...]) -> tuple[dict[str, CutoutTensors], dict[str, Any]]:
-    splits, info = splits_and_info(cutouts)
-    found = {}
-    for name in names:
-        if name not in splits:
-            raise InputError(f"the data set has no {name} split: probing a backbone needs {', '.join(names)}")
-        found[name] = splits[name].select((splits[name].labels >= 0).nonzero().flatten())
-        if set(found[name].labels.tolist()) != {0, 1}:
-            raise InputError(f"the {name} split lacks labelled lenses or non-lenses: probing a backbone needs both")
-    return found, info

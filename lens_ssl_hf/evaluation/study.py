@@ -20,11 +20,11 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import ViTForImageClassification
 
-from ..data.tensors import splits_and_info
+from ..data.tensors import labelled_splits, splits_and_info
 from ..errors import InputError, Interrupted
 from ..models import backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
-from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
+from ..training.arguments import FinetuneArguments, PretrainArguments, finetuning_recipe, make_arguments, recipe
 from ..training.finetune import finetune, label_subset
 from ..training.loop import autocast, process_state
 from ..training.pretrain import pretrain
@@ -115,7 +115,8 @@ class Study:
         seeds (`int`): pretrainings per method and backbone.
         subsets (`int`): label subsets per budget; `"all"` has the same number of fine-tunings on one set.
         pretraining (`Mapping[str, Mapping]`): settings by method, over its recipe.
-        finetuning (`Mapping[str, Mapping]`): settings by method, `"all"` for every one of them.
+        finetuning (`Mapping[str, Mapping]`):
+            settings by method, `"all"` for every one of them; over the recipes of supervised and cnn.
         earlier_study (`Path`, *optional*):
             directory of a study without folds on other cutouts (simulated ones, say), from whose pretrainings of the
             same method, backbone and seed those of the `-continued` methods go on.
@@ -149,13 +150,9 @@ class Study:
         for budget in self.labels:
             make_arguments(FinetuneArguments, {"labels": str(budget)})
         for splits, _ in self.data.values():
-            for name in ("train", "validation", "test"):
-                if name not in splits:
-                    raise InputError(f"the data set has no {name} split: a study needs train, validation and test")
-                if set(splits[name].labels.tolist()) != {0, 1}:
-                    raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
+            train, _, _ = labelled_splits(splits, "train", "validation", "test")
             for budget in self.labels:
-                label_subset(splits["train"].labels, str(budget), seed=0)
+                label_subset(train.labels, str(budget), seed=0)
         self.failures: dict[Cell, str] = {}
         self._kept: tuple[Cell, Callable[[str], np.ndarray]] | None = None
         for cell in self.plan():
@@ -217,7 +214,8 @@ class Study:
             return make_arguments(PretrainArguments, {**settings, **where})
         kind = "supervised" if cell.method == "supervised-long" else cell.method
         given = self.finetuning or {}
-        settings = {**given.get("all", {}), **given.get(kind, {})}
+        settings = finetuning_recipe("scratch" if cell.pretraining is None else "pretrained", cell.backbone or "cnn")
+        settings |= {**given.get("all", {}), **given.get(kind, {})}
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
         where |= {"backbone": cell.backbone or "cnn"}
         if cell.pretraining is not None:
@@ -271,7 +269,7 @@ class Study:
         """
         make_folder(self.output_dir, "output_dir")
         with self.lock("study"):
-            write_settings(self)
+            write_data(self)
         plan = self.plan()
         costs = {cell: self.cost(cell) * _weight(cell) for cell in plan}
         spent = spent_cost = 0.0
@@ -450,7 +448,7 @@ def describe_plan(study: Study) -> str:
     return "\n".join(lines)
 
 
-def write_settings(study: Study) -> None:
+def write_data(study: Study) -> None:
     """
     Write study.json: what the data of a directory's cells are, by fold.
 

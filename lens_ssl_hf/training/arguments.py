@@ -151,7 +151,7 @@ class PretrainArguments(ViewArguments):
 
 @dataclass
 class FinetuneArguments(ViewArguments):
-    """Settings of a fine-tuning; the same for every initialisation."""
+    """Settings of a fine-tuning. The defaults suit a pretrained ViT; a recipe has what suits one from scratch."""
 
     output_dir: str = _option("runs/finetune", "The run directory to write.")
     init: str = _option("scratch", "A pretraining run, an exported folder, the Hub id of a stock ViT, or scratch.")
@@ -193,9 +193,19 @@ class FinetuneArguments(ViewArguments):
 
 
 def recipe(method: str) -> dict[str, Any]:
-    """The numbers of `lens_ssl_hf/recipes/<method>.yaml` as keywords of [`PretrainArguments`]."""
-    _choose("method", method, METHODS)
+    """
+    The numbers of `lens_ssl_hf/recipes/<method>.yaml` as keywords: of [`PretrainArguments`] those of simsiam, dino and
+    ibot, of [`FinetuneArguments`] those of supervised and cnn.
+    """
+    _choose("method", method, (*METHODS, "supervised", "cnn"))
     return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
+
+
+def finetuning_recipe(init: str, backbone: str) -> dict[str, Any]:
+    """What is set otherwise than by default in a training from scratch; nothing for a pretrained ViT."""
+    if init != "scratch":
+        return {}
+    return recipe("cnn" if backbone == "cnn" else "supervised")
 
 
 def make_arguments(cls: type, settings: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Fine-tuning a ViT into a lens / non-lens classifier with few labels, the same way for every initialisation."""
+"""Fine-tuning a ViT into a lens / non-lens classifier with few labels, from a pretraining or from scratch."""
 
 import dataclasses
 import logging
@@ -17,12 +17,20 @@ from transformers import PreTrainedModel, ViTForImageClassification
 
 from ..data.batches import ResidentImages
 from ..data.processing import save_processor
-from ..data.tensors import CutoutTensors, center_crop, channel_statistics, digest, normalise, splits_and_info
+from ..data.tensors import (
+    CutoutTensors,
+    center_crop,
+    channel_statistics,
+    digest,
+    labelled_splits,
+    normalise,
+    splits_and_info,
+)
 from ..data.views import Views
 from ..errors import InputError
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
-from .arguments import FinetuneArguments, make_arguments
+from .arguments import FinetuneArguments, finetuning_recipe, make_arguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
     Averages,
@@ -60,7 +68,7 @@ def finetune(
         init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
             A pretraining run, an exported folder, the Hub id of a stock ViT, or `"scratch"`.
         labels (`int` or `str`, *optional*, defaults to `"all"`): how many labelled cutouts to train on.
-        settings: fields of [`FinetuneArguments`].
+        settings: fields of [`FinetuneArguments`]; of a training from scratch, over its recipe.
 
     Returns:
         `Path`: the run directory. Its `model/` is a stock `ViTForImageClassification` with its image processor.
@@ -68,11 +76,13 @@ def finetune(
     Raises:
         [`InputError`]: a setting, the data, `init` or the output directory cannot be used.
     """
-    settings = {**settings, "init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
+    given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
+    backbone = settings.get("backbone", FinetuneArguments.backbone)
+    settings = {**finetuning_recipe(given["init"], backbone), **settings, **given}
     arguments = make_arguments(FinetuneArguments, settings)
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     splits, info = splits_and_info(cutouts)
-    train, validation = _labelled_splits(splits)
+    train, validation = labelled_splits(splits, "train", "validation")
     center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
     subset = train.select(label_subset(train.labels, arguments.labels, subset_seed))
@@ -102,6 +112,7 @@ def finetune(
         "device": str(accelerator.device.type),
         "seed": arguments.seed,
     }
+    model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
     with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
         accelerator.wait_for_everyone()
         run.check_same(facts)
@@ -151,15 +162,6 @@ def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
     return torch.cat([lenses[:num_lenses], nonlenses[: int(number) - num_lenses]]).sort().values
 
 
-def _labelled_splits(splits: dict[str, CutoutTensors]) -> tuple[CutoutTensors, CutoutTensors]:
-    for name in ("train", "validation"):
-        if name not in splits:
-            raise InputError(f"the data set has no {name} split: fine-tuning needs train and validation")
-        if set(splits[name].labels.tolist()) != {0, 1}:
-            raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
-    return splits["train"], splits["validation"]
-
-
 def _make_classifier(
     arguments: FinetuneArguments, info: dict, train: CutoutTensors
 ) -> tuple[PreTrainedModel, list[float], list[float]]:
@@ -176,7 +178,6 @@ def _make_classifier(
         encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"])
         config = encoder.config
         known = getattr(config, "cutouts", None) or {}
-        config.init_method = getattr(config, "init_method", "pretrained")  # exports of ours name it
         if known.get("stretch") and known["stretch"] != info["stretch"]:
             logger.warning(
                 "%s was pretrained on another stretch than this data set's: the classifier will expect the data set's",
