@@ -94,18 +94,15 @@ def print_table(rows: dict[str, tuple[dict, dict]]) -> None:
 
 def print_longer_run() -> None:
     """The committed result of a longer run, for comparison."""
-    path = ROOT / "model_cards" / "results" / "simulated.json"
-    if not path.is_file():
-        return
-    results = json.loads(path.read_text())
-    epochs = results["pretraining"]["dino"]["arguments"]["epochs"]
-    print(f"A longer run ({epochs} epochs, {path.relative_to(ROOT)}), simulated too:")
-    for row in results["rows"]:
-        auc = row["roc_auc"]
-        print(
-            f"    {row['init']:16} {row['num_labels']:5} labels, {row['seeds']} seeds   "
-            f"ROC AUC {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
-        )
+    from lens_ssl_hf.evaluation.plots import METHOD_NAMES
+    from lens_ssl_hf.evaluation.study_report import format_interval
+
+    path = ROOT / "model_cards" / "results" / "simulated" / "results.json"
+    print(f"A longer run ({path.parent.relative_to(ROOT)}), simulated too:")
+    for row in json.loads(path.read_text())["rows"]:
+        if row["num_labels"] == FINETUNE["labels"] and row["backbone"] == "vitt8":
+            auc, runs = format_interval(row["roc_auc"]), f"{row['seeds']} x {row['subsets']} runs"
+            print(f"    {METHOD_NAMES[row['method']]:24} {row['num_labels']:5} labels, {runs}   ROC AUC {auc}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ python scripts/make_tables.py
 ```
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, and is made from what a study wrote to
-model_cards/results/NAME/results.json, or scripts/benchmark.py to model_cards/results/NAME.json.
+model_cards/results/NAME/results.json, or scripts/benchmark.py or scripts/search_recipes.py to
+model_cards/results/NAME.json.
 """
 
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 from lens_ssl_hf.evaluation.plots import METHOD_NAMES
 from lens_ssl_hf.evaluation.study_report import markdown_table
@@ -42,6 +44,22 @@ def speed_table(results: dict) -> str:
     return f"{tables[0]}\n\n{text}\n\n{tables[1]}"
 
 
+def trials_table(log: list[dict]) -> str:
+    """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
+    lines = [["method", "trials", "best with 100 labels", "AUC", "best with 300 labels", "AUC"], ["---"] * 6]
+    for method, title in METHOD_NAMES.items():
+        own = [trial for trial in log if trial["method"] == method]
+        if not own:
+            continue
+        cells = [title, str(len(own))]
+        for budget in ("100", "300"):
+            scored = [one for one in own if len(one.get("validation_auc", {}).get(budget, [])) > 1]  # subsets
+            best = max(scored, key=lambda one: fmean(one["validation_auc"][budget]), default=None)
+            cells += ["", ""] if best is None else [best["name"], f"{fmean(best['validation_auc'][budget]):.3f}"]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def fill(text: str) -> str:
     """`text` with every table made anew."""
 
@@ -49,7 +67,8 @@ def fill(text: str) -> str:
         folder = ROOT / "model_cards" / "results"
         study = folder / match[1] / "results.json"
         results = json.loads((study if study.is_file() else folder / f"{match[1]}.json").read_text())
-        made = markdown_table(results) if study.is_file() else speed_table(results)
+        make = markdown_table if study.is_file() else trials_table if match[1] == "trials" else speed_table
+        made = make(results)
         return f"<!-- table: {match[1]} -->\n{made}\n<!-- end table -->"
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end table -->", replace, text, flags=re.DOTALL)
