@@ -24,7 +24,7 @@ from ..data.tensors import labelled_splits, splits_and_info
 from ..errors import InputError, Interrupted
 from ..models import backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
-from ..training.arguments import FinetuneArguments, PretrainArguments, finetuning_recipe, make_arguments, recipe
+from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
 from ..training.finetune import finetune, label_subset
 from ..training.loop import autocast, process_state
 from ..training.pretrain import pretrain
@@ -116,7 +116,7 @@ class Study:
         subsets (`int`): label subsets per budget; `"all"` has the same number of fine-tunings on one set.
         pretraining (`Mapping[str, Mapping]`): settings by method, over its recipe.
         finetuning (`Mapping[str, Mapping]`):
-            settings by method, `"all"` for every one of them; over the recipes of supervised and cnn.
+            settings by method, `"all"` for every one of them; over the recipe of supervised.
         earlier_study (`Path`, *optional*):
             directory of a study without folds on other cutouts (simulated ones, say), from whose pretrainings of the
             same method, backbone and seed those of the `-continued` methods go on.
@@ -212,10 +212,10 @@ class Study:
                 earlier = Cell(cell.ssl_method, cell.backbone, "none", cell.seed, 0)
                 where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
             return make_arguments(PretrainArguments, {**settings, **where})
-        kind = "supervised" if cell.method == "supervised-long" else cell.method
         given = self.finetuning or {}
-        settings = finetuning_recipe("scratch" if cell.pretraining is None else "pretrained", cell.backbone or "cnn")
-        settings |= {**given.get("all", {}), **given.get(kind, {})}
+        # The many steps of supervised-long suffice for the views of pretrained ViTs.
+        settings = recipe("supervised") if cell.method == "supervised" else {}
+        settings |= {**given.get("all", {}), **given.get(cell.method, {})}
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
         where |= {"backbone": cell.backbone or "cnn"}
         if cell.pretraining is not None:

@@ -195,17 +195,15 @@ class FinetuneArguments(ViewArguments):
 def recipe(method: str) -> dict[str, Any]:
     """
     The numbers of `lens_ssl_hf/recipes/<method>.yaml` as keywords: of [`PretrainArguments`] those of simsiam, dino and
-    ibot, of [`FinetuneArguments`] those of supervised and cnn.
+    ibot, of [`FinetuneArguments`] those of supervised.
     """
-    _choose("method", method, (*METHODS, "supervised", "cnn"))
+    _choose("method", method, (*METHODS, "supervised"))
     return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
 
 
 def finetuning_recipe(init: str, backbone: str) -> dict[str, Any]:
-    """What is set otherwise than by default in a training from scratch; nothing for a pretrained ViT."""
-    if init != "scratch":
-        return {}
-    return recipe("cnn" if backbone == "cnn" else "supervised")
+    """What a ViT from scratch sets otherwise than by default; nothing for a pretrained one, and for the small CNN."""
+    return recipe("supervised") if init == "scratch" and backbone != "cnn" else {}
 
 
 def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
