@@ -46,16 +46,19 @@ def speed_table(results: dict) -> str:
 
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
-    lines = [["method", "trials", "best with 100 labels", "AUC", "best with 300 labels", "AUC"], ["---"] * 6]
+    head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
+    lines = [head, ["---"] * len(head)]
     for method, title in METHOD_NAMES.items():
         own = [trial for trial in log if trial["method"] == method]
         if not own:
             continue
         cells = [title, str(len(own))]
         for budget in ("100", "300"):
-            scored = [one for one in own if len(one.get("validation_auc", {}).get(budget, [])) > 1]  # subsets
-            best = max(scored, key=lambda one: fmean(one["validation_auc"][budget]), default=None)
-            cells += ["", ""] if best is None else [best["name"], f"{fmean(best['validation_auc'][budget]):.3f}"]
+            scored = [
+                (one["validation_auc"][budget], one["name"]) for one in own if budget in one.get("validation_auc", {})
+            ]
+            found, name = max(scored, key=lambda one: fmean(one[0]), default=([], ""))
+            cells += [name, f"{fmean(found):.3f} ({len(found)})"] if found else ["", ""]
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
