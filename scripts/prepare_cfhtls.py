@@ -30,7 +30,7 @@ class Arguments:
     data_dir: str = field(metadata={"help": "Folder with catalog.csv, stamps.csv, cutouts/ and stamps/."})
     output_dir: str = field(metadata={"help": "Folder to write: cfhtls.csv, cutouts/ and windows/."})
     window: int = field(default=72, metadata={"help": "Side of what is cut, in pixels of the stamps."})
-    size: int = field(default=48, metadata={"help": "Side that it is binned to, in pixels."})
+    size: int = field(default=48, metadata={"help": "Side that it is resampled to, in pixels."})
     objects_per_stamp: int = field(
         default=10, metadata={"help": "Windows per stamp at most, the brightest objects first."}
     )
@@ -114,6 +114,8 @@ def main() -> None:
     if arguments.objects_per_stamp < 1:
         raise InputError(f"objects_per_stamp is {arguments.objects_per_stamp}: give at least 1")
     source, target = Path(arguments.data_dir).resolve(), Path(arguments.output_dir)
+    if target.resolve() == source:
+        raise InputError(f"output_dir {target} is data_dir, whose cutouts it would replace: choose another output_dir")
     catalogue = read_table(source / "catalog.csv", (*COLUMNS, "stamp"))
     stamps = read_table(source / "stamps.csv", ("file", "group"))
 
@@ -123,22 +125,28 @@ def main() -> None:
             raise InputError(f"{source / file} has shape {pixels.shape}: restore the colour picture")
         return pixels.transpose(1, 2, 0).astype(np.uint8)
 
+    def stamp_of(file: str) -> np.ndarray:
+        pixels = pixels_of(file)
+        if min(pixels.shape[:2]) < 2 * MARGIN:
+            raise InputError(f"{source / file} has shape {pixels.shape}: restore the stamp")
+        return pixels
+
     windows, pictures = [], {}  # all is read before anything is written
     size = arguments.window, arguments.size
-    for name, graded in tqdm(list(catalogue.groupby("stamp")), desc="graded cutouts"):
-        stamp = pixels_of(str(name))
+    for name, graded in tqdm(list(catalogue.groupby("stamp", dropna=False)), desc="graded cutouts"):
+        image = stamp_of(str(name))
+        clean = without_text(image)
         for file in graded["file"]:
-            place = find_cutout(stamp, pixels_of(str(file)))
+            place = find_cutout(image, pixels_of(str(file)))
             if place is None:
                 raise InputError(f"{source / file} is no part of {source / str(name)}: restore both")
-            pictures[file] = cut(without_text(stamp), *place, *size)
+            pictures[file] = cut(clean, *place, *size)
     for stamp in tqdm(list(stamps.itertuples()), desc="windows"):
-        image = pixels_of(str(stamp.file))
-        if min(image.shape[:2]) < 2 * MARGIN:
-            raise InputError(f"{source / str(stamp.file)} has shape {image.shape}: restore the stamp")
+        image = stamp_of(str(stamp.file))
+        clean = without_text(image)
         for row, column in find_objects(image.mean(axis=2), arguments.objects_per_stamp):
             name = f"windows/{Path(str(stamp.file)).stem}_{row}_{column}.png"
-            pictures[name] = cut(without_text(image), row, column, *size)
+            pictures[name] = cut(clean, row, column, *size)
             windows.append({"file": name, "label": "", "kind": "window", "split": "", "group": stamp.group})
     table = pd.concat([catalogue, pd.DataFrame(windows)], ignore_index=True)
     try:

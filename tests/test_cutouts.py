@@ -583,6 +583,7 @@ def prepare(monkeypatch, options=""):
         (lambda: shutil.copy("in/stamps/1.png", "in/stamps/0.png"), "", "in/cutouts/0.png is no part of"),
         (lambda: Image.new("RGB", (70, 70)).save("in/stamps/1.png"), "", "in/stamps/1.png has shape (70, 70, 3)"),
         (lambda: Image.new("L", (160, 160)).save("in/stamps/1.png"), "", "in/stamps/1.png has shape (1, 160, 160)"),
+        (lambda: None, "--output_dir in", "output_dir in is data_dir"),
         (lambda: None, "--window 33", "window is 33: give an even number"),
         (lambda: None, "--size 4", "size is 4: give an even number"),
         (lambda: None, "--windows 32", "--windows"),

@@ -51,8 +51,8 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     Raises:
         [`InputError`]: cells of one fold were evaluated on different test sets.
     """
-    first_of_fold = {cell["fold"]: cell for cell in cells}.values()
-    largest = max((len(Predictions.load(Path(cell["directory"]) / _SMALL)) for cell in first_of_fold), default=1)
+    one_per_fold = {cell["fold"]: cell for cell in cells}.values()
+    largest = max((len(Predictions.load(Path(cell["directory"]) / _SMALL)) for cell in one_per_fold), default=1)
     draws = _Draws(min(num_bootstrap, max(_LARGE_DRAWS, _MAX_DRAWN // largest)), seed)
     columns: dict[tuple[str, str, str], dict[tuple[int, int], dict[int | None, Mapping]]] = defaultdict(dict)
     for cell in cells:
