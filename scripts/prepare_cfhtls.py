@@ -137,6 +137,8 @@ def main() -> None:
         image = stamp_of(str(name))
         clean = without_text(image)
         for file in graded["file"]:
+            if Path(str(file)).is_absolute() or ".." in Path(str(file)).parts:
+                raise InputError(f"{source / 'catalog.csv'} names {file}: give paths inside of its folder")
             place = find_cutout(image, pixels_of(str(file)))
             if place is None:
                 raise InputError(f"{source / file} is no part of {source / str(name)}: restore both")

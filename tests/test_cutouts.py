@@ -584,6 +584,15 @@ def prepare(monkeypatch, options=""):
         (lambda: Image.new("RGB", (70, 70)).save("in/stamps/1.png"), "", "in/stamps/1.png has shape (70, 70, 3)"),
         (lambda: Image.new("L", (160, 160)).save("in/stamps/1.png"), "", "in/stamps/1.png has shape (1, 160, 160)"),
         (lambda: None, "--output_dir in", "output_dir in is data_dir"),
+        (
+            lambda: Path("in/catalog.csv").write_text(
+                Path("in/catalog.csv")
+                .read_text()
+                .replace("cutouts/1.png", Path("in/cutouts/1.png").absolute().as_posix())
+            ),
+            "",
+            "/in/cutouts/1.png: give paths inside of its folder",
+        ),
         (lambda: None, "--window 33", "window is 33: give an even number"),
         (lambda: None, "--size 4", "size is 4: give an even number"),
         (lambda: None, "--windows 32", "--windows"),
