@@ -79,8 +79,8 @@ class TrainingPushArguments:
 
 def parse(*dataclasses: type, description: str | None = None, positional: tuple[str, ...] = ()) -> list[Any]:
     """
-    Parse the command line into dataclasses. The recipe of a pretraining's method, or of a fine-tuning from scratch,
-    sets the defaults; the command line wins.
+    Parse the command line into dataclasses. A pretraining's method has a recipe, which sets the defaults; the command
+    line wins.
 
     Args:
         dataclasses: one argument group each; field metadata `help` is shown by `--help`.
@@ -106,12 +106,10 @@ def parse(*dataclasses: type, description: str | None = None, positional: tuple[
     for name in positional[len(words) :]:
         if not getattr(known, name):
             raise InputError(f"{name} is missing: see --help")
-    if hasattr(known, "init"):
-        from .training.arguments import finetuning_recipe, recipe
+    if hasattr(known, "method"):
+        from .training.arguments import recipe
 
-        is_pretraining = hasattr(known, "method")
-        defaults = recipe(known.method) if is_pretraining else finetuning_recipe(known.init, known.backbone)
-        parser.set_defaults(**defaults)
+        parser.set_defaults(**recipe(known.method))
     return list(parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)[: len(dataclasses)])
 
 

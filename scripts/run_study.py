@@ -43,7 +43,7 @@ class Arguments:
         default=None, metadata={"help": "Of a table with folds: each of these is the test split in turn."}
     )
     epochs: int | None = field(default=None, metadata={"help": "Of the pretrainings; by default each recipe's."})
-    steps: int | None = field(default=None, metadata={"help": "Of the fine-tunings; by default the recipe's."})
+    steps: int | None = field(default=None, metadata={"help": "Of the fine-tunings; 1800 by default."})
     precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32."})
     earlier_study: str = field(
         default="",

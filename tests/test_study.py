@@ -20,7 +20,6 @@ from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan
 from lens_ssl_hf.evaluation.study_report import caption, collect, write_report
 from lens_ssl_hf.hub.study_cards import write_cards
 from lens_ssl_hf.models.backbones import load_encoder
-from lens_ssl_hf.training.arguments import FinetuneArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset
 from lens_ssl_hf.training.run_directory import read_run
 
@@ -74,9 +73,6 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")}
     assert make_study(cutouts, tmp_path / "study").run() == records
     assert "11 of 11 are done" in describe_plan(study)
-    gains = {record["method"]: record["settings"].get("gain") for record in records if record["labels"] != "none"}
-    mild, strong = recipe("supervised")["gain"], FinetuneArguments.gain
-    assert gains == {"supervised": mild, "dino": strong, "cnn": strong, "dino-linear": None, "profiles": None}
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")} == before
 
     results = write_report(study, records, tmp_path / "report")

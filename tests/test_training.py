@@ -331,16 +331,6 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
     assert (other.optimizer, other.learning_rate, other.weight_decay) == ("adamw", 0.5, simsiam.weight_decay)
 
 
-def test_training_from_scratch_has_a_recipe_of_its_own(monkeypatch):
-    def gain(line):
-        monkeypatch.setattr(sys, "argv", ["run_finetune.py", *line.split()])
-        return parse(FinetuneArguments)[0].gain
-
-    default = FinetuneArguments().gain
-    assert gain("") == gain("--init scratch") == recipe("supervised")["gain"] != default
-    assert gain("--init runs/dino") == gain("--backbone cnn") == default and gain("--gain 0.7") == 0.7
-
-
 @pytest.mark.parametrize(
     "settings,word",
     [

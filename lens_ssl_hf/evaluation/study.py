@@ -116,7 +116,7 @@ class Study:
         subsets (`int`): label subsets per budget; `"all"` has the same number of fine-tunings on one set.
         pretraining (`Mapping[str, Mapping]`): settings by method, over its recipe.
         finetuning (`Mapping[str, Mapping]`):
-            settings by method, `"all"` for every one of them; over the recipe of supervised.
+            settings by method, `"all"` for every one of them.
         earlier_study (`Path`, *optional*):
             directory of a study without folds on other cutouts (simulated ones, say), from whose pretrainings of the
             same method, backbone and seed those of the `-continued` methods go on.
@@ -213,9 +213,7 @@ class Study:
                 where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
             return make_arguments(PretrainArguments, {**settings, **where})
         given = self.finetuning or {}
-        # The many steps of supervised-long suffice for the views of pretrained ViTs.
-        settings = recipe("supervised") if cell.method == "supervised" else {}
-        settings |= {**given.get("all", {}), **given.get(cell.method, {})}
+        settings = {**given.get("all", {}), **given.get(cell.method, {})}
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
         where |= {"backbone": cell.backbone or "cnn"}
         if cell.pretraining is not None:

@@ -151,7 +151,7 @@ class PretrainArguments(ViewArguments):
 
 @dataclass
 class FinetuneArguments(ViewArguments):
-    """Settings of a fine-tuning. The defaults suit a pretrained ViT; a recipe has what suits one from scratch."""
+    """Settings of a fine-tuning, of a pretrained ViT or from scratch."""
 
     output_dir: str = _option("runs/finetune", "The run directory to write.")
     init: str = _option("scratch", "A pretraining run, an exported folder, the Hub id of a stock ViT, or scratch.")
@@ -159,7 +159,7 @@ class FinetuneArguments(ViewArguments):
     patch_size: int = _option(8, "Side of a patch in pixels (only for --init scratch).")
     labels: str = _option("all", "Number of labelled training images, or all: nested, stratified, seeded subsets.")
     subset_seed: int | None = _option(None, "Seed of the label subset; defaults to seed.")
-    steps: int = _option(1000, "Optimizer steps.")
+    steps: int = _option(1800, "Optimizer steps.")
     batch_size: int = _option(64, "Images per step, over all processes.")
     learning_rate: float = _option(3e-4, "Peak learning rate of the last layer of the backbone.")
     head_learning_rate: float = _option(1e-3, "Peak learning rate of the classifier.")
@@ -193,17 +193,9 @@ class FinetuneArguments(ViewArguments):
 
 
 def recipe(method: str) -> dict[str, Any]:
-    """
-    The numbers of `lens_ssl_hf/recipes/<method>.yaml` as keywords: of [`PretrainArguments`] those of simsiam, dino and
-    ibot, of [`FinetuneArguments`] those of supervised.
-    """
-    _choose("method", method, (*METHODS, "supervised"))
+    """The numbers of `lens_ssl_hf/recipes/<method>.yaml`, as keywords of [`PretrainArguments`]."""
+    _choose("method", method, METHODS)
     return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
-
-
-def finetuning_recipe(init: str, backbone: str) -> dict[str, Any]:
-    """What a ViT from scratch sets otherwise than by default; nothing for a pretrained one, and for the small CNN."""
-    return recipe("supervised") if init == "scratch" and backbone != "cnn" else {}
 
 
 def make_arguments(cls: type, settings: dict[str, Any]) -> Any:

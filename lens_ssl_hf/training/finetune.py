@@ -30,7 +30,7 @@ from ..data.views import Views
 from ..errors import InputError
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
-from .arguments import FinetuneArguments, finetuning_recipe, make_arguments
+from .arguments import FinetuneArguments, make_arguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .loop import (
     Averages,
@@ -68,7 +68,7 @@ def finetune(
         init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
             A pretraining run, an exported folder, the Hub id of a stock ViT, or `"scratch"`.
         labels (`int` or `str`, *optional*, defaults to `"all"`): how many labelled cutouts to train on.
-        settings: fields of [`FinetuneArguments`]; of a training from scratch, over its recipe.
+        settings: fields of [`FinetuneArguments`].
 
     Returns:
         `Path`: the run directory. Its `model/` is a stock `ViTForImageClassification` with its image processor.
@@ -77,9 +77,7 @@ def finetune(
         [`InputError`]: a setting, the data, `init` or the output directory cannot be used.
     """
     given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
-    backbone = settings.get("backbone", FinetuneArguments.backbone)
-    settings = {**finetuning_recipe(given["init"], backbone), **settings, **given}
-    arguments = make_arguments(FinetuneArguments, settings)
+    arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     splits, info = splits_and_info(cutouts)
     train, validation = labelled_splits(splits, "train", "validation")
