@@ -311,6 +311,10 @@ def _style(method: str) -> dict[str, str]:
     return {"color": colour, "linestyle": line, "markerfacecolor": "white" if method.endswith("-linear") else colour}
 
 
+def _marker(method: str) -> str:
+    return "s" if "-continued" in method else "D" if method.endswith("-long") else "o"
+
+
 def plot_study_roc(
     panels: Mapping[str, Mapping[str, Sequence["Predictions"]]], path: str | os.PathLike, title: str = ""
 ) -> Path:
@@ -360,7 +364,7 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
     measures = {"roc_auc": "ROC AUC", "auc_vs_hard_nonlens": "ROC AUC, hard non-lenses", "accuracy": "Accuracy"}
     measures = {name: text for name, text in measures.items() if any(name in row for row in rows)}
     backbones = sorted({row["backbone"] for row in rows} - {""}) or [""]
-    figure = _figure((5.2 * len(measures), 4.2 * len(backbones) + 0.3))
+    figure = _figure((5.2 * len(measures), 4.2 * len(backbones) + 0.6))
     grid = figure.subplots(len(backbones), len(measures), squeeze=False)
     for line, backbone in zip(grid, backbones):
         for axes, (measure, text) in zip(line, measures.items()):
@@ -374,7 +378,7 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
                 x = [row["num_labels"] * side for row in found]
                 low, value, high = ([row[measure][key] for row in found] for key in ("low", "value", "high"))
                 style = _style(method)
-                axes.plot(x, value, marker="o", markersize=4, label=name, linewidth=1.6, **style)
+                axes.plot(x, value, marker=_marker(method), markersize=4, label=name, linewidth=1.6, **style)
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
                 if len(x) == 1:
                     axes.errorbar(x, value, [[value[0] - low[0]], [high[0] - value[0]]], color=style["color"])
@@ -383,7 +387,8 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
             axes.set_xticks([], minor=True)
             axes.grid(color="0.92")
-    grid[0][0].legend(fontsize=8, loc="best")
+    entries = {name: one for axes in grid.flat for one, name in zip(*axes.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=11)
     return _save(figure, path)
 
@@ -417,7 +422,7 @@ def plot_calibration(
             axes.plot(
                 middles,
                 shares,
-                marker="o",
+                marker=_marker(method),
                 markersize=3.5,
                 label=METHOD_NAMES[method],
                 linewidth=1.4,
