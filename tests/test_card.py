@@ -10,6 +10,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from lens_ssl_hf import InputError, evaluate
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
 from lens_ssl_hf.hub.card import CardFacts, render_card, write_card
+from lens_ssl_hf.training.arguments import FinetuneArguments
 
 
 @pytest.fixture
@@ -58,7 +59,8 @@ def test_every_number_of_the_table_comes_from_the_evaluation(evaluated):
 
 def test_a_run_of_the_python_api_is_reproduced_by_its_call(evaluated):
     run, _ = evaluated
-    arguments = {"output_dir": "runs/x", "labels": "20", "init": "runs/dino", "steps": 1000, "resume": "auto"}
+    steps = FinetuneArguments.steps  # what is default is not said
+    arguments = {"output_dir": "runs/x", "labels": "20", "init": "runs/dino", "steps": steps, "resume": "auto"}
     change(run, command=None, arguments=arguments)
     text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))
     call = "lens_ssl_hf.finetune(cutouts, 'runs/x', labels='20', init='runs/dino')"
