@@ -27,47 +27,100 @@ class Arguments:
     output_dir: str = field(default="runs/trials", metadata={"help": "Gets a study per trial."})
 
 
+def read_plan(path: Path) -> dict:
+    """The trials of a YAML file; of a trial with `pretrained_by`, one before it has that name and that pretraining."""
+    import yaml
+
+    try:
+        plan = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path} ({error}): mend the file") from error
+    kinds = {"data": dict, "trials": list, "backbones": list, "labels": list, "subsets": int}
+    for name, kind in kinds.items():
+        if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
+            raise InputError(f"{path} has no {name!r} as it should be: see model_cards/results/trials.yaml")
+    before: dict[str, dict] = {}
+    for trial in plan["trials"]:
+        if not isinstance(trial, dict) or not {"name", "method"} <= trial.keys():
+            raise InputError(f"{path}: the trial {trial} has no name and method: give both")
+        name = str(trial["name"])
+        if name in before or Path(name).name != name:
+            raise InputError(f"{path}: {name!r} is there twice or no plain name: choose another")
+        if not isinstance(trial.get("labels", []), list):
+            raise InputError(f"{path}: labels of {name} is {trial['labels']}: give a list")
+        if "pretrained_by" in trial:
+            earlier = before.get(trial["pretrained_by"], {})
+            if (earlier.get("method"), earlier.get("pretraining")) != (trial["method"], trial.get("pretraining")):
+                raise InputError(
+                    f"{path}: {name} and {trial['pretrained_by']}, which must stand before it, differ in method or "
+                    "pretraining: give both the same"
+                )
+        before[name] = trial
+    return plan
+
+
+def read_log(path: Path) -> list[dict]:
+    """What was logged before, if anything."""
+    if not path.exists():
+        return []
+    try:
+        log = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}): mend the file") from error
+    if not isinstance(log, list) or not all(isinstance(record, dict) and "name" in record for record in log):
+        raise InputError(f"{path} is no log of trials: give another file as log")
+    return log
+
+
+def pretrainings_of(trial: dict, arguments: Arguments) -> Path:
+    return Path(arguments.output_dir) / trial["pretrained_by"] / "pretrainings"
+
+
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
-    import yaml
-
     from lens_ssl_hf import load_cutouts
     from lens_ssl_hf.data.tensors import splits_and_info
     from lens_ssl_hf.evaluation.study import Study
-    from lens_ssl_hf.training.run_directory import write_json
+    from lens_ssl_hf.training.run_directory import make_folder, write_json
 
     quiet()
-    try:
-        plan = yaml.safe_load(Path(arguments.trials).read_text())
-        log = json.loads(Path(arguments.log).read_text()) if Path(arguments.log).is_file() else []
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {arguments.trials} or {arguments.log} ({error}): mend the file") from error
-    for name in ("data", "trials", "backbones", "labels", "subsets"):
-        if name not in plan:
-            raise InputError(f"{arguments.trials} has no {name!r}: see model_cards/results/trials.yaml")
+    log_file = Path(arguments.log)
+    plan, log = read_plan(Path(arguments.trials)), read_log(log_file)
     known = {record["name"] for record in log}
     splits, info = splits_and_info(load_cutouts(**plan["data"]))
     splits["test"] = splits["validation"]
+    studies = {}  # all are made before the first is run, so that mistakes show at once
     for trial in plan["trials"]:
         if trial["name"] in known:
             continue
         trial["finetuning"] = {**plan.get("finetuning", {}), **trial.get("finetuning", {})}
         method = trial["method"]
-        study = Study(
-            {None: (splits, info)},
-            Path(arguments.output_dir) / trial["name"],
-            [method],
-            plan["backbones"],
-            [str(budget) for budget in trial.get("labels", plan["labels"])],
-            seeds=1,
-            subsets=trial.get("subsets", plan["subsets"]),
-            pretraining={method: trial.get("pretraining", {})},
-            finetuning={"all": trial["finetuning"]},
+        studies[trial["name"]] = (
+            trial,
+            Study(
+                {None: (splits, info)},
+                Path(arguments.output_dir) / trial["name"],
+                [method],
+                plan["backbones"],
+                [str(budget) for budget in trial.get("labels", plan["labels"])],
+                seeds=1,
+                subsets=trial.get("subsets", plan["subsets"]),
+                pretraining={method: trial.get("pretraining", {})},
+                finetuning={"all": trial["finetuning"]},
+            ),
         )
+        if "pretrained_by" in trial and trial["pretrained_by"] not in studies:
+            earlier = pretrainings_of(trial, arguments)
+            if not earlier.is_dir():
+                raise InputError(
+                    f"{trial['name']} goes on from {earlier}, which is not there: take {trial['pretrained_by']} out "
+                    f"of {log_file}, to have it done again"
+                )
+    make_folder(log_file.parent, "log")
+    for trial, study in studies.values():
         if "pretrained_by" in trial:
-            earlier = Path(arguments.output_dir) / trial["pretrained_by"] / "pretrainings"
-            shutil.copytree(earlier, study.output_dir / "pretrainings", dirs_exist_ok=True)
+            shutil.copytree(pretrainings_of(trial, arguments), study.output_dir / "pretrainings", dirs_exist_ok=True)
         records = study.run()
         if study.failures:
             raise InputError("; ".join(f"{cell.name}: {message}" for cell, message in study.failures.items()))
@@ -78,7 +131,7 @@ def main() -> None:
             else:
                 record["validation_auc"].setdefault(one["labels"], []).append(round(one["metrics"]["roc_auc"], 4))
         log.append(record)
-        write_json(Path(arguments.log), log)
+        write_json(log_file, log)
         print(json.dumps(record))
 
 

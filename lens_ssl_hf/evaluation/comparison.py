@@ -1,12 +1,15 @@
 """Statistics of a study: means over its cells, hierarchical-bootstrap intervals, and p-values against a baseline."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
 from ..errors import InputError
 from ..training.arguments import METHODS as SSL_METHODS
@@ -14,12 +17,12 @@ from .evaluate import Predictions
 from .metrics import Completeness, Ranked, auc_key, draw_groups
 from .plots import METHOD_NAMES
 
-BASELINES = ("supervised", "profiles")
+BASELINES = ("supervised", "supervised-long", "cnn", "profiles")
 METHODS = tuple(METHOD_NAMES)
 PRETRAINED = tuple(method for method in METHODS if method.split("-")[0] in SSL_METHODS)
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
 _MAX_DRAWN = 20_000_000  # cutouts in all draws of a test split
-MIN_SEEDS = 3  # for a p-value: fewer do not tell how much seeds differ
+MIN_SEEDS, MIN_SUBSETS = 3, 2  # for a p-value: fewer do not tell how much they differ
 
 
 def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, seed: int = 0) -> list[dict[str, Any]]:
@@ -29,11 +32,14 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     The intervals are percentiles of a hierarchical bootstrap: each draw takes test groups, label subsets and seeds
     with replacement. Groups and subsets are the same for both sides of a difference, since both sides saw the same
     ones; seeds are drawn for each side. What resampling n seeds or subsets misses of their variance, a factor
-    (n - 1) / n, is put back by stretching the draws about their mean (Davison & Hinkley 1997, section 3.8).
+    (n - 1) / n, is put back by stretching the draws about their mean (Davison & Hinkley 1997, section 3.8). Few seeds
+    and subsets tell their variance badly: the draws are stretched once more, by the ratio of the quantiles of
+    Student's t, of Satterthwaite's (1946) degrees of freedom, and of the normal distribution.
 
-    Two-sided p-values are twice the share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4),
-    given where both sides have three seeds; those of the self-supervised methods against `supervised` are corrected
-    after Holm (1979) over the comparisons of a measure. With three seeds they are still somewhat optimistic.
+    Two-sided p-values are those of Student's t with the same degrees of freedom and the draws' standard deviation:
+    Welch's test where only seeds differ. They are given where both sides have three seeds and, of a number of labels,
+    two subsets in common; those of the self-supervised methods against `supervised` are corrected after Holm (1979)
+    over the comparisons of a measure.
 
     Args:
         cells (`Sequence[Mapping]`): with `method`, `backbone`, `labels`, `num_labels`, `seed`, `subset`, `fold` and
@@ -44,9 +50,10 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     Returns:
         `list[dict]`: `method`, `backbone`, `labels`, `num_labels`, `seeds`, `subsets`; per measure (`roc_auc`,
         `accuracy`, `auc_vs_<subclass>`, `completeness_at_fpr_1e-3`) a dictionary with `value`, `low`, `high` and,
-        under `minus`, per baseline `value`, `low`, `high`, `p` (`None` with fewer seeds) and for those that are
-        corrected `p_holm`. What folds measure is averaged. Of cells that are not there for all seeds, subsets and
-        folds, the largest rectangle is taken; `left_out` counts the rest.
+        under `minus`, per baseline (of what is not self-supervised `supervised` alone) `value`, `low`, `high`, over
+        the subsets that both have, `p` (`None` with fewer seeds or subsets) and for those that are corrected `p_holm`.
+        What folds measure is averaged. Of cells that are not there for all seeds, subsets and folds, the largest
+        rectangle is taken; `left_out` counts the rest.
 
     Raises:
         [`InputError`]: cells of one fold were evaluated on different test sets.
@@ -66,16 +73,24 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
         row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
         row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets), "left_out": grid.left_out}
         for name in grid.measures:
-            row[name] = _interval(grid.draw(name, grid.seeds, grid.subsets).clip(0, 1))  # stretched draws can leave it
-            for baseline in BASELINES:
+            values = grid.of(name, grid.subsets)
+            freedom = _Freedom([values.mean(axis=1), values.mean(axis=0)])
+            row[name] = freedom.interval(grid.draw(name, grid.subsets), bounds=(0, 1))
+            for baseline in BASELINES if method in PRETRAINED else ("supervised",):
                 other = grids.get((labels, backbone, baseline)) or grids.get((labels, "", baseline))
-                if method in BASELINES or other is None or name not in other.measures:
+                if method == baseline or other is None or name not in other.measures:
                     continue
                 subsets = [subset for subset in grid.subsets if subset in other.subsets]
                 if subsets:
-                    ours, theirs = (one.draw(name, one.seeds, subsets) for one in (grid, other))
-                    shown = min(grid.independent_seeds, other.independent_seeds) >= MIN_SEEDS
-                    row[name].setdefault("minus", {})[baseline] = _difference(ours - theirs, shown)
+                    ours, theirs = (one.of(name, subsets) for one in (grid, other))
+                    difference = ours.mean(axis=0) - theirs.mean(axis=0)
+                    freedom = _Freedom([ours.mean(axis=1), theirs.mean(axis=1), difference])
+                    draws_of_both = grid.draw(name, subsets) - other.draw(name, subsets)
+                    minus = row[name].setdefault("minus", {})
+                    minus[baseline] = {**freedom.interval(draws_of_both), "p": None}
+                    enough = labels == "all" or len(subsets) >= MIN_SUBSETS
+                    if enough and min(grid.independent_seeds, other.independent_seeds) >= MIN_SEEDS:
+                        minus[baseline]["p"] = freedom.p(draws_of_both)
         rows.append(row)
     _correct(rows)
     return rows
@@ -144,11 +159,15 @@ class _Grid:
         """What every cell measured."""
         return [name for name, values in self.values.items() if len(values) == len(self.cells)]
 
-    def draw(self, name: str, seeds: list[int], subsets: list[int]) -> np.ndarray:
+    def of(self, name: str, subsets: list[int]) -> np.ndarray:
+        """`(seeds, subsets)`: the measure of each cell."""
+        return np.array([[self.values[name][k, s][0] for s in subsets] for k in self.seeds])
+
+    def draw(self, name: str, subsets: list[int]) -> np.ndarray:
         """The mean over cells `(1 + draws,)`: draw 0 as it is, then with seeds and subsets drawn anew."""
-        values = np.stack([np.stack([self.values[name][k, s] for s in subsets]) for k in seeds])
+        values = np.stack([np.stack([self.values[name][k, s] for s in subsets]) for k in self.seeds])
         draws = values.shape[-1] - 1
-        seed_shares = self.draws.counts(len(seeds), draws, 1, self.side)
+        seed_shares = self.draws.counts(len(self.seeds), draws, 1, self.side)
         subset_shares = self.draws.counts(len(subsets), draws, 2)
         return np.einsum("bk,bj,kjb->b", seed_shares, subset_shares, values, optimize=True)
 
@@ -189,9 +208,35 @@ def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
         return won / pairs
 
 
-def _interval(draws: np.ndarray) -> dict[str, Any]:
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5]).tolist()
-    return {"value": float(draws[0]), "low": low, "high": high}
+class _Freedom:
+    """
+    Statistics of draws whose spread comes in part from few units: seeds, label subsets.
+
+    Args:
+        units (`list[np.ndarray]`): of each kind, `(n,)` means over all else; their mean has the variance s^2 / n with
+            n - 1 degrees of freedom. The rest of the draws' variance, that of test groups, is known well.
+    """
+
+    def __init__(self, units: list[np.ndarray]):
+        self.units = [one for one in units if len(one) > 1]
+
+    def degrees(self, draws: np.ndarray) -> float:
+        """Satterthwaite's: the square of the variance over the sum of each part's square over its own degrees."""
+        uncertain = sum((one.var(ddof=1) / len(one)) ** 2 / (len(one) - 1) for one in self.units)
+        return float(np.nanvar(draws[1:]) ** 2 / uncertain) if uncertain else math.inf
+
+    def interval(self, draws: np.ndarray, bounds: tuple[float, float] = (-1, 1)) -> dict[str, Any]:
+        # The draws' variance holds that of the units, so that one kind of n units alone gives n - 1.
+        stretch = student.ppf(0.975, max(1.0, self.degrees(draws))) / normal.ppf(0.975)
+        middle = np.nanmean(draws[1:])
+        low, high = np.nanpercentile(middle + stretch * (draws[1:] - middle), [2.5, 97.5]).clip(*bounds).tolist()
+        return {"value": float(draws[0]), "low": low, "high": high}
+
+    def p(self, draws: np.ndarray) -> float:
+        spread = np.nanstd(draws[1:])
+        if spread == 0:
+            return 1.0 if draws[0] == 0 else 0.0
+        return float(2 * student.sf(abs(draws[0]) / spread, max(1.0, self.degrees(draws))))
 
 
 def _largest_rectangle(keys: set[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -206,14 +251,6 @@ def _largest_rectangle(keys: set[tuple[int, int]]) -> tuple[list[int], list[int]
         seeds = sorted(seed for seed, subsets in subsets_of.items() if common <= subsets)
         found.append((seeds, sorted(common)))
     return max(found, key=lambda one: (len(one[0]) * len(one[1]), len(one[0]), one), default=([], []))
-
-
-def _difference(draws: np.ndarray, shown: bool) -> dict[str, Any]:
-    if not shown:
-        return {**_interval(draws), "p": None}
-    drawn = draws[1:][np.isfinite(draws[1:])]
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return {**_interval(draws), "p": min(1.0, float(2 * (1 + tail) / (1 + len(drawn))))}
 
 
 def _correct(rows: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from transformers import ViTForImageClassification
 
 from ..data.tensors import labelled_splits, splits_and_info
 from ..errors import InputError, Interrupted
-from ..models import backbone_config
+from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
 from ..training.finetune import finetune, label_subset
@@ -147,8 +147,8 @@ class Study:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}")
         self.output_dir = Path(self.output_dir)
         self.data = {fold: splits_and_info(cutouts) for fold, cutouts in self.cutouts.items()}
-        for budget in self.labels:
-            make_arguments(FinetuneArguments, {"labels": str(budget)})
+        budgets = [make_arguments(FinetuneArguments, {"labels": str(budget)}).labels for budget in self.labels]
+        self.labels = [budget if budget == "all" else str(int(budget)) for budget in budgets]
         for splits, _ in self.data.values():
             train, _, _ = labelled_splits(splits, "train", "validation", "test")
             for budget in self.labels:
@@ -165,7 +165,7 @@ class Study:
             _check_earlier(arguments.init, self.data[cell.fold][1])
         if arguments is None or not self.is_done(cell):
             return
-        record = json.loads((self.directory(cell) / "cell.json").read_text())
+        record = _read(self.directory(cell) / "cell.json")
         made = {item.name: item.default for item in fields(arguments)} | record["settings"]
         differs = [f"{n} {made[n]}, now {v}" for n, v in asdict(arguments).items() if n not in _FREE and made[n] != v]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
@@ -256,14 +256,14 @@ class Study:
         """What these cells are expected to take on this machine, from a few measured steps of each backbone."""
         needed = {cell.backbone or "cnn": self.settings(cell) for cell in cells if cell.is_trained}
         bands = len(next(iter(self.data.values()))[1]["bands"])
-        rates = {name: _seconds_per_token(name, one, bands) for name, one in needed.items()}
+        rates = {name: _seconds_per_token(name, a.crop_size, a.patch_size, bands) for name, a in needed.items()}
         return sum(self.cost(cell) * rates.get(cell.backbone or "cnn", 0.0) for cell in cells)
 
     def run(self) -> list[dict[str, Any]]:
         """
         Do what is not done yet, and return the records of all cells that are. Several processes may run one study,
-        each on its own device: every cell is taken by one of them. What an [`InputError`] ends is noted in `failures`,
-        and the rest goes on; under a launch of several processes it ends the study.
+        each on its own device: every cell is taken by one of them. What an [`InputError`] or too little memory ends is
+        noted in `failures`, and the rest goes on; under a launch of several processes it ends the study.
         """
         make_folder(self.output_dir, "output_dir")
         with self.lock("study"):
@@ -302,11 +302,11 @@ class Study:
     def _try(self, cell: Cell) -> None:
         try:
             self.do(cell)
-        except InputError as error:
+        except (InputError, torch.OutOfMemoryError) as error:
             if process_state().num_processes > 1:  # the others wait for this one
                 raise
-            self.failures[cell] = str(error)
-            logger.warning("%s failed: %s", cell.name, error)
+            self.failures[cell] = str(error).splitlines()[0]
+            logger.warning("%s failed: %s", cell.name, self.failures[cell])
         except Interrupted as interrupted:
             message = f"{cell.name} is saved; the same command goes on"
             raise Interrupted(message, interrupted.signal_number) from interrupted
@@ -421,7 +421,7 @@ class Study:
         """What the finished cells wrote, those of earlier commands on the same directory too: pretrainings first."""
         kinds = ("pretrainings", "cells")
         done = [path for kind in kinds for path in sorted(self.output_dir.glob(f"{kind}/*/cell.json"))]
-        return [{**json.loads(path.read_text()), "directory": str(path.parent)} for path in done]
+        return [{**_read(path), "directory": str(path.parent)} for path in done]
 
 
 def describe_plan(study: Study) -> str:
@@ -466,12 +466,19 @@ def write_data(study: Study) -> None:
             "num_nonlenses": kinds.total(),
             "nonlenses": {kind: number for kind, number in sorted(kinds.items()) if kind},
         }
-    earlier = json.loads(path.read_text())["data"] if path.is_file() else {}
+    earlier = _read(path)["data"] if path.is_file() else {}
     mixes = bool(earlier) and ("" in earlier) != ("" in data)
     if mixes or any(earlier[fold] != data[fold] for fold in earlier.keys() & data.keys()):
         raise InputError(f"output_dir {study.output_dir} holds a study of other data: choose another output_dir")
     if _is_main():
         write_json(path, {"data": dict(sorted({**earlier, **data}.items()))})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): delete its folder, which is then done anew") from error
 
 
 def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
@@ -525,13 +532,19 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _seconds_per_token(name: str, arguments: Any, bands: int) -> float:
-    """Measured on this machine: forward and backward of one batch, in the faster precision, per token pass."""
+@lru_cache
+def _seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -> float:
+    """
+    Measured on this machine: forward and backward of one batch, in the faster precision, per token pass (of the small
+    CNN per as many as a ViT would make).
+    """
     device = process_state().device
-    config = backbone_config("vitt8" if name == "cnn" else name, arguments.crop_size, arguments.patch_size, bands)
-    model = ViTForImageClassification(config).to(device).train()
-    use_fast_attention(model)
-    images = torch.randn(64, bands, arguments.crop_size, arguments.crop_size, device=device)
+    if name == "cnn":
+        model = CNN(CNNConfig(image_size=crop_size, num_channels=bands)).to(device).train()
+    else:
+        model = ViTForImageClassification(backbone_config(name, crop_size, patch_size, bands)).to(device).train()
+        use_fast_attention(model)
+    images = torch.randn(64, bands, crop_size, crop_size, device=device)
     seconds = []
     for precision in ("fp32", "bf16"):
         for _ in range(3):
@@ -542,4 +555,4 @@ def _seconds_per_token(name: str, arguments: Any, bands: int) -> float:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-    return min(seconds) / (64 * 3 * _tokens(arguments.crop_size, arguments.patch_size))
+    return min(seconds) / (64 * 3 * _tokens(crop_size, patch_size))

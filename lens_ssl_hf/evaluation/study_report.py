@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..training.run_directory import write_json, write_text
-from .comparison import MIN_SEEDS, compare
+from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
 from .probes import PROBE_NAMES
@@ -187,9 +187,32 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     """The table of a study's results.json as Markdown, with what it stands on."""
     head, rows = _cells(results)
     lines = [head, ["---"] * len(head), *rows]
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    frozen = "\n".join("| " + " | ".join(cells) + " |" for cells in _probe_cells(results))
-    return text + "\n\n" + caption(results) + (f"\n\n{frozen}" if frozen else "")
+    tables = [lines, _difference_cells(results), _probe_cells(results)]
+    text, *more = ("\n".join("| " + " | ".join(cells) + " |" for cells in table) for table in tables if table)
+    return "\n\n".join([text, caption(results), *more])
+
+
+def _difference_cells(results: Mapping[str, Any]) -> list[list[str]]:
+    """Head, rule and rows of the table of differences to the baselines besides `supervised`; empty without these."""
+    measures = [name for name in ("roc_auc", "auc_vs_hard_nonlens") if any(name in row for row in results["rows"])]
+    found = [row[measures[0]].get("minus", {}) for row in results["rows"]]
+    baselines = [name for name in BASELINES if name != "supervised" and any(name in one for one in found)]
+    if not baselines:
+        return []
+    columns = [(name, baseline) for name in measures for baseline in baselines]
+    head = ["labels", "method", "backbone"]
+    head += [f"{_MEASURES[name]} minus that of {METHOD_NAMES[baseline]} (95 %)" for name, baseline in columns]
+    lines = [head, ["---"] * len(head)]
+    for row in results["rows"]:
+        entries = [row.get(name, {}).get("minus", {}).get(baseline) for name, baseline in columns]
+        if any(entries):
+            numbers = [format_interval(one, signed=True) if one else "" for one in entries]
+            lines.append([_labels(row), METHOD_NAMES[row["method"]], row["backbone"], *numbers])
+    return lines
+
+
+def _labels(row: Mapping[str, Any]) -> str:
+    return f"all ({row['num_labels']:,})" if row["labels"] == "all" else f"{row['num_labels']:,}"
 
 
 def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
@@ -215,11 +238,12 @@ def _tex(text: str) -> str:
 
 
 def latex_table(results: Mapping[str, Any]) -> str:
-    """The same as LaTeX (booktabs): the table, and that of the frozen features."""
+    """The same as LaTeX (booktabs): the table, and those of differences and of the frozen features."""
     head, rows = _cells(results)
     tabulars = [_tabular(head, rows)]
-    if frozen := _probe_cells(results):
-        tabulars += ["", r"\medskip", _tabular(frozen[0], frozen[2:])]
+    for more in (_difference_cells(results), _probe_cells(results)):
+        if more:
+            tabulars += ["", r"\medskip", _tabular(more[0], more[2:])]
     text = [rf"\caption{{{_tex(' '.join(caption(results).split()))}}}", r"\end{table}", ""]
     return "\n".join([r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", *tabulars, *text])
 
@@ -250,8 +274,7 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         runs = f"{row['seeds']} x {row['subsets']}"
-        labels = f"all ({row['num_labels']:,})" if row["labels"] == "all" else f"{row['num_labels']:,}"
-        cells = [labels, METHOD_NAMES[row["method"]], row["backbone"] or "", runs]
+        cells = [_labels(row), METHOD_NAMES[row["method"]], row["backbone"] or "", runs]
         for name in measures:
             entry = row.get(name)
             cells.append(format_interval(entry) if entry else "")
@@ -285,11 +308,12 @@ def _earlier_study(results: Mapping[str, Any]) -> dict[tuple[str, str, int], str
         r["backbone"] in ("vits8", "vitb8") for r in results["rows"]
     ):
         return {}
+    sizes = {size: results["num_train_labels"]}  # that all labels of this set are about as many
     return {
         (
             row["method"],
             row["backbone"],
-            int(row["labels"]),
+            sizes.get(int(row["labels"]), int(row["labels"])),
         ): f"{float(row['roc_auc']):.3f}, {float(row['accuracy_percent']) / 100:.3f}"
         for row in rows
     }
@@ -312,8 +336,9 @@ def caption(results: Mapping[str, Any]) -> str:
     correction = f", after Holm over the {comparisons} comparisons of a column" if comparisons else ""
     sentences.append(
         "Runs are seeds x label subsets. Intervals are those of a hierarchical bootstrap over seeds, label subsets "
-        "and test groups (over a single seed they say nothing of other seeds); p-values, given from "
-        f"{MIN_SEEDS} seeds on, are of the same draws{correction}."
+        "and test groups (over a single seed or subset they say nothing of others), widened by Student's t for few; "
+        f"p-values, given from {MIN_SEEDS} seeds and {MIN_SUBSETS} subsets on, are of the same draws{correction}. "
+        "A difference is over the subsets that both sides have."
     )
     sentences.append(
         f"The {results['num_validation_labels']:,} labels of the validation split choose the step of a fine-tuning "

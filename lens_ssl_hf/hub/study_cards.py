@@ -58,18 +58,24 @@ def write_cards(
 
 
 def _of_one(results: Mapping[str, Any], method: str, backbone: str) -> str:
-    """Accuracy and AUC of one method and backbone per label budget, beside the same ViT from scratch."""
-    head = ["labels", "classifier", "runs", "accuracy (95 %)", "ROC AUC (95 %)", "ROC AUC from scratch (95 %)"]
+    """Accuracy and AUCs of one method and backbone per label budget, beside the same ViT from scratch."""
+    aucs = {"roc_auc": "ROC AUC", "auc_vs_hard_nonlens": "ROC AUC, hard non-lenses"}
+    aucs = {name: text for name, text in aucs.items() if any(name in row for row in results["rows"])}
+    head = ["labels", "classifier", "runs", "accuracy (95 %)"]
+    for text in aucs.values():
+        head += [f"{text} (95 %)", f"{text}, from scratch (95 %)"]
     lines = [head, ["---"] * len(head)]
     scratch = {
-        row["labels"]: format_interval(row["roc_auc"])
+        (row["labels"], name): format_interval(row[name])
         for row in results["rows"]
+        for name in aucs
         if (row["method"], row["backbone"]) == ("supervised", backbone)
     }
     for row in results["rows"]:
         if row["method"] in (method, f"{method}-linear") and row["backbone"] == backbone:
             kind = "fine-tuned" if row["method"] == method else "linear probe"
-            numbers = [format_interval(row[name]) for name in ("accuracy", "roc_auc")]
-            runs = f"{row['seeds']} x {row['subsets']}"
-            lines.append([f"{row['num_labels']:,}", kind, runs, *numbers, scratch.get(row["labels"], "")])
+            numbers = [format_interval(row["accuracy"])]
+            for name in aucs:
+                numbers += [format_interval(row[name]), scratch.get((row["labels"], name), "")]
+            lines.append([f"{row['num_labels']:,}", kind, f"{row['seeds']} x {row['subsets']}", *numbers])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(results)
