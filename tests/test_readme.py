@@ -1,6 +1,7 @@
 """What the README shows works, and its tables are the result files'."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_the_package_reads_fits_and_npy(exported):
     assert output.count("nonlens") == 2
 
 
+def test_a_folder_becomes_a_ranked_list(exported):
+    (exported / "survey" / "field").mkdir(parents=True)
+    for name in ("a.fits", "field/b.fits"):
+        shutil.copy(exported / "cutout.fits", exported / "survey" / name)
+    run_python(PYTHON[2], exported)
+    rows = [line.split(",") for line in (exported / "ranked.csv").read_text().splitlines()]
+    assert rows[0] == ["p_lens", "file"] and {row[1] for row in rows[1:]} == {"survey/a.fits", "survey/field/b.fits"}
+    assert 1 >= float(rows[1][0]) >= float(rows[2][0]) >= 0
+
+
 @pytest.mark.slow
 def test_ten_lines_train_a_model_from_a_folder(tmp_path):
     rng = np.random.default_rng(0)
@@ -59,8 +70,8 @@ def test_ten_lines_train_a_model_from_a_folder(tmp_path):
             flux = rng.normal(0, 1, size=(3, 64, 64)).astype(np.float32)
             flux[:, 28:36, 28:36] += brightness
             np.save(tmp_path / "my_cutouts" / kind / f"{number}.npy", flux)
-    code = PYTHON[2].replace("epochs=60", "epochs=2").replace("labels=300", "labels=60, steps=20")
-    assert code != PYTHON[2]
+    code = PYTHON[3].replace("epochs=60", "epochs=2").replace("labels=300", "labels=60, steps=20")
+    assert code != PYTHON[3]
     output = run_python(code, tmp_path)
     assert "runs/dino-300" in output and "'value'" in output
     for name in ("lens-dino-vitt8", "lens-dino-vitt8-classifier"):
