@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from conftest import make_split
 from scipy.stats import ttest_ind
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -158,20 +160,25 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1).run()
     with pytest.raises(InputError, match="holds cnn-seed0-labels16-subset0, made with steps 1, now 2"):
         make_study(tiny_cutouts, tmp_path, ["cnn"], finetuning={"all": {**TINY_STEPS, "steps": 2}})
+    assert make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1, labels=["016"]).labels == ["16"]
     for data in ({None: (splits, {**info, "fingerprint": "another"})}, {0: tiny_cutouts}):
         with pytest.raises(InputError, match="holds a study of other data"):
             Study(data, tmp_path, ["profiles"], [], ["16"]).run()
+    (tmp_path / "cells" / "cnn-seed0-labels16-subset0" / "cell.json").write_text("{")
+    with pytest.raises(InputError, match=r"cell\.json cannot be read"):
+        make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1)
 
 
-def test_a_cell_that_fails_does_not_end_the_study(tiny_cutouts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [InputError("no memory"), torch.OutOfMemoryError("no memory\nTry this.")])
+def test_a_cell_that_fails_does_not_end_the_study(tiny_cutouts, tmp_path, monkeypatch, error):
     study = make_study(tiny_cutouts, tmp_path, subsets=1)
-    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_input_error("no memory"))
+    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_(error))
     assert sorted(record["method"] for record in study.run()) == ["cnn", "profiles", "supervised"]
     assert {cell.name: message for cell, message in study.failures.items()} == {"dino-vitt8-seed0": "no memory"}
 
 
-def raise_input_error(message):
-    raise InputError(message)
+def raise_(error):
+    raise error
 
 
 def test_folds_are_averaged_and_may_come_from_several_commands(tiny_cutouts, tmp_path):
@@ -372,3 +379,29 @@ def test_accuracy_is_that_of_scikit_learn(tmp_path):
     labels, scores = rng.integers(2, size=50), rng.random(50)
     (row,) = compare([write_cell(tmp_path, "dino", 0, 0, scores, labels)], num_bootstrap=20)
     assert row["accuracy"]["value"] == pytest.approx(accuracy_score(labels, scores >= 0.5))
+
+
+def test_a_plan_of_trials_is_checked_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from search_recipes import read_log, read_plan
+
+    plan = read_plan(ROOT / "model_cards" / "results" / "trials.yaml")
+    logged = {record["name"] for record in read_log(ROOT / "model_cards" / "results" / "trials.json")}
+    assert len(plan["trials"]) > 30 and "ibot-quarter-views-1800" in logged
+    first = {"name": "first", "method": "dino", "pretraining": {"epochs": 2}}
+    for trials, message in (
+        ([{"method": "dino"}], "has no name and method"),
+        ([first, first], "is there twice"),
+        ([{**first, "name": "../first"}], "no plain name"),
+        ([{**first, "labels": 100}], "labels of first is 100: give a list"),
+        ([first, {**first, "name": "second", "pretrained_by": "third"}], "second and third, which must stand before"),
+        ([first, {"name": "second", "method": "dino", "pretrained_by": "first"}], "differ in method or pretraining"),
+        (None, "has no 'trials'"),
+    ):
+        path = tmp_path / "trials.yaml"
+        path.write_text(yaml.safe_dump({**plan, "trials": trials}))
+        with pytest.raises(InputError, match=message):
+            read_plan(path)
+    (tmp_path / "log.json").write_text("{}")
+    with pytest.raises(InputError, match="is no log of trials"):
+        read_log(tmp_path / "log.json")
