@@ -223,11 +223,10 @@ class _Freedom:
     def degrees(self, draws: np.ndarray) -> float:
         """Satterthwaite's: the square of the variance over the sum of each part's square over its own degrees."""
         uncertain = sum((one.var(ddof=1) / len(one)) ** 2 / (len(one) - 1) for one in self.units)
-        return float(np.nanvar(draws[1:]) ** 2 / uncertain) if uncertain else math.inf
+        return max(1.0, float(np.nanvar(draws[1:]) ** 2 / uncertain)) if uncertain else math.inf
 
     def interval(self, draws: np.ndarray, bounds: tuple[float, float] = (-1, 1)) -> dict[str, Any]:
-        # The draws' variance holds that of the units, so that one kind of n units alone gives n - 1.
-        stretch = student.ppf(0.975, max(1.0, self.degrees(draws))) / normal.ppf(0.975)
+        stretch = student.ppf(0.975, self.degrees(draws)) / normal.ppf(0.975)
         middle = np.nanmean(draws[1:])
         low, high = np.nanpercentile(middle + stretch * (draws[1:] - middle), [2.5, 97.5]).clip(*bounds).tolist()
         return {"value": float(draws[0]), "low": low, "high": high}
@@ -236,7 +235,7 @@ class _Freedom:
         spread = np.nanstd(draws[1:])
         if spread == 0:
             return 1.0 if draws[0] == 0 else 0.0
-        return float(2 * student.sf(abs(draws[0]) / spread, max(1.0, self.degrees(draws))))
+        return float(2 * student.sf(abs(draws[0]) / spread, self.degrees(draws)))
 
 
 def _largest_rectangle(keys: set[tuple[int, int]]) -> tuple[list[int], list[int]]:
