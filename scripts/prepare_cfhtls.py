@@ -129,6 +129,8 @@ def main() -> None:
         pixels = pixels_of(file)
         if min(pixels.shape[:2]) < 2 * MARGIN:
             raise InputError(f"{source / file} has shape {pixels.shape}: restore the stamp")
+        if min(pixels.shape[:2]) < arguments.window:
+            raise InputError(f"window is {arguments.window}, more than {source / file} has: give fewer pixels")
         return pixels
 
     windows, pictures = [], {}  # all is read before anything is written
