@@ -25,6 +25,7 @@ _MEASURES = {
     "accuracy": "accuracy",
     "completeness_at_fpr_1e-3": "completeness at FPR 1e-3",
 }
+_COMPARED = ("roc_auc", "auc_vs_hard_nonlens")  # whose differences to the baselines the tables show
 
 
 def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 def _difference_cells(results: Mapping[str, Any]) -> list[list[str]]:
     """Head, rule and rows of the table of differences to the baselines besides `supervised`; empty without these."""
-    measures = [name for name in ("roc_auc", "auc_vs_hard_nonlens") if any(name in row for row in results["rows"])]
+    measures = [name for name in _COMPARED if any(name in row for row in results["rows"])]
     found = [row[measures[0]].get("minus", {}) for row in results["rows"]]
     baselines = [name for name in BASELINES if name != "supervised" and any(name in one for one in found)]
     if not baselines:
@@ -263,7 +264,7 @@ def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = results["rows"]
     measures = {name: text for name, text in _MEASURES.items() if any(name in row for row in rows)}
-    compared = [name for name in ("roc_auc", "auc_vs_hard_nonlens") if name in measures]
+    compared = [name for name in _COMPARED if name in measures]
     earlier = _earlier_study(results)
     head = ["labels", "method", "backbone", "runs"]
     minuses = {name: [row.get(name, {}).get("minus", {}).get("supervised", {}) for row in rows] for name in compared}
