@@ -4,6 +4,7 @@ import functools
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -12,10 +13,10 @@ class InputError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """
-    A training that was told to stop, by Ctrl-C or SIGTERM, and has saved what it had.
+    What was told to stop, by Ctrl-C or SIGTERM; a training has saved what it had.
 
     Args:
-        message (`str`): what was saved and how to go on.
+        message (`str`): what was saved and how to go on, if anything.
         signal_number (`int`): the signal.
     """
 
@@ -27,11 +28,12 @@ class Interrupted(KeyboardInterrupt):
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
     """
     Make `main` print an [`InputError`] as one line on stderr and exit with status 2 instead of a traceback; and leave
-    on a signal as shells expect it, with 128 + its number.
+    on Ctrl-C and SIGTERM, once what it has begun is closed, as shells expect it, with 128 + the signal's number.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
+        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             main()
         except InputError as error:
@@ -40,5 +42,11 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt as interrupt:
             print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
             sys.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     return wrapper
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise Interrupted("", number)

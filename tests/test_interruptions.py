@@ -184,6 +184,22 @@ def test_a_signal_saves_and_says_how_to_go_on(number, whole, data, tmp_path):
     assert_same_run(run, whole)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_simulation_that_is_told_to_stop_leaves_no_process_behind(tmp_path):
+    command = f"scripts/build_dataset.py --dataset simulated --num_proc 2 --cache_dir {tmp_path}/cache"
+    command += f" --output {tmp_path}/set"
+    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    workers: list[str] = []
+    while process.poll() is None and len(workers) < 2:
+        time.sleep(0.01)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in message, message
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_full_disk_loses_nothing(whole, data, tmp_path):
     run = tmp_path / "run"
     assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "step", 5).returncode < 0
