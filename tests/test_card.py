@@ -57,6 +57,18 @@ def test_every_number_of_the_table_comes_from_the_evaluation(evaluated):
     assert "{{" not in text and "{%" not in text and "None" not in text
 
 
+@pytest.mark.parametrize("write", [write_classifier_run, write_pretrain_run])
+def test_what_came_as_pictures_is_not_offered_flux(write, tmp_path):
+    run = write(tmp_path / "run")  # its data have no stretch
+    text = str(render_card(CardFacts.from_run(run, "lens-toy")))
+    assert "object.png" in text and "object.fits" not in text and "raw flux" not in text
+    data = json.loads((run / "run.json").read_text())["data"]
+    levels = [1.0] * len(data["bands"])
+    stretch = {"kind": "asinh", "black": levels, "white": levels, "softening": levels}
+    change(run, data={**data, "stretch": stretch})
+    assert "object.fits" in str(render_card(CardFacts.from_run(run, "lens-toy")))
+
+
 def test_a_run_of_the_python_api_is_reproduced_by_its_call(evaluated):
     run, _ = evaluated
     steps = FinetuneArguments.steps  # what is default is not said

@@ -24,7 +24,7 @@ from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.data.cutouts import load_cutouts, save_cutouts
 from lens_ssl_hf.data.processing import Stretch, cutout_info, fill_masked
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
-from lens_ssl_hf.data.tensors import channel_statistics, checksum, load_tensors, save_tensors
+from lens_ssl_hf.data.tensors import channel_statistics, checksum, load_tensors, save_tensors, splits_and_info
 from lens_ssl_hf.errors import InputError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -523,6 +523,17 @@ def test_nan_pixels_are_refused_with_the_cutout_s_name(tiny_cutouts):
     with pytest.raises(InputError, match="cutout 1-7 of validation has NaN or infinite pixels: fill them"):
         save_tensors((spoilt, info), "a.safetensors")
     assert not Path("a.safetensors").exists()
+
+
+def test_only_the_splits_that_are_needed_are_read(tiny_cutouts):
+    splits, info = tiny_cutouts
+    columns = {"pixels": splits["train"].pixels[:4].numpy(), "label": [0, 1, 0, 1]}
+    small = datasets.Dataset.from_dict(columns)
+    unreadable = small.remove_columns("pixels")
+    found, _ = splits_and_info(({"train": small, "unlabelled": unreadable}, info), "train", "validation")
+    assert list(found) == ["train"] and len(found["train"]) == 4
+    with pytest.raises(InputError, match="no column 'pixels'"):
+        splits_and_info(({"train": small, "unlabelled": unreadable}, info))
 
 
 def test_info_survives_what_users_do_to_a_split():

@@ -106,6 +106,7 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     for card in cards:
         assert f"| 16 | fine-tuned | 1 x 2 | {dino['accuracy']['value']:.3f} [" in card.read_text()
         assert "| 16 | linear probe | 1 x 2 |" in card.read_text()
+        assert "| 16 | small CNN | 1 x 2 |" in card.read_text()
         assert "(report/roc-vitt8.png)" in card.read_text() and info["fingerprint"] in card.read_text()
     for picture in ("label_efficiency.png", "roc-vitt8.png", "calibration-vitt8.png"):
         assert (tmp_path / "report" / picture).read_bytes()[:4] == b"\x89PNG"

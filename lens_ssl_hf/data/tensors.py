@@ -60,7 +60,7 @@ def labelled_splits(splits: Mapping[str, CutoutTensors], *names: str) -> list[Cu
     """
     for name in names:
         if name not in splits:
-            raise InputError(f"the data set has no {name} split (it has {', '.join(splits)}): add one")
+            raise InputError(f"the data set has no {name} split: add one")
         if set(splits[name].labels.tolist()) != {0, 1}:
             raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
     return [splits[name] for name in names]
@@ -94,10 +94,13 @@ def as_tensors(split: Any) -> CutoutTensors:
     )
 
 
-def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
+def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:
     """
     The splits and what the data set knows of itself, from a `DatasetDict`, a `.safetensors` path or what
     [`load_tensors`] returned.
+
+    Args:
+        names (`str`): the splits that are needed, where they are there; all by default. The others may be large.
 
     Returns:
         `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
@@ -106,7 +109,8 @@ def splits_and_info(cutouts: Any) -> tuple[dict[str, CutoutTensors], dict]:
         [`InputError`]: it is no data set of these kinds, or a pixel is NaN or infinite.
     """
     splits, info = open_splits(cutouts)
-    return {name: check_finite(name, as_tensors(split)) for name, split in splits.items()}, info
+    chosen = {name: split for name, split in splits.items() if name in names or not names}
+    return {name: check_finite(name, as_tensors(split)) for name, split in chosen.items()}, info
 
 
 def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:

@@ -131,10 +131,9 @@ def probe(
 
     facts = read_run(run)
     encoder = load_encoder(run)
-    splits, info = splits_and_info(cutouts)
     names = ("train", "validation", split)
-    chosen = {name: one for name, one in splits.items() if name in names}
-    labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in chosen.items()}
+    splits, info = splits_and_info(cutouts, *names)
+    labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in splits.items()}
     labelled_splits(labelled, *names)
     held_out = labelled[split]
     num_bands = encoder.config.num_channels

@@ -1,12 +1,14 @@
 """The model cards of a study: those of its self-supervised models, with what every label budget gave."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import PRETRAINED
+from ..evaluation.comparison import BASELINES, PRETRAINED
 from ..evaluation.evaluate import Predictions, describe, report_on
+from ..evaluation.plots import METHOD_NAMES
 from ..evaluation.study_report import caption, format_interval
 from ..training.run_directory import write_text
 from .card import CardFacts, render_card
@@ -58,24 +60,22 @@ def write_cards(
 
 
 def _of_one(results: Mapping[str, Any], method: str, backbone: str) -> str:
-    """Accuracy and AUCs of one method and backbone per label budget, beside the same ViT from scratch."""
-    aucs = {"roc_auc": "ROC AUC", "auc_vs_hard_nonlens": "ROC AUC, hard non-lenses"}
-    aucs = {name: text for name, text in aucs.items() if any(name in row for row in results["rows"])}
-    head = ["labels", "classifier", "runs", "accuracy (95 %)"]
-    for text in aucs.values():
-        head += [f"{text} (95 %)", f"{text}, from scratch (95 %)"]
+    """Accuracy and AUCs of one method and backbone per label budget, with those of the baselines."""
+    names = {method: "fine-tuned", f"{method}-linear": "linear probe"} | {one: METHOD_NAMES[one] for one in BASELINES}
+    rows = [row for row in results["rows"] if row["method"] in names and row["backbone"] in (backbone, "")]
+    columns = {"accuracy": "accuracy", "roc_auc": "ROC AUC", "auc_vs_hard_nonlens": "ROC AUC, hard non-lenses"}
+    columns = {name: text for name, text in columns.items() if any(name in row for row in rows)}
+    head = ["labels", "classifier", "runs", *(f"{text} (95 %)" for text in columns.values())]
     lines = [head, ["---"] * len(head)]
-    scratch = {
-        (row["labels"], name): format_interval(row[name])
-        for row in results["rows"]
-        for name in aucs
-        if (row["method"], row["backbone"]) == ("supervised", backbone)
+    budgets = dict.fromkeys(row["labels"] for row in rows if row["method"] not in BASELINES)
+    for budget, name in itertools.product(budgets, names):
+        for row in rows:
+            if (row["labels"], row["method"]) == (budget, name):
+                runs = f"{row['seeds']} x {row['subsets']}"
+                numbers = [format_interval(row[column]) for column in columns]
+                lines.append([f"{row['num_labels']:,}", names[name], runs, *numbers])
+    own = {
+        "pretraining": [one for one in results["pretraining"] if one["method"] == method],
+        "finetuning": [one for one in results["finetuning"] if one["method"] in names],
     }
-    for row in results["rows"]:
-        if row["method"] in (method, f"{method}-linear") and row["backbone"] == backbone:
-            kind = "fine-tuned" if row["method"] == method else "linear probe"
-            numbers = [format_interval(row["accuracy"])]
-            for name in aucs:
-                numbers += [format_interval(row[name]), scratch.get((row["labels"], name), "")]
-            lines.append([f"{row['num_labels']:,}", kind, f"{row['seeds']} x {row['subsets']}", *numbers])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(results)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption({**results, **own})

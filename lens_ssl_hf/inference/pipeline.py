@@ -11,6 +11,8 @@ from ..data.readers import RawCutout, as_pixels, check_valid, read_raw
 from ..errors import InputError
 from .read_cutout import as_display
 
+_CHUNK = 1024  # cutouts that are held in memory
+
 
 class LensPipeline:
     """Scores cutouts with a published classifier; made by [`pipeline`]."""
@@ -55,8 +57,11 @@ class LensPipeline:
         """
         is_batch = isinstance(cutouts, list | tuple) or getattr(cutouts, "ndim", 0) == 4
         items = list(cutouts) if is_batch else [cutouts]
-        images = [self.display(item, f"cutout {i}", units, hdu) for i, item in enumerate(items)]
-        results = self.classifier(images, **kwargs)
+        results = []
+        for start in range(0, len(items), _CHUNK):
+            chunk = enumerate(items[start : start + _CHUNK], start)
+            images = [self.display(item, f"cutout {i}", units, hdu) for i, item in chunk]
+            results += self.classifier(images, **kwargs)
         return results if is_batch else results[0]
 
     def display(

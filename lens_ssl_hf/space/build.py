@@ -84,7 +84,7 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
         raise InputError(
             f"{model} does not say how its cutouts were made (config.cutouts): export it with this package"
         )
-    splits, info = splits_and_info(cutouts)
+    splits, info = splits_and_info(cutouts, "train", split)
     train, held_out = (_labelled(splits, name) for name in ("train", split))
     scores = predict(classifier, (splits, info), split=split)
     known = scores.labelled()
@@ -155,7 +155,7 @@ def _is_of_space(path: str) -> bool:
 
 def _labelled(splits: dict[str, CutoutTensors], name: str) -> CutoutTensors:
     if name not in splits:
-        raise InputError(f"the data set has no {name} split (it has {', '.join(splits)}): a Space needs one")
+        raise InputError(f"the data set has no {name} split: a Space needs one")
     found = splits[name].select((splits[name].labels >= 0).nonzero().flatten())
     if set(found.labels.tolist()) != {0, 1}:
         raise InputError(f"the {name} split lacks labelled lenses or non-lenses: a Space needs both")

@@ -79,7 +79,7 @@ def finetune(
     given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
-    splits, info = splits_and_info(cutouts)
+    splits, info = splits_and_info(cutouts, "train", "validation")
     train, validation = labelled_splits(splits, "train", "validation")
     center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
