@@ -87,6 +87,10 @@ def main() -> None:
     cards = Path(arguments.cards_dir or report)
     if arguments.folds and data_arguments.test_fold is not None:
         raise InputError("folds and test_fold both choose the test split: give one of them")
+    if arguments.folds and data_arguments.dataset == "simulated":
+        raise InputError("folds are of a table with a fold column, which simulated cutouts have not: leave folds out")
+    if arguments.earlier_study and not any("-continued" in method for method in arguments.methods):
+        raise InputError("earlier_study is for -continued methods: add one, such as ibot-continued, or leave it out")
     if data_arguments.test_large_size is None:
         data_arguments.test_large_size = 20_000 if data_arguments.dataset == "simulated" else 0
     options = [replace(data_arguments, test_fold=fold) for fold in arguments.folds or ()] or [data_arguments]
@@ -121,7 +125,10 @@ def main() -> None:
         raise InputError(f"no cell could be done ({failed})")
     if process_state().is_main_process:
         with study.lock("report"):  # other commands may end at the same time
-            results = write_report(study, records, report)
+            try:
+                results = write_report(study, records, report)
+            except InputError as error:
+                raise InputError(f"{error} ({failed})" if failed else str(error)) from error
             write_cards(study, records, results, cards, report)
         print((report / "table.md").read_text())
         print(f"tables and pictures: {report}")

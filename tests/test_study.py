@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_split
+from scipy.stats import t as student
 from scipy.stats import ttest_ind
 from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -19,7 +20,7 @@ from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
-from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan
+from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan, write_data
 from lens_ssl_hf.evaluation.study_report import caption, collect, write_report
 from lens_ssl_hf.hub.study_cards import write_cards
 from lens_ssl_hf.models.backbones import load_encoder
@@ -82,6 +83,10 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
     moved = make_study(cutouts, tmp_path / "report")  # what was reported is enough to go on
     assert "11 of 11 are done" in describe_plan(moved)
+    with pytest.raises(
+        InputError, match=r"needs the weights of dino-vitt8-seed0, which are gone: delete .*cell\.json"
+    ):
+        make_study(cutouts, tmp_path / "report", subsets=3)
     assert write_report(moved, moved.run(), tmp_path / "report")["rows"][0]["roc_auc"] == results["rows"][0]["roc_auc"]
     assert (
         str(tmp_path)
@@ -162,6 +167,11 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     with pytest.raises(InputError, match="holds cnn-seed0-labels16-subset0, made with steps 1, now 2"):
         make_study(tiny_cutouts, tmp_path, ["cnn"], finetuning={"all": {**TINY_STEPS, "steps": 2}})
     assert make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1, labels=["016"]).labels == ["16"]
+    with pytest.raises(InputError, match="smaller than crop_size 64"):
+        make_study(tiny_cutouts, tmp_path, ["profiles"], finetuning={"all": {"crop_size": 64}})
+    make_study(tiny_cutouts, tmp_path / "other", ["profiles"], subsets=1).run()
+    with pytest.raises(InputError, match="holds profiles-labels16-subset0, made with crop_size 16"):
+        make_study(tiny_cutouts, tmp_path / "other", ["profiles"], finetuning={"all": {"crop_size": 8}})
     for data in ({None: (splits, {**info, "fingerprint": "another"})}, {0: tiny_cutouts}):
         with pytest.raises(InputError, match="holds a study of other data"):
             Study(data, tmp_path, ["profiles"], [], ["16"]).run()
@@ -170,12 +180,21 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
         make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1)
 
 
-@pytest.mark.parametrize("error", [InputError("no memory"), torch.OutOfMemoryError("no memory\nTry this.")])
+@pytest.mark.parametrize(
+    "error", [InputError("no room"), torch.OutOfMemoryError("no room\nTry this."), MemoryError("no room")]
+)
 def test_a_cell_that_fails_does_not_end_the_study(tiny_cutouts, tmp_path, monkeypatch, error):
     study = make_study(tiny_cutouts, tmp_path, subsets=1)
     monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_(error))
     assert sorted(record["method"] for record in study.run()) == ["cnn", "profiles", "supervised"]
-    assert {cell.name: message for cell, message in study.failures.items()} == {"dino-vitt8-seed0": "no memory"}
+    assert {cell.name: message for cell, message in study.failures.items()} == {"dino-vitt8-seed0": "no room"}
+    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: torch.empty(10**15))
+    study = make_study(tiny_cutouts, tmp_path, subsets=1)
+    study.run()
+    assert "allocate memory" in str(study.failures)
+    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        make_study(tiny_cutouts, tmp_path, subsets=1).run()
 
 
 def raise_(error):
@@ -194,6 +213,8 @@ def test_folds_are_averaged_and_may_come_from_several_commands(tiny_cutouts, tmp
     last = study(2)
     records = last.run()
     results = write_report(last, records, tmp_path)
+    write_data(study(3))  # another command has begun
+    assert collect(last, records, results["rows"]) == results == json.loads((tmp_path / "results.json").read_text())
     assert results["folds"] == [0, 1, 2] and results["test"]["num_lenses"] == 20 + 24 + 28
     (row,) = results["rows"]
     assert row["roc_auc"]["value"] == pytest.approx(np.mean([record["metrics"]["roc_auc"] for record in records]))
@@ -271,13 +292,13 @@ def test_differences_are_paired_and_mean_over_folds(tmp_path):
         noise = rng.normal(size=200)  # common to both sides: a paired comparison is not disturbed by it
         for method, signal in (("supervised", 1.0), ("dino", 1.6)):
             for seed in range(3):
-                for subset in range(2):
+                for subset in range(3):
                     scores = scores_of(labels, signal, noise + 0.05 * rng.normal(size=200))
                     cells.append(write_cell(tmp_path, method, seed, subset, scores, labels, fold))
                     values.setdefault(method, []).append(roc_auc_score(labels, scores))
     cells.append(write_cell(tmp_path, "ibot", 0, 0, scores, labels, fold=0))  # without fold 1: not whole
     supervised, dino = compare(cells, num_bootstrap=500)
-    assert (supervised["seeds"], supervised["subsets"]) == (3, 2) and dino["method"] == "dino"
+    assert (supervised["seeds"], supervised["subsets"]) == (3, 3) and dino["method"] == "dino"
     assert dino["roc_auc"]["value"] == pytest.approx(np.mean(values["dino"]))
     assert dino["accuracy"]["value"] > 0 and "minus" not in supervised["roc_auc"]
     for name in ("roc_auc", "auc_vs_hard_nonlens"):
@@ -314,25 +335,31 @@ def test_intervals_know_seeds_subsets_and_groups(tmp_path):
         (row,) = compare(cells, num_bootstrap=1000)
         widths[name] = row["roc_auc"]["high"] - row["roc_auc"]["low"]
     standard_error = np.std([roc_auc_score(labels[i], base[i]) for i in rng.integers(400, size=(500, 400))])
-    assert widths["same"] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
+    assert widths["same"] == pytest.approx(2 * student.ppf(0.975, 4) * standard_error, rel=0.15)
     assert widths["other"] > 1.5 * widths["same"]
     assert widths["grouped"] > 3 * widths["alone"]
 
 
 def test_no_difference_is_seldom_called_one(tmp_path):
-    """Neither where the methods rank the test set differently, nor where the seeds of one differ."""
+    """Not where the methods rank the test set differently, the seeds of one differ, or subsets suit one of them."""
     rng = np.random.default_rng(2)
     labels = np.arange(120) % 2
-    for name, seed_spread, spread in (("test", 0.0, 1.0), ("seeds", 0.5, 0.1)):
+    for name, seed_spread, subset_spread, spread in (
+        ("test", 0.0, 0.0, 1.0),
+        ("seeds", 0.5, 0.0, 0.1),
+        ("subsets", 0.1, 0.5, 0.1),
+    ):
         p_values = []
         for trial in range(40):
             cells = []
             common = rng.normal(size=120)
             for method in ("supervised", "dino"):
                 noise = common + spread * rng.normal(size=120)
+                of_subset = subset_spread * rng.normal(size=3)
                 for seed in range(3):
-                    signal = 1.0 + seed_spread * rng.normal() * (method == "dino")
-                    for subset in range(2):
+                    of_seed = seed_spread * rng.normal() * (method == "dino")
+                    for subset in range(3):
+                        signal = 1.0 + of_seed + of_subset[subset]
                         scores = scores_of(labels, signal, noise + 0.2 * rng.normal(size=120))
                         cells.append(write_cell(tmp_path / name / str(trial), method, seed, subset, scores, labels))
             p_values.append(compare(cells, num_bootstrap=200)[1]["roc_auc"]["minus"]["supervised"]["p"])
@@ -365,6 +392,11 @@ def test_the_largest_rectangle_of_cells_is_compared(tmp_path):
     cells = [write_cell(tmp_path, "dino", *key, np.full(40, 0.5), labels) for key in grid]
     (row,) = compare(cells, num_bootstrap=20)
     assert (row["seeds"], row["subsets"], row["left_out"]) == (2, 4, 1)
+    grid = [(seed, subset) for seed in range(3) for subset in range(3)]
+    more = [(0, subset) for subset in range(3, 14)]  # a p-value is worth more than many subsets of one seed
+    cells = [write_cell(tmp_path, "dino", *key, np.full(40, 0.5), labels) for key in grid + more]
+    (row,) = compare(cells, num_bootstrap=20)
+    assert (row["seeds"], row["subsets"], row["left_out"]) == (3, 3, 11)
 
 
 def test_holm():

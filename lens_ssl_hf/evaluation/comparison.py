@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ METHODS = tuple(METHOD_NAMES)
 PRETRAINED = tuple(method for method in METHODS if method.split("-")[0] in SSL_METHODS)
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
 _MAX_DRAWN = 20_000_000  # cutouts in all draws of a test split
-MIN_SEEDS, MIN_SUBSETS = 3, 2  # for a p-value: fewer do not tell how much they differ
+_MAX_PAIRS = 20_000_000  # pairs of a lens and a non-lens that are compared at once
+MIN_SEEDS, MIN_SUBSETS = 3, 3  # for a p-value: fewer do not tell how much they differ
 
 
 def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, seed: int = 0) -> list[dict[str, Any]]:
@@ -34,11 +35,12 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     ones; seeds are drawn for each side. What resampling n seeds or subsets misses of their variance, a factor
     (n - 1) / n, is put back by stretching the draws about their mean (Davison & Hinkley 1997, section 3.8). Few seeds
     and subsets tell their variance badly: the draws are stretched once more, by the ratio of the quantiles of
-    Student's t, of Satterthwaite's (1946) degrees of freedom, and of the normal distribution.
+    Student's t, of Satterthwaite's (1946) degrees of freedom but no more than seeds and subsets have together, and of
+    the normal distribution.
 
     Two-sided p-values are those of Student's t with the same degrees of freedom and the draws' standard deviation:
     Welch's test where only seeds differ. They are given where both sides have three seeds and, of a number of labels,
-    two subsets in common; those of the self-supervised methods against `supervised` are corrected after Holm (1979)
+    three subsets in common; those of the self-supervised methods against `supervised` are corrected after Holm (1979)
     over the comparisons of a measure.
 
     Args:
@@ -52,8 +54,9 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
         `accuracy`, `auc_vs_<subclass>`, `completeness_at_fpr_1e-3`) a dictionary with `value`, `low`, `high` and,
         under `minus`, per baseline (of what is not self-supervised `supervised` alone) `value`, `low`, `high`, over
         the subsets that both have, `p` (`None` with fewer seeds or subsets) and for those that are corrected `p_holm`.
-        What folds measure is averaged. Of cells that are not there for all seeds, subsets and folds, the largest
-        rectangle is taken; `left_out` counts the rest.
+        What folds measure is averaged. Only cells of [`rectangles`] are taken; `left_out` counts the rest. Where
+        predictions_large.parquet is gone, completeness is the mean of what the cells' `metrics_large` say, without
+        an interval.
 
     Raises:
         [`InputError`]: cells of one fold were evaluated on different test sets.
@@ -61,13 +64,8 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     one_per_fold = {cell["fold"]: cell for cell in cells}.values()
     largest = max((len(Predictions.load(Path(cell["directory"]) / _SMALL)) for cell in one_per_fold), default=1)
     draws = _Draws(min(num_bootstrap, max(_LARGE_DRAWS, _MAX_DRAWN // largest)), seed)
-    columns: dict[tuple[str, str, str], dict[tuple[int, int], dict[int | None, Mapping]]] = defaultdict(dict)
-    for cell in cells:
-        column = columns[cell["labels"], cell["backbone"], cell["method"]]
-        column.setdefault((cell["seed"], cell["subset"]), {})[cell["fold"]] = cell
-    folds = {fold for column in columns.values() for cell in column.values() for fold in cell}
-    grids = {key: _Grid(column, folds, draws) for key, column in columns.items()}
-    grids = {key: grid for key, grid in grids.items() if grid.cells}
+    there = Counter(map(_column, cells))
+    grids = {key: _Grid(column, there[key], draws) for key, column in rectangles(cells).items()}
     rows = []
     for (labels, backbone, method), grid in sorted(grids.items(), key=lambda one: _order(one[0], one[1])):
         row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
@@ -91,9 +89,34 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
                     enough = labels == "all" or len(subsets) >= MIN_SUBSETS
                     if enough and min(grid.independent_seeds, other.independent_seeds) >= MIN_SEEDS:
                         minus[baseline]["p"] = freedom.p(draws_of_both)
+        if grid.completeness is not None:
+            row.setdefault(Completeness(1e-3).key, {"value": grid.completeness, "low": None, "high": None})
         rows.append(row)
     _correct(rows)
     return rows
+
+
+def _column(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+    return cell["labels"], cell["backbone"], cell["method"]
+
+
+def rectangles(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[tuple[int, int], dict]]:
+    """
+    By (labels, backbone, method) the cells that are compared, by (seed, subset) and then by fold: those of the largest
+    rectangle of seeds and subsets that are there for all folds of `cells`; rather of one that a p-value can be given
+    for. A column without any is left out.
+    """
+    columns: dict[tuple[str, str, str], dict[tuple[int, int], dict]] = defaultdict(dict)
+    for cell in cells:
+        columns[_column(cell)].setdefault((cell["seed"], cell["subset"]), {})[cell["fold"]] = cell
+    folds = {cell["fold"] for cell in cells}
+    chosen = {}
+    for key, column in columns.items():
+        whole = {one: by_fold for one, by_fold in column.items() if set(by_fold) == folds}
+        seeds, subsets = _largest_rectangle(set(whole), 1 if key[0] == "all" else MIN_SUBSETS)
+        if seeds:
+            chosen[key] = {(k, s): whole[k, s] for k in seeds for s in subsets}
+    return chosen
 
 
 def _order(key: tuple[str, str, str], grid: "_Grid") -> tuple:
@@ -134,22 +157,22 @@ _SMALL, _LARGE = "predictions.parquet", "predictions_large.parquet"
 
 
 class _Grid:
-    """The cells of one (method, backbone, labels) that are there for every seed, subset and fold."""
+    """The cells of one (method, backbone, labels) that are compared, of `there`."""
 
-    def __init__(self, column: dict[tuple[int, int], dict], folds: set, draws: _Draws):
-        whole = {key: cell for key, cell in column.items() if set(cell) == folds}
-        self.seeds, self.subsets = _largest_rectangle(set(whole))
-        self.cells = {(k, s): whole[k, s] for k in self.seeds for s in self.subsets}
-        self.left_out = sum(map(len, column.values())) - sum(map(len, self.cells.values()))
-        self.draws = draws
+    def __init__(self, cells: dict[tuple[int, int], dict], there: int, draws: _Draws):
+        self.seeds, self.subsets = (sorted(set(one)) for one in zip(*cells))
+        self.cells, self.draws = cells, draws
         self.values: dict[str, dict[tuple[int, int], np.ndarray]] = defaultdict(dict)
         for key, cell in self.cells.items():
             found = [_measure(one, draws) for one in cell.values()]
             for name in set.intersection(*map(set, found)):  # what every fold has cutouts for
                 self.values[name][key] = np.mean([one[name] for one in found], axis=0)
         own = [one for cell in self.cells.values() for one in cell.values()]
-        self.num_labels = round(np.mean([one["num_labels"] for one in own])) if own else 0
-        method = own[0]["method"] if own else ""
+        self.left_out = there - len(own)
+        self.num_labels = round(np.mean([one["num_labels"] for one in own]))
+        found = [one.get("metrics_large", {}).get(Completeness(1e-3).key) for one in own]
+        self.completeness = None if None in found else float(np.mean(found))
+        method = own[0]["method"]
         self.side = METHODS.index(method) if method in METHODS else len(METHODS)
         # Nothing in a regression on profiles depends on a seed, so that one is as good as many.
         self.independent_seeds = MIN_SEEDS if method == "profiles" else len(self.seeds)
@@ -200,9 +223,11 @@ def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
     nan where a draw lacks a class.
     """
     lens = labels == 1
-    lenses, others = scores[lens, None], scores[None, ~lens]
-    higher = ((lenses > others) + 0.5 * (lenses == others)).astype(np.float32)
-    won = ((weights[:, lens] @ higher).astype(np.float64) * weights[:, ~lens]).sum(axis=1)
+    others, of_others = scores[None, ~lens], weights[:, ~lens]
+    won = np.zeros(len(weights))
+    for chunk in np.array_split(lens.nonzero()[0], 1 + int(lens.sum()) * others.size // _MAX_PAIRS):
+        higher = ((scores[chunk, None] > others) + 0.5 * (scores[chunk, None] == others)).astype(np.float32)
+        won += ((weights[:, chunk] @ higher).astype(np.float64) * of_others).sum(axis=1)
     pairs = weights[:, lens].sum(axis=1, dtype=np.float64) * weights[:, ~lens].sum(axis=1, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         return won / pairs
@@ -214,16 +239,22 @@ class _Freedom:
 
     Args:
         units (`list[np.ndarray]`): of each kind, `(n,)` means over all else; their mean has the variance s^2 / n with
-            n - 1 degrees of freedom. The rest of the draws' variance, that of test groups, is known well.
+            n - 1 degrees of freedom. The rest of the draws' variance is that of test groups, which are many.
     """
 
     def __init__(self, units: list[np.ndarray]):
         self.units = [one for one in units if len(one) > 1]
 
     def degrees(self, draws: np.ndarray) -> float:
-        """Satterthwaite's: the square of the variance over the sum of each part's square over its own degrees."""
+        """
+        Satterthwaite's: the square of the variance over the sum of each part's square over its own degrees; no more
+        than the units have together, since two or three that agree by chance would make it large.
+        """
+        if not self.units:
+            return math.inf
+        together = sum(len(one) - 1 for one in self.units)
         uncertain = sum((one.var(ddof=1) / len(one)) ** 2 / (len(one) - 1) for one in self.units)
-        return max(1.0, float(np.nanvar(draws[1:]) ** 2 / uncertain)) if uncertain else math.inf
+        return min(together, max(1.0, float(np.nanvar(draws[1:]) ** 2 / uncertain))) if uncertain else together
 
     def interval(self, draws: np.ndarray, bounds: tuple[float, float] = (-1, 1)) -> dict[str, Any]:
         stretch = student.ppf(0.975, self.degrees(draws)) / normal.ppf(0.975)
@@ -238,18 +269,25 @@ class _Freedom:
         return float(2 * student.sf(abs(draws[0]) / spread, self.degrees(draws)))
 
 
-def _largest_rectangle(keys: set[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def _largest_rectangle(keys: set[tuple[int, int]], min_subsets: int = 1) -> tuple[list[int], list[int]]:
     """
-    The seeds and subsets with the most cells among those that are all there; of equal ones, the most seeds. What is
-    looked at are the subsets that one seed has, and that two have in common.
+    The seeds and subsets with the most cells among those that are all there; those of at least `MIN_SEEDS` and
+    `min_subsets` come first, of equal ones the most seeds. What is looked at are the subsets that one seed has, and
+    that two or three have in common.
     """
     subsets_of = {seed: frozenset(s for k, s in keys if k == seed) for seed, _ in keys}
-    pairs = itertools.combinations_with_replacement(subsets_of.values(), 2)
+    some = itertools.combinations_with_replacement(subsets_of.values(), 3)
     found = []
-    for common in {one & other for one, other in pairs}:
+    for common in {frozenset.intersection(*sets) for sets in some}:
         seeds = sorted(seed for seed, subsets in subsets_of.items() if common <= subsets)
         found.append((seeds, sorted(common)))
-    return max(found, key=lambda one: (len(one[0]) * len(one[1]), len(one[0]), one), default=([], []))
+
+    def worth(one: tuple[list[int], list[int]]) -> tuple:
+        seeds, subsets = one
+        is_enough = len(seeds) >= MIN_SEEDS and len(subsets) >= min_subsets
+        return is_enough, len(seeds) * len(subsets), len(seeds), one
+
+    return max(found, key=worth, default=([], []))
 
 
 def _correct(rows: list[dict[str, Any]]) -> None:

@@ -381,7 +381,9 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
                 axes.plot(x, value, marker=_marker(method), markersize=4, label=name, linewidth=1.6, **style)
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
                 if len(x) == 1:
-                    axes.errorbar(x, value, [[value[0] - low[0]], [high[0] - value[0]]], color=style["color"])
+                    axes.errorbar(
+                        x, value, [[max(0, value[0] - low[0])], [max(0, high[0] - value[0])]], color=style["color"]
+                    )
             ticks = sorted(budgets)
             axes.set(xlabel="Labels", ylabel=text, xscale="log", title=backbone)
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import ViTForImageClassification
 
-from ..data.tensors import labelled_splits, splits_and_info
+from ..data.tensors import center_crop, labelled_splits, splits_and_info
 from ..errors import InputError, Interrupted
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
@@ -145,10 +145,11 @@ class Study:
         for name in ("seeds", "subsets"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}")
+        self.methods, self.backbones = (list(dict.fromkeys(names)) for names in (self.methods, self.backbones))
         self.output_dir = Path(self.output_dir)
         self.data = {fold: splits_and_info(cutouts) for fold, cutouts in self.cutouts.items()}
         budgets = [make_arguments(FinetuneArguments, {"labels": str(budget)}).labels for budget in self.labels]
-        self.labels = [budget if budget == "all" else str(int(budget)) for budget in budgets]
+        self.labels = list(dict.fromkeys(one if one == "all" else str(int(one)) for one in budgets))
         for splits, _ in self.data.values():
             train, _, _ = labelled_splits(splits, "train", "validation", "test")
             for budget in self.labels:
@@ -163,9 +164,22 @@ class Study:
         arguments = self.settings(cell)
         if cell.is_pretraining and cell.is_continued and not self.is_done(cell):
             _check_earlier(arguments.init, self.data[cell.fold][1])
-        if arguments is None or not self.is_done(cell):
+        if not self.is_done(cell):
+            center_crop(self.data[cell.fold][0]["test"].pixels[:1], self._crop_size(cell))  # refuses small cutouts
+            source = cell.pretraining
+            if source is not None and self.is_done(source) and not (self.directory(source) / "model").is_dir():
+                file = self.directory(source) / "cell.json"
+                raise InputError(f"{cell.name} needs the weights of {source.name}, which are gone: delete {file}")
             return
         record = _read(self.directory(cell) / "cell.json")
+        if arguments is None:
+            made = record["settings"].get("crop_size", FinetuneArguments.crop_size)
+            if cell.method == "profiles" and made != self._crop_size(cell):
+                raise InputError(
+                    f"output_dir {self.output_dir} holds {cell.name}, made with crop_size {made}: choose another "
+                    "output_dir, or give what it was made with"
+                )
+            return
         made = {item.name: item.default for item in fields(arguments)} | record["settings"]
         differs = [f"{n} {made[n]}, now {v}" for n, v in asdict(arguments).items() if n not in _FREE and made[n] != v]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
@@ -195,6 +209,14 @@ class Study:
 
     def is_done(self, cell: Cell) -> bool:
         return (self.directory(cell) / "cell.json").is_file()
+
+    def _crop_size(self, cell: Cell) -> int:
+        """Side of what a cell sees of a cutout, in pixels."""
+        source = cell if cell.is_trained else cell.pretraining
+        arguments = self.settings(source) if source else None
+        if arguments is None:
+            return (self.finetuning or {}).get("all", {}).get("crop_size", FinetuneArguments.crop_size)
+        return arguments.crop_size
 
     def settings(self, cell: Cell) -> PretrainArguments | FinetuneArguments | None:
         """The arguments of a cell's training; `None` for a logistic regression."""
@@ -233,17 +255,17 @@ class Study:
         if not rivals:
             raise InputError("supervised-long is given the compute of a pretraining: add a self-supervised method")
         dearest = max(map(self.cost, rivals))
-        per_step = 3 * _tokens(arguments.crop_size, arguments.patch_size) * arguments.batch_size
-        return arguments.steps + round(dearest / per_step)
+        return arguments.steps + round(dearest / (self.cost(cell, arguments) / arguments.steps))
 
-    def cost(self, cell: Cell) -> float:
+    def cost(self, cell: Cell, arguments: PretrainArguments | FinetuneArguments | None = None) -> float:
         """Passes of tokens through the ViT, forward as 1 and backward as 2."""
-        arguments = self.settings(cell)
+        arguments = arguments or self.settings(cell)
         if arguments is None:
             return 0.0
         tokens = _tokens(arguments.crop_size, arguments.patch_size)
         if not cell.is_pretraining:
-            return 3.0 * tokens * arguments.batch_size * arguments.steps
+            labels = len(self.data[cell.fold][0]["train"]) if cell.labels == "all" else int(cell.labels)
+            return 3.0 * tokens * min(arguments.batch_size, labels) * arguments.steps
         splits, _ = self.data[cell.fold]
         images = sum(len(splits[name]) for name in ("train", "unlabelled") if name in splits)
         student = 2 * tokens
@@ -271,7 +293,9 @@ class Study:
         plan = self.plan()
         costs = {cell: self.cost(cell) * _weight(cell) for cell in plan}
         spent = spent_cost = 0.0
-        with tqdm(total=len(plan), desc="study", unit="cell", dynamic_ncols=True, disable=not _is_main()) as bar:
+        done = sum(map(self.is_done, plan))
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]"  # costs differ
+        with tqdm(total=len(plan), initial=done, desc="study", bar_format=form, disable=not _is_main()) as bar:
             while todo := _agreed([cell for cell in plan if not self._is_settled(cell)]):
                 progressed = False
                 for cell in todo:
@@ -291,7 +315,7 @@ class Study:
                     bar.set_postfix_str(_time_left(spent, spent_cost, sum(costs[one] for one in left)))
                 if not progressed:
                     time.sleep(5)  # others are at the rest
-            bar.n = len(plan)
+            bar.n = sum(map(self.is_done, plan))
             bar.refresh()
         return self.records()
 
@@ -302,10 +326,11 @@ class Study:
     def _try(self, cell: Cell) -> None:
         try:
             self.do(cell)
-        except (InputError, torch.OutOfMemoryError) as error:
-            if process_state().num_processes > 1:  # the others wait for this one
-                raise
-            self.failures[cell] = str(error).splitlines()[0]
+        except (InputError, MemoryError, RuntimeError) as error:
+            lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+            if process_state().num_processes > 1 or not (lacks_memory or isinstance(error, InputError)):
+                raise  # in a launch the others wait for this one
+            self.failures[cell] = (str(error) or "too little memory").splitlines()[0]
             logger.warning("%s failed: %s", cell.name, self.failures[cell])
         except Interrupted as interrupted:
             message = f"{cell.name} is saved; the same command goes on"
@@ -340,6 +365,8 @@ class Study:
         directory, cutouts = self.directory(cell), self.data[cell.fold]
         arguments = self.settings(cell)
         settings = {} if arguments is None else asdict(arguments)
+        if cell.method == "profiles":
+            settings = {"crop_size": self._crop_size(cell)}
         record: dict[str, Any] = {**asdict(cell), "directory": str(directory), "settings": settings}
         if cell.is_pretraining:
             pretrain(cutouts, **settings)
@@ -401,8 +428,7 @@ class Study:
             return self._kept[1]
         splits, _ = self.data[cell.fold]
         if cell.pretraining is None:
-            settings = (self.finetuning or {}).get("all", {})
-            crop_size = settings.get("crop_size", FinetuneArguments.crop_size)
+            crop_size = self._crop_size(cell)
 
             def features(split: str) -> np.ndarray:
                 return radial_profiles(splits[split], crop_size)

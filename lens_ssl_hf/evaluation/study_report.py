@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..training.run_directory import write_json, write_text
-from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare
+from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare, rectangles
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
 from .probes import PROBE_NAMES
@@ -56,8 +56,9 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
     write_text(folder / "table.md", table + "\n")
     write_text(folder / "table.tex", latex_table(results))
     plot_label_efficiency(results["rows"], folder / "label_efficiency.png", title)
-    for backbone in sorted({cell["backbone"] for cell in cells} - {""}):
-        panels = _panels(cells, backbone)
+    compared = [cell for column in rectangles(cells).values() for folds in column.values() for cell in folds.values()]
+    for backbone in sorted({cell["backbone"] for cell in compared} - {""}):
+        panels = _panels(compared, backbone)
         plot_study_roc(panels, folder / f"roc-{backbone}.png", f"{title}, {backbone}")
         plot_calibration(panels, folder / f"calibration-{backbone}.png", f"{title}, {backbone}")
     if folder != study.output_dir:
@@ -83,10 +84,12 @@ def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Map
     """What results.json holds: the data, the rows of the table, every cell's numbers, and what they were made with."""
     _, info = next(iter(study.data.values()))
     data = json.loads((study.output_dir / "study.json").read_text())["data"]  # of earlier commands too
+    tested = {str(one["fold"]) for one in records if one["labels"] != "none" and one["fold"] is not None} or {""}
+    data = {fold: one for fold, one in data.items() if fold in tested}  # not of those that have only begun
     kinds: Counter[str] = Counter()
     for one in data.values():
         kinds.update(one["nonlenses"])
-    trained = [record for record in records if record["settings"]]
+    trained = [record for record in records if "seconds" in record]
     return {
         "data": info,
         "folds": sorted(int(fold) for fold in data if fold),
@@ -235,7 +238,8 @@ def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
 def _tex(text: str) -> str:
     """Text for LaTeX: specials escaped, signs as mathematics."""
     text = re.sub(r"[&%$#_{}]", lambda special: "\\" + special.group(), text.replace("\\", "/"))
-    return re.sub(r"(?<![\w.])[+-]\d+\.\d+|<", lambda sign: f"${sign.group()}$", text)
+    text = text.replace("^", r"\textasciicircum{}").replace("~", r"\textasciitilde{}")
+    return re.sub(r"(?<![\w.])[+-]\d+\.\d+|[<>]", lambda sign: f"${sign.group()}$", text)
 
 
 def latex_table(results: Mapping[str, Any]) -> str:
@@ -292,6 +296,8 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def format_interval(entry: Mapping[str, float], signed: bool = False) -> str:
     sign = "+" if signed else ""
+    if entry["low"] is None:
+        return f"{entry['value']:{sign}.3f}"
     return f"{entry['value']:{sign}.3f} [{entry['low']:{sign}.3f}, {entry['high']:{sign}.3f}]"
 
 
