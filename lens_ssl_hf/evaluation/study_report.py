@@ -351,6 +351,8 @@ def caption(results: Mapping[str, Any]) -> str:
         f"The {results['num_validation_labels']:,} labels of the validation split choose the step of a fine-tuning "
         "and the regularisation of a regression. The frozen features are probed with all training labels."
     )
+    if any(row.get("completeness_at_fpr_1e-3", {"low": 0})["low"] is None for row in results["rows"]):
+        sentences.append("Completeness has no interval where the scores of the large test split were not kept.")
     shown = {(row["method"].removesuffix("-linear"), row["backbone"]) for row in results["rows"]}
     for one in results["pretraining"]:
         if (one["method"], one["backbone"]) not in shown:  # begun, but no cell of it is done
