@@ -35,11 +35,11 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     ones; seeds are drawn for each side. What resampling n seeds or subsets misses of their variance, a factor
     (n - 1) / n, is put back by stretching the draws about their mean (Davison & Hinkley 1997, section 3.8). Few seeds
     and subsets tell their variance badly: the draws are stretched once more, by the ratio of the quantiles of
-    Student's t, of Satterthwaite's (1946) degrees of freedom but no more than seeds and subsets have together, and of
-    the normal distribution.
+    Student's t, of Satterthwaite's (1946) degrees of freedom, and of the normal distribution.
 
-    Two-sided p-values are those of Student's t with the same degrees of freedom and the draws' standard deviation:
-    Welch's test where only seeds differ. They are given where both sides have three seeds and, of a number of labels,
+    Two-sided p-values are those of Student's t with the draws' standard deviation: Welch's test where only seeds
+    differ. They take no more degrees of freedom than seeds and subsets have together: two or three subsets that agree
+    by chance would make them many. They are given where both sides have three seeds and, of a number of labels,
     three subsets in common; those of the self-supervised methods against `supervised` are corrected after Holm (1979)
     over the comparisons of a measure.
 
@@ -246,15 +246,9 @@ class _Freedom:
         self.units = [one for one in units if len(one) > 1]
 
     def degrees(self, draws: np.ndarray) -> float:
-        """
-        Satterthwaite's: the square of the variance over the sum of each part's square over its own degrees; no more
-        than the units have together, since two or three that agree by chance would make it large.
-        """
-        if not self.units:
-            return math.inf
-        together = sum(len(one) - 1 for one in self.units)
+        """Satterthwaite's: the square of the variance over the sum of each part's square over its own degrees."""
         uncertain = sum((one.var(ddof=1) / len(one)) ** 2 / (len(one) - 1) for one in self.units)
-        return min(together, max(1.0, float(np.nanvar(draws[1:]) ** 2 / uncertain))) if uncertain else together
+        return max(1.0, float(np.nanvar(draws[1:]) ** 2 / uncertain)) if uncertain else math.inf
 
     def interval(self, draws: np.ndarray, bounds: tuple[float, float] = (-1, 1)) -> dict[str, Any]:
         stretch = student.ppf(0.975, self.degrees(draws)) / normal.ppf(0.975)
@@ -266,7 +260,8 @@ class _Freedom:
         spread = np.nanstd(draws[1:])
         if spread == 0:
             return 1.0 if draws[0] == 0 else 0.0
-        return float(2 * student.sf(abs(draws[0]) / spread, self.degrees(draws)))
+        together = sum(len(one) - 1 for one in self.units) or math.inf
+        return float(2 * student.sf(abs(draws[0]) / spread, min(self.degrees(draws), together)))
 
 
 def _largest_rectangle(keys: set[tuple[int, int]], min_subsets: int = 1) -> tuple[list[int], list[int]]:

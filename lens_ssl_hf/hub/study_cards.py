@@ -75,6 +75,7 @@ def _of_one(results: Mapping[str, Any], method: str, backbone: str) -> str:
                 numbers = [format_interval(row[column]) for column in columns]
                 lines.append([f"{row['num_labels']:,}", names[name], runs, *numbers])
     own = {
+        "rows": [{name: row[name] for name in row if "completeness" not in name} for row in results["rows"]],
         "pretraining": [one for one in results["pretraining"] if one["method"] == method],
         "finetuning": [one for one in results["finetuning"] if one["method"] in names],
     }
