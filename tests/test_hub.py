@@ -118,7 +118,7 @@ def test_the_card_is_read_back_and_uses_the_repository(hub, runs):
     for code in (
         f'pipeline("image-classification", model="{CLASSIFIER}")',
         f'AutoModelForImageClassification.from_pretrained("{CLASSIFIER}")',
-        f'pipeline("{CLASSIFIER}")(["object.fits", "object.npy"])',
+        f'pipeline("{CLASSIFIER}")(["object.png", "object.npy"])',
     ):
         assert code in str(card)
 

@@ -41,7 +41,7 @@ def test_positions_are_interpolated_as_the_stock_vit_does():
     outputs = [model(view, interpolate_pos_encoding=True).last_hidden_state for model in (ours, stock)]
     for output in outputs:
         output[..., :50].square().sum().backward()
-    torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
     gradients = [model.embeddings.position_embeddings.grad for model in (ours, stock)]
     assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
 

@@ -98,7 +98,7 @@ def test_two_processes_are_one(method, data, tmp_path):
     assert len(logs[0]) == 4
     for name in ("loss", "gradient_norm"):
         values = [[line[name] for line in log] for log in logs]
-        assert values[1] == pytest.approx(values[0], rel=2e-5)
+        assert values[1] == pytest.approx(values[0], rel=2e-5, abs=2e-6)  # SimSiam's loss is a cosine near zero
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     assert all(torch.allclose(weights[1][name], weights[0][name], atol=1e-5) for name in weights[0])
 
