@@ -172,16 +172,9 @@ class Study:
                 raise InputError(f"{cell.name} needs the weights of {source.name}, which are gone: delete {file}")
             return
         record = _read(self.directory(cell) / "cell.json")
-        if arguments is None:
-            made = record["settings"].get("crop_size", FinetuneArguments.crop_size)
-            if cell.method == "profiles" and made != self._crop_size(cell):
-                raise InputError(
-                    f"output_dir {self.output_dir} holds {cell.name}, made with crop_size {made}: choose another "
-                    "output_dir, or give what it was made with"
-                )
-            return
-        made = {item.name: item.default for item in fields(arguments)} | record["settings"]
-        differs = [f"{n} {made[n]}, now {v}" for n, v in asdict(arguments).items() if n not in _FREE and made[n] != v]
+        kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
+        made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self._recorded(cell)
+        differs = [f"{n} {made[n]}, now {v}" for n, v in wanted.items() if n not in _FREE and made[n] != v]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
             now, then = read_run(arguments.init)["run_id"], record["continued_from"].get("run_id")
             differs += [f"earlier_study's run {then}, now {now}"] if then not in (None, now) else []
@@ -217,6 +210,13 @@ class Study:
         if arguments is None:
             return (self.finetuning or {}).get("all", {}).get("crop_size", FinetuneArguments.crop_size)
         return arguments.crop_size
+
+    def _recorded(self, cell: Cell) -> dict[str, Any]:
+        """The settings that cell.json notes."""
+        arguments = self.settings(cell)
+        if arguments is not None:
+            return asdict(arguments)
+        return {"crop_size": self._crop_size(cell)} if cell.method == "profiles" else {}
 
     def settings(self, cell: Cell) -> PretrainArguments | FinetuneArguments | None:
         """The arguments of a cell's training; `None` for a logistic regression."""
@@ -363,10 +363,7 @@ class Study:
     def do(self, cell: Cell) -> None:
         """Train and test one cell; its cell.json, written last, says that it is whole."""
         directory, cutouts = self.directory(cell), self.data[cell.fold]
-        arguments = self.settings(cell)
-        settings = {} if arguments is None else asdict(arguments)
-        if cell.method == "profiles":
-            settings = {"crop_size": self._crop_size(cell)}
+        settings = self._recorded(cell)
         record: dict[str, Any] = {**asdict(cell), "directory": str(directory), "settings": settings}
         if cell.is_pretraining:
             pretrain(cutouts, **settings)
@@ -383,7 +380,7 @@ class Study:
             if _is_main():
                 record |= self._test(directory, lambda split: predict(directory, cutouts, split=split))
         if _is_main():
-            if arguments is not None:
+            if cell.is_trained:
                 facts = read_run(directory)
                 kept = ("seconds", "precision", "device", "num_processes", "num_labels", "num_train_images",
                         "num_parameters", "validation_auc", "best_step", "versions", "git_revision")  # fmt: skip
