@@ -128,7 +128,7 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
             if getattr(arguments, name) != value and name not in ("cache_dir", "num_proc"):
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to build_dataset.py")
         return arguments.dataset
-    from .training.loop import process_state
+    from .training.loop import main_process_first
 
     try:
         from .data.cutouts import load_cutouts
@@ -138,7 +138,7 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
             "(scripts/build_dataset.py) and give that as --dataset"
         ) from error
     options = asdict(arguments)
-    with process_state().main_process_first():
+    with main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
 
 

@@ -159,6 +159,26 @@ def test_accelerate_files_start_what_they_say(name, number, machines, data, tmp_
     assert json.loads((tmp_path / "out" / "run.json").read_text())["num_processes"] == number
 
 
+def test_processes_wait_for_the_main_one_longer_than_a_collective_may_take(tmp_path):
+    """Reading a large folder takes longer than the ten minutes that NCCL gives to a collective; here one second."""
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import datetime, pathlib, time\n"
+        "from accelerate import PartialState\n"
+        "state = PartialState(cpu=True, timeout=datetime.timedelta(seconds=1))\n"
+        "from lens_ssl_hf.training.loop import main_process_first\n"
+        f"done = pathlib.Path({str(tmp_path / 'done')!r})\n"
+        "with main_process_first():\n"
+        "    if state.is_main_process:\n"
+        "        time.sleep(5)\n"
+        "        done.touch()\n"
+        "    print(f'process {state.process_index}: {done.exists()}')\n"
+    )
+    result = run(f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml --num_processes 2 {script}")
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == ["process 0: True", "process 1: True"]
+
+
 def test_a_program_that_is_run_with_h_keeps_the_models():
     code = "import sys, lens_ssl_hf, transformers; print(transformers.AutoConfig.for_model('lens_dino').model_type)"
     result = subprocess.run([sys.executable, "-c", code, "-h"], capture_output=True, text=True)

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,25 @@ from ..errors import InputError, Interrupted
 def process_state() -> PartialState:
     """Accelerate's state of the processes; where there is no GPU, several talk over gloo, not each to itself."""
     return PartialState(cpu=_many_without_gpu())
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """
+    What is inside is run by the main process first, while the others wait, for days if it must be. Accelerate's own
+    `main_process_first` waits in a collective of NCCL, which ends the run after ten minutes.
+    """
+    state = process_state()
+    if state.num_processes == 1:
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    if not state.is_main_process:
+        torch.distributed.barrier(group)
+    yield
+    if state.is_main_process:
+        torch.distributed.barrier(group)
+    torch.distributed.destroy_process_group(group)
 
 
 def _many_without_gpu() -> bool:
