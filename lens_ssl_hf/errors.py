@@ -1,9 +1,11 @@
 """The one exception for mistakes that a user can mend, and how scripts end on it."""
 
+import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 
@@ -46,6 +48,24 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
             signal.signal(signal.SIGTERM, previous)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until what is inside is done, in the main thread; others never see them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda number, frame: came.append(number)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, previous):
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -74,7 +75,11 @@ def hub(monkeypatch, tmp_path):
         server.waits = []
         monkeypatch.setattr(time, "sleep", server.waits.append)
         huggingface_hub.close_session()
+        threads = set(threading.enumerate())
         yield server
+        for thread in set(threading.enumerate()) - threads:  # an interrupted push leaves the uploads that it began
+            if not thread.daemon:
+                thread.join(10)
         huggingface_hub.close_session()
 
 

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from lens_ssl_hf.errors import InputError
+from lens_ssl_hf.errors import InputError, interrupted_later
 
 __all__ = [
     "BANDS",
@@ -656,7 +656,8 @@ def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarr
     with ProcessPoolExecutor(num_proc, mp_context=context) as executor:
         pending: deque[Future] = deque()
         for chunk in chunks:
-            pending.append(executor.submit(_simulate_chunk, chunk))
+            with interrupted_later():  # a pool that is cut off while it starts leaves its workers behind
+                pending.append(executor.submit(_simulate_chunk, chunk))
             if len(pending) > 2 * num_proc:
                 yield from pending.popleft().result()
         while pending:
