@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -51,19 +51,25 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def interrupted_later() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until what is inside is done, in the main thread; others never see them."""
+def handling_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to `handler`; in the main thread alone, as Python handles signals nowhere else."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda number, frame: came.append(number)) for number in signals]
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in zip(signals, previous):
-            signal.signal(number, handler)
+        for number, handler_before in previous.items():
+            signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until what is inside is done. A process that is forked inside never sees them."""
+    came: list[int] = []
+    with handling_stop_signals(lambda number, frame: came.append(number)):
+        yield
     for number in came:
         signal.raise_signal(number)
 

@@ -200,6 +200,20 @@ def test_a_simulation_that_is_told_to_stop_leaves_no_process_behind(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+def test_a_simulation_whose_worker_is_killed_ends():
+    """As by a kernel that is out of memory; the other workers must end when the pool terminates them."""
+    code = (
+        "import multiprocessing\n"
+        "from lens_ssl_hf.data.simulation import simulate_cutouts\n"
+        "cutouts = simulate_cutouts(0, range(2000), [True] * 2000, num_proc=2)\n"
+        "next(cutouts)\n"
+        "multiprocessing.active_children()[0].kill()\n"
+        "list(cutouts)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.returncode == 1 and "BrokenProcessPool" in ended.stderr
+
+
 def test_a_full_disk_loses_nothing(whole, data, tmp_path):
     run = tmp_path / "run"
     assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "step", 5).returncode < 0

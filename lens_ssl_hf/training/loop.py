@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -19,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..errors import InputError, Interrupted
+from ..errors import InputError, Interrupted, handling_stop_signals
 
 
 def process_state() -> PartialState:
@@ -268,17 +267,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._handling = handling_stop_signals(self._note)
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+        self._handling.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exception: Any) -> None:
+        self._handling.__exit__(*exception)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
