@@ -318,7 +318,7 @@ def spoil(root, name):
         "object": "holds pickled objects, not numbers",
         "bands": "has 5 bands where most cutouts have 3 bands",
         "small": "is 12 x 12 pixels, smaller than the 32 that models see: .* or give size 12 or less and train with",
-        "nan": r"has no valid pixel \(all NaN\)",
+        "nan": r"has no valid pixel \(all NaN or masked\)",
         "copy": "same content as",
     }.items(),
 )

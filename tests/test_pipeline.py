@@ -97,7 +97,7 @@ def test_pictures_score_as_in_plain_transformers(tmp_path, model, classify):
 @pytest.mark.parametrize(
     ("cutout", "message"),
     [
-        (np.full((3, 40, 40), np.nan), r"cutout 0 has no valid pixel \(all NaN\)"),
+        (np.full((3, 40, 40), np.nan), r"cutout 0 has no valid pixel \(all NaN or masked\)"),
         (make_flux(bands=5), "cutout 0 has 5 bands, but 3 are needed"),
         (make_flux(bands=1), "cutout 0 has 1 bands, but 3 are needed"),
         (make_flux(size=24), "cutout 0 is 24 x 24 pixels, smaller than the model's 32"),

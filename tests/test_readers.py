@@ -1,13 +1,21 @@
+import os
 import struct
+import time
+import zipfile
 import zlib
 
+import astropy.units as u
 import numpy as np
 import pytest
+import torch
 from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.utils.masked import Masked
 from PIL import Image
 
-from lens_ssl_hf.data import readers
-from lens_ssl_hf.data.readers import band_name, read_raw, read_raw_bands
+from lens_ssl_hf.data import fits_files, pictures, raw, readers
+from lens_ssl_hf.data.processing import fill_masked, standardise
+from lens_ssl_hf.data.readers import check_file, raw_from_array, read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
 
 FLUX = np.random.default_rng(0).normal(size=(3, 20, 20)).astype("float32")
@@ -51,7 +59,7 @@ def test_fits_header_gives_bands_scale_and_zero_point(tmp_path):
 def test_fits_hdus_are_chosen_by_number_and_name_and_stacked(tmp_path):
     hdus = [fits.ImageHDU(plane, name=name) for plane, name in zip(FLUX, ("HSC-G", "HSC-R", "HSC-I"))]
     fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
-    np.testing.assert_array_equal(read_raw(tmp_path / "a.fits").pixels, FLUX[:1])
+    np.testing.assert_array_equal(read_raw(tmp_path / "a.fits").pixels, FLUX)
     np.testing.assert_array_equal(read_raw(tmp_path / "a.fits", hdu=2).pixels, FLUX[1:2])
     stacked = read_raw(tmp_path / "a.fits", hdu="HSC-I,1")
     assert stacked.bands == ("i", "g")
@@ -137,6 +145,22 @@ def bad_files(folder):
         (folder / f"{name}.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0x35AF061E))
     (folder / "words.png").write_text("not a picture")
     (folder / "a.txt").write_text("1")
+    blanks = b"\x93NUMPY\2\0" + struct.pack("<I", 2**31) + b" " * 1000
+    (folder / "blanks.npy").write_bytes(blanks)
+    with zipfile.ZipFile(folder / "blanks.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", blanks)
+    os.mkfifo(folder / "pipe.npy")
+    os.symlink("/dev/zero", folder / "zero.npy")
+    (folder / "folder.npy").mkdir()
+    with open(folder / "sparse.npy", "wb") as stream:
+        stream.truncate(3 * 2**29)
+
+
+def crowded_files(folder):
+    with zipfile.ZipFile(folder / "members.npz", "w") as archive:
+        for number in range(60_000):
+            archive.writestr(f"{number}.npy", b"")
+    fits.HDUList([fits.PrimaryHDU(), *(fits.ImageHDU(FLUX[0]) for _ in range(250))]).writeto(folder / "many.fits")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +185,15 @@ def bad_files(folder):
         "text.npy": "values, not numbers",
         "flat.npy": r"has shape \(5,\): save it as \(bands, height, width\)",
         "many.npy": "more than 10 bands",
-        "nan.npy": r"no valid pixel \(all NaN\)",
+        "nan.npy": r"no valid pixel \(all NaN or masked\)",
+        "blanks.npy": "declares a header longer than 10000 bytes: save",
+        "blanks.npz": "declares a header longer than 10000 bytes: save",
+        "members.npz": "holds 60000 arrays: save one image per file",
+        "many.fits": "has more than 200 HDUs: cut the object out of it",
+        "pipe.npy": "is a pipe or a device, not a file",
+        "zero.npy": "is a pipe or a device, not a file",
+        "folder.npy": "is a folder: give the files in it",
+        "sparse.npy": r"has 1\.5 GiB, more than a cutout: cut the object out",
         "band.npy": "no valid pixel in band 2",
         "cut.fits": r"truncated\?",
         "none.fits": "no image HDU",
@@ -170,7 +202,7 @@ def bad_files(folder):
     }.items(),
 )
 def test_bad_file_gives_one_sentence_that_names_it(tmp_path, name, message):
-    bad_files(tmp_path)
+    crowded_files(tmp_path) if name in ("members.npz", "many.fits") else bad_files(tmp_path)
     with pytest.raises(InputError, match=message) as error:
         read_raw(tmp_path / name)
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
@@ -186,12 +218,80 @@ def test_size_is_checked_before_pixels_are_read(tmp_path, monkeypatch, suffix):
             path, FLUX[0]
         )
     read_raw(path)
-    monkeypatch.setattr(readers, "MAX_PIXELS", 399)
-    monkeypatch.setattr(readers, "as_pixels", None)
+    monkeypatch.setattr(raw, "MAX_PIXELS", 399)
+    for module in (readers, fits_files, pictures):
+        monkeypatch.setattr(module, "as_pixels", None)
     with pytest.raises(InputError, match=r"a\.\w+ has shape \((1, )?20, 20\), more than 399 pixels: cut"):
         read_raw(path)
 
 
-def test_band_names():
-    names = ["HSC-G", "g DECam SDSS c0001 4720.0 1520.0", "i.MP9702", "HSC-R2", "Y", "VIS", "green"]
-    assert [band_name(name) for name in names] == ["g", "g", "i", "r", "y", "VIS", "green"]
+def in_memory():
+    """One cutout, whose central pixels are masked, in all the forms in which it may come."""
+    masked = np.zeros(FLUX.shape, bool)
+    masked[:, 9:11, 9:11] = True
+    plain = np.where(masked, np.nan, FLUX)
+    quantity = FLUX * u.nJy
+    return plain, {
+        "numpy": plain,
+        "numpy.ma": np.ma.masked_array(FLUX, masked),
+        "channels last": np.ma.masked_array(np.moveaxis(FLUX, 0, 2), np.moveaxis(masked, 0, 2)),
+        "tensor": torch.from_numpy(plain),
+        "Masked": Masked(FLUX, masked),
+        "Masked quantity": Masked(quantity, masked),
+        "CCDData": CCDData(FLUX, mask=masked, unit="nJy", meta={"BANDS": "gri"}),
+        "quantity": np.where(masked, np.nan, quantity),
+        "HDU": fits.ImageHDU(plain, fits.Header({"BUNIT": "nJy", "BANDS": "gri"})),
+        "HDUList": fits.HDUList(
+            [fits.PrimaryHDU(), fits.ImageHDU(FLUX, name="SCI"), fits.ImageHDU(masked.astype("u1"), name="MASK")]
+        ),
+    }
+
+
+@pytest.mark.parametrize("form", in_memory()[1])
+def test_masks_and_units_of_what_is_in_memory_are_read(form):
+    plain, forms = in_memory()
+    found = raw_from_array(forms[form], "a", 3)
+    np.testing.assert_array_equal(found.pixels, plain.astype("f4"))
+    is_flux_density = form in ("Masked quantity", "CCDData", "quantity", "HDU")
+    assert found.zero_points == (pytest.approx((31.4,) * 3) if is_flux_density else None)
+    assert found.bands == (("g", "r", "i") if form in ("CCDData", "HDU") else None)
+
+
+def test_bfloat16_tensors_are_read():
+    tensor = torch.from_numpy(FLUX).bfloat16()
+    np.testing.assert_array_equal(raw_from_array(tensor, "a").pixels, tensor.float().numpy())
+
+
+def test_a_large_hole_is_filled_in_a_time_that_its_size_bounds():
+    flux = np.full((1, 1500, 1500), np.nan, "f4")
+    flux[0, 700, 20] = 7
+    start = time.process_time()
+    filled = fill_masked(flux)
+    assert (filled == 7).all()
+    assert time.process_time() - start < 30  # it took minutes while each ring passed over all pixels
+
+
+def test_masked_files_of_one_object_keep_their_masks_and_facts(tmp_path):
+    for band, plane in zip("gri", FLUX):
+        header = fits.Header({"FILTER": f"HSC-{band.upper()}", "BUNIT": "nJy" if band != "i" else "adu"})
+        fits.PrimaryHDU(plane, header).writeto(tmp_path / f"{band}.fits")
+    found = read_raw_bands([tmp_path / f"{band}.fits" for band in "gri"])
+    assert found.bands == ("g", "r", "i") and found.unit == "adu"
+    assert found.zero_points == (pytest.approx(31.4), pytest.approx(31.4), None)
+    with pytest.raises(InputError, match=r"a states the zero point of some bands only: state it for all, or for none"):
+        standardise(found, "a", list("irg"), zero_point=27.0)
+
+
+def test_a_band_that_contradicts_its_file_is_refused(tmp_path):
+    paths = [write_fits(tmp_path / f"{band}.fits", plane, FILTER=band) for band, plane in zip("gr", FLUX)]
+    with pytest.raises(
+        InputError, match=r"g\.fits states the band g where r is expected: correct bands or the header"
+    ):
+        read_raw_bands(paths, ["r", "g"])
+
+
+def test_checked_paths(tmp_path):
+    np.save(tmp_path / "a.npy", FLUX)
+    check_file(tmp_path / "a.npy")
+    with pytest.raises(InputError, match="cannot be a path"):
+        check_file("a\0.npy")

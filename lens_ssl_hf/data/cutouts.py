@@ -191,8 +191,7 @@ def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
 
 def _code_digest() -> str:
     """Hash of the code that makes the pixels; part of the cache's path, so that no cache outlives a change of it."""
-    modules = ("cutouts", "lens_image_processor", "processing", "readers", "simulation", "sources")
-    code = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.blake2b(code, digest_size=8).hexdigest()
 
 

@@ -14,7 +14,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 def fill_masked(flux: np.ndarray) -> np.ndarray:
     """
-    Replace the NaN of each band by the mean of their finite neighbours, from the rim of each hole inwards.
+    Replace the NaN of each band by the mean of their finite neighbours, from the rim of each hole inwards. Every pixel
+    is visited once, so that the time is proportional to their number whatever the shape of the hole.
 
     Args:
         flux (`np.ndarray` of shape `(..., H, W)`): bands without any finite pixel keep their NaN.
@@ -25,22 +26,48 @@ def fill_masked(flux: np.ndarray) -> np.ndarray:
     masked = np.isnan(flux)
     if not masked.any():
         return flux
-    holes = masked.any(axis=(-2, -1)) & ~masked.all(axis=(-2, -1))
     filled = flux.copy()
-    planes = filled[holes]
-    while (masked := np.isnan(planes)).any():
-        mean = _neighbour_sum(np.where(masked, 0, planes)) / np.maximum(_neighbour_sum(~masked * np.float32(1)), 1)
-        reachable = masked & (_neighbour_sum(~masked * np.float32(1)) > 0)
-        planes = np.where(reachable, mean.astype(planes.dtype), planes)
-    filled[holes] = planes
+    for band in zip(*np.nonzero(masked.any(axis=(-2, -1)) & ~masked.all(axis=(-2, -1)))):
+        filled[band] = _fill_plane(filled[band])
     return filled
 
 
-def _neighbour_sum(planes: np.ndarray) -> np.ndarray:
-    """Sum over the 3 x 3 pixels around each pixel of `(n, H, W)`, nothing beyond the border."""
-    rows = np.pad(planes, ((0, 0), (1, 1), (1, 1)))
-    rows = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+def _fill_plane(plane: np.ndarray) -> np.ndarray:
+    """One `(H, W)` band with some finite pixel, filled ring by ring."""
+    values = np.pad(plane, 1, constant_values=np.nan)
+    is_known = ~np.isnan(values)
+    is_outside = np.ones_like(is_known)
+    is_outside[1:-1, 1:-1] = False
+    width = values.shape[1]
+    around = np.array([dy * width + dx for dx in (-1, 0, 1) for dy in (-1, 0, 1)])
+    flat, known, closed = values.ravel(), is_known.ravel(), (is_known | is_outside).ravel()
+    ring = np.flatnonzero(_dilated(is_known).ravel() & ~closed)
+    while len(ring):
+        near = ring[:, None] + around
+        flat[ring] = _mean(np.where(known[near], flat[near], 0), known[near].sum(axis=1), plane.dtype)
+        known[ring] = closed[ring] = True
+        ring = np.unique(near[~closed[near]])
+    return values[1:-1, 1:-1]
+
+
+def _dilated(plane: np.ndarray) -> np.ndarray:
+    """True in the 3 x 3 pixels around each true one of `(H, W)`, whose border is false."""
+    rows = plane.copy()
+    rows[1:] |= plane[:-1]
+    rows[:-1] |= plane[1:]
+    both = rows.copy()
+    both[:, 1:] |= rows[:, :-1]
+    both[:, :-1] |= rows[:, 1:]
+    return both
+
+
+def _mean(near: np.ndarray, count: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Mean of `(n, 9)` neighbours, column by column; in float64 where the sum of large values overflows."""
+    with np.errstate(over="ignore"):
+        columns = near.reshape(-1, 3, 3).sum(axis=2)
+        total = columns[:, 0] + columns[:, 1] + columns[:, 2]
+    total = np.where(np.isfinite(total), total, near.sum(axis=1, dtype=np.float64))
+    return (total / count).astype(dtype)
 
 
 def stretch_flux(
@@ -167,7 +194,12 @@ class LensImageProcessor(BaseImageProcessor):
     def _process(self, image: Any, index: int, bands: Sequence[str] | None, pixel_scale: float | None) -> np.ndarray:
         name = f"cutout {index}"
         is_picture = hasattr(image, "convert")  # PIL
-        array = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image)
+        if isinstance(image, torch.Tensor):  # numpy knows no bfloat16
+            image = image.detach().cpu()
+            image = image.float() if image.is_floating_point() else image
+        elif isinstance(image, np.ma.MaskedArray):
+            image = image.astype(np.float32).filled(np.nan)
+        array = np.asarray(image)
         is_display = array.dtype == np.uint8
         array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0) if is_picture else array
         count = len(self.image_mean)

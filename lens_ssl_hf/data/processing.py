@@ -10,10 +10,25 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .readers import MAX_PIXELS, RawCutout, band_name, check_valid
+from . import raw as limits
+from .bands import PICTURE_BANDS, band_name, band_order
+from .raw import RawCutout, check_valid
+
+__all__ = [
+    "PICTURE_BANDS",
+    "STRETCHES",
+    "CutoutInfo",
+    "Stretch",
+    "band_name",
+    "check_display",
+    "cutout_info",
+    "fill_masked",
+    "save_processor",
+    "standardise",
+    "to_display",
+]
 
 STRETCHES = ("asinh", "sqrt", "linear", "none")
-PICTURE_BANDS = ("red", "green", "blue")
 
 # Where the fitted curve lies, in units of the sky noise sigma and of the brightness of the centres.
 SOFTENING_SIGMA = 5.0
@@ -103,11 +118,8 @@ class Stretch:
         """
         if self.kind != "none" and flux.shape[-3] != len(self.black):
             raise InputError(f"the cutout has {flux.shape[-3]} bands where the stretch has {len(self.black)}")
-        if self.kind == "none" and flux.size and not (flux.min() >= 0 and flux.max() <= 255):
-            raise InputError(
-                f"values from {flux.min():.4g} to {flux.max():.4g} are no display units (0 to 255): "
-                "rescale them, or build the data set with a stretch"
-            )
+        if self.kind == "none":
+            check_display(flux)
         from .lens_image_processor import stretch_flux  # imports transformers
 
         return stretch_flux(flux, **asdict(self))
@@ -136,6 +148,25 @@ class Stretch:
     def from_dict(cls, values: Mapping[str, Any]) -> "Stretch":
         """The inverse of [`~Stretch.to_dict`]."""
         return cls(**values)
+
+
+def check_display(pixels: np.ndarray) -> None:
+    """
+    Raises:
+        [`InputError`]: values below 0 or above 255, or none above 1, which cannot be display units.
+    """
+    if not pixels.size:
+        return
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 255):
+        raise InputError(
+            f"values from {low:.4g} to {high:.4g} are no display units (0 to 255): "
+            "rescale them, or build the dataset with a stretch"
+        )
+    if high <= 1 and low < high:
+        raise InputError(
+            f"values from {low:.4g} to {high:.4g} are no display units (0 to 255): multiply them by 255 if 1 is white"
+        )
 
 
 def _nanmedian(values: np.ndarray) -> np.ndarray:
@@ -223,7 +254,9 @@ def standardise(
     Args:
         raw ([`RawCutout`]): what a reader returned.
         name (`str` or `Path`): how to call it in errors.
-        bands (`list[str]`, *optional*): wanted bands; chosen by name, or all in order where the file names none.
+        bands (`list[str]`, *optional*):
+            Wanted bands; chosen by name (see [`~lens_ssl_hf.data.bands.band_order`]), or all in order where the file
+            names none.
         pixel_scale (`float`, *optional*): wanted arcsec per pixel; resampled if it differs by more than 1 %.
         zero_point (`float`, *optional*): wanted zero point.
 
@@ -231,15 +264,17 @@ def standardise(
         `np.ndarray` of shape `(bands, H, W)`: finite float32.
 
     Raises:
-        [`InputError`]: a band is missing, or has no valid pixel.
+        [`InputError`]: a band is missing or has no valid pixel, or only some of the bands state a zero point.
     """
     pixels, zero_points = raw.pixels, raw.zero_points
     if bands:
-        order = _band_order(raw, name, list(bands))
+        order = band_order(raw.bands or [None] * len(pixels), list(bands), name)
         pixels = pixels[order]
         zero_points = tuple(zero_points[i] for i in order) if zero_points else None
     check_valid(pixels, name, tuple(bands) if bands else raw.bands)
-    if zero_point is not None and zero_points:
+    if zero_point is not None and zero_points and any(one is not None for one in zero_points):
+        if None in zero_points:
+            raise InputError(f"{name} states the zero point of some bands only: state it for all, or for none")
         gain = 10 ** (0.4 * (zero_point - np.array(zero_points)))
         pixels = pixels * gain[:, None, None].astype(np.float32)
     if np.isnan(pixels).any():
@@ -248,28 +283,13 @@ def standardise(
         from .lens_image_processor import resample  # imports transformers
 
         factor = raw.pixel_scale / pixel_scale
-        if pixels[0].size * factor**2 > MAX_PIXELS:
+        if pixels[0].size * factor**2 > limits.MAX_PIXELS:
             raise InputError(
                 f"{name} has pixels of {raw.pixel_scale:.4g} arcsec, too large to be resampled to {pixel_scale:.4g}: "
                 "give a larger pixel_scale"
             )
         pixels = resample(pixels, factor, is_flux=not raw.display)
     return pixels
-
-
-def _band_order(raw: RawCutout, name: str | Path, bands: list[str]) -> list[int]:
-    """Positions of `bands` in the file; all in order where the file names none (or is a colour picture)."""
-    names = [band_name(band) for band in raw.bands or ()]
-    wanted = [band_name(band) for band in bands]
-    if names and set(wanted) <= set(names):
-        return [names.index(band) for band in wanted]
-    if names and tuple(names) != PICTURE_BANDS and tuple(wanted) != PICTURE_BANDS:
-        raise InputError(f"{name} has the bands {', '.join(raw.bands)}, but {', '.join(bands)} are needed: add them")
-    if len(raw.pixels) != len(bands):
-        raise InputError(
-            f"{name} has {len(raw.pixels)} bands, but {len(bands)} are needed ({', '.join(bands)}): give these bands"
-        )
-    return list(range(len(bands)))
 
 
 def to_display(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path) -> np.ndarray:
@@ -287,7 +307,13 @@ def to_display(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path) -> 
     Raises:
         [`InputError`]: wrong bands, no valid pixel, or values that cannot be flux as the model expects it.
     """
-    pixels = standardise(raw, name, cutouts.get("bands"), cutouts.get("pixel_scale"), cutouts.get("zero_point"))
+    zero_point = cutouts.get("zero_point")
+    if zero_point is not None and raw.unit and not any(raw.zero_points or ()):
+        raise InputError(
+            f"{name} is in {raw.unit} and states no zero point, where the model needs flux of zero point "
+            f"{zero_point:.4g}: add MAGZERO to its header, or convert it"
+        )
+    pixels = standardise(raw, name, cutouts.get("bands"), cutouts.get("pixel_scale"), zero_point)
     if raw.display:
         return pixels
     stretch = Stretch.from_dict(cutouts["stretch"])

@@ -23,8 +23,8 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
 
     Args:
         path (`str`, `Path` or list of them):
-            A `.npy`, `.npz`, FITS, PNG, JPEG or TIFF file, or one single-band file for each of the model's bands, in
-            their order where the files do not name their bands.
+            A `.npy`, `.npz`, FITS, PNG, JPEG or TIFF file, or one single-band file for each of the model's bands: in
+            any order where their headers or names tell the bands, else in the model's order.
         like (model, configuration, `str` or `Path`):
             The model, its configuration, its folder or its Hub id.
         hdu (`int` or `str`, *optional*):
