@@ -9,6 +9,9 @@ It shows that everything works. It is far too short to show what self-supervisio
 """
 
 import json
+import os
+import platform
+import resource
 import subprocess
 import sys
 import time
@@ -78,7 +81,8 @@ def main() -> None:
     print(f"training curves  {dino}/curves.png, {runs['DINO']}/curves.png")
     print(f"model card       {classifier}/README.md")
     print("in a browser     make space")
-    print(f"took             {(time.time() - start) / 60:.1f} minutes")
+    needs = record_needs(folder, time.time() - start)
+    print("took             {minutes} minutes, {memory_gib} GiB of memory, {disk_mb} MB of disk".format(**needs))
 
 
 def say(text: str) -> None:
@@ -103,6 +107,22 @@ def print_longer_run() -> None:
         if row["num_labels"] == FINETUNE["labels"] and row["backbone"] == "vitt8":
             auc, runs = format_interval(row["roc_auc"]), f"{row['seeds']} x {row['subsets']} runs"
             print(f"    {METHOD_NAMES[row['method']]:24} {row['num_labels']:5} labels, {runs}   ROC AUC {auc}")
+
+
+def record_needs(folder: Path, seconds: float) -> dict:
+    """Write what the demo took to `needs.json`, from which scripts/make_tables.py takes the README's line."""
+    import torch
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    needs = {
+        "minutes": round(seconds / 60, 1),
+        "memory_gib": round(peak / 2**30, 1),
+        "disk_mb": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}",
+        "torch": torch.__version__,
+    }
+    (folder / "needs.json").write_text(json.dumps(needs, indent=2) + "\n")
+    return needs
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """
-Write the tables of README.md from model_cards/results/*.json.
+Write the tables of README.md and docs/ from the files in model_cards/results.
 
 ```bash
 python scripts/make_tables.py
 ```
 
-A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, and is made from what a study wrote to
-model_cards/results/NAME/results.json, or scripts/benchmark.py or scripts/search_recipes.py to
-model_cards/results/NAME.json.
+A table stands between `<!-- table: NAME -->` and `<!-- end table -->`. It is made from what a study wrote to
+model_cards/results/NAME/results.json, or scripts/benchmark.py, scripts/search_recipes.py or scripts/demo.py to
+model_cards/results/NAME.json. The table `summary` takes a few rows of two studies.
 """
 
 import json
@@ -16,9 +16,22 @@ from pathlib import Path
 from statistics import fmean
 
 from lens_ssl_hf.evaluation.plots import METHOD_NAMES
-from lens_ssl_hf.evaluation.study_report import markdown_table
+from lens_ssl_hf.evaluation.study_report import format_interval, markdown_table
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "model_cards" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What sets an older simulator apart from today's; no table of version 1 is left.
+OLD_SIMULATORS = {"2": "its depth is 0.45 mag shallower than version 3's and than it says"}
+# The columns of the short table, and its rows: a study and its label budgets.
+SUMMARY_METHODS = {
+    "supervised": "ViT from scratch",
+    "supervised-long": "the same, equal compute",
+    "ibot": "iBOT, fine-tuned",
+    "ibot-linear": "iBOT, frozen",
+    "cnn": "small CNN from scratch",
+}
+SUMMARY_ROWS = {"simulated": ("simulated", ("100", "300", "all")), "cfhtls": ("real, CFHTLS", ("all",))}
 
 
 def speed_table(results: dict) -> str:
@@ -40,8 +53,7 @@ def speed_table(results: dict) -> str:
     levers = [["lever", "predicted", "measured"], ["---"] * 3]
     for row in results["levers"]["rows"]:
         levers.append([row["lever"], f"{row['predicted']:.2f}", f"{row['measured']:.2f}"])
-    tables = ["\n".join("| " + " | ".join(cells) + " |" for cells in rows) for rows in (lines, levers)]
-    return f"{tables[0]}\n\n{text}\n\n{tables[1]}"
+    return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(levers)}"
 
 
 def trials_table(log: list[dict]) -> str:
@@ -60,23 +72,68 @@ def trials_table(log: list[dict]) -> str:
             found, name = max(scored, key=lambda one: fmean(one[0]), default=([], ""))
             cells += [name, f"{fmean(found):.3f} ({len(found)})"] if found else ["", ""]
         lines.append(cells)
+    return _as_markdown(lines)
+
+
+def study_table(results: dict) -> str:
+    """What scripts/run_study.py wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
+    earlier = (one["continued_from"] for one in results["pretraining"] if "continued_from" in one)
+    versions = {one.get("simulator_version") for one in (results["data"], *earlier)} - {None}
+    notes = [
+        f"Simulator version {version}" + (f": {OLD_SIMULATORS[version]}." if version in OLD_SIMULATORS else ".")
+        for version in sorted(versions)
+    ]
+    return "\n\n".join([markdown_table(results), *notes])
+
+
+def summary_table() -> str:
+    """A few ROC AUCs of the studies on simulated and on real cutouts, side by side."""
+    lines = [["cutouts", "labels", *SUMMARY_METHODS.values()], ["---"] * (2 + len(SUMMARY_METHODS))]
+    for study, (title, budgets) in SUMMARY_ROWS.items():
+        rows = json.loads((RESULTS / study / "results.json").read_text())["rows"]
+        for budget in budgets:
+            found = {row["method"]: row for row in rows if row["labels"] == budget}
+            labels = f"all ({found['supervised']['num_labels']:,})" if budget == "all" else budget
+            lines.append([title, labels, *(_auc(found.get(method)) for method in SUMMARY_METHODS)])
+    return _as_markdown(lines) + "\n\nROC AUC with 95 % intervals, and in brackets seeds x label subsets."
+
+
+def _auc(row: dict | None) -> str:
+    return "" if row is None else f"{format_interval(row['roc_auc'])} ({row['seeds']} x {row['subsets']})"
+
+
+def demo_line(needs: dict) -> str:
+    """What scripts/demo.py took, as it wrote to demo/needs.json."""
+    return (
+        f"Measured: {needs['minutes']} minutes, {needs['memory_gib']} GiB of memory and {needs['disk_mb']} MB of disk "
+        f"({needs['machine']}, torch {needs['torch']})."
+    )
+
+
+def _as_markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def make(name: str) -> str:
+    """The table of this name."""
+    if name == "summary":
+        return summary_table()
+    if (RESULTS / name / "results.json").is_file():
+        return study_table(json.loads((RESULTS / name / "results.json").read_text()))
+    kinds = {"trials": trials_table, "demo": demo_line}
+    return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
 def fill(text: str) -> str:
-    """`text` with every table made anew."""
-
-    def replace(match: re.Match) -> str:
-        folder = ROOT / "model_cards" / "results"
-        study = folder / match[1] / "results.json"
-        results = json.loads((study if study.is_file() else folder / f"{match[1]}.json").read_text())
-        make = markdown_table if study.is_file() else trials_table if match[1] == "trials" else speed_table
-        made = make(results)
-        return f"<!-- table: {match[1]} -->\n{made}\n<!-- end table -->"
-
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end table -->", replace, text, flags=re.DOTALL)
+    """`text` with every table made again."""
+    return re.sub(
+        r"<!-- table: (\w+) -->.*?<!-- end table -->",
+        lambda match: f"<!-- table: {match[1]} -->\n{make(match[1])}\n<!-- end table -->",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text()))
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))

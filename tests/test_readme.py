@@ -1,86 +1,273 @@
-"""What the README shows works, and its tables are the result files'."""
+"""What the README and docs/ show works: examples, command lines, links, and tables, which are the result files'."""
 
+import importlib.util
+import itertools
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import write_classifier_run
+from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import export
+from lens_ssl_hf import cli, export
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
+
+# Words by which each Python example is known.
+THREE_LINES, FILES, RANKED = "classifier(pixels)", '"cutout.npy"', "ranked.csv"
+STREAM, BACKBONE, LOAD, TRAIN = "iter(files)", "AutoModel.from_pretrained", "size=64", "pretrain(cutouts"
 
 
-def run_python(code, folder):
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def blocks(language):
+    """The blocks of code of a language on all pages."""
+    pattern = rf"^( *)```{language}\n(.*?)^\1```$"
+    found = itertools.chain(*(re.findall(pattern, text, re.DOTALL | re.MULTILINE) for text in TEXTS.values()))
+    return [textwrap.dedent(code) for _, code in found]
+
+
+def example(words):
+    (code,) = [code for code in blocks("python") if words in code]
+    return code
+
+
+def write_cutouts(folder, number, side):
+    rng = np.random.default_rng(0)
+    for kind, brightness in (("lenses", 60), ("nonlenses", 20)):
+        (folder / kind).mkdir(parents=True)
+        for i in range(number):
+            flux = rng.normal(0, 1, size=(3, side, side)).astype(np.float32)
+            flux[:, side // 2 - 4 : side // 2 + 4, side // 2 - 4 : side // 2 + 4] += brightness
+            np.save(folder / kind / f"{i}.npy", flux)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A folder with demo/lens-dino-vitt8-classifier and a cutout in two formats, as after `make demo`."""
+def workplace(tmp_path_factory):
+    """A folder as after `make demo`, with cutouts in two formats beside it."""
     from astropy.io import fits
 
     folder = tmp_path_factory.mktemp("readme")
-    run = write_classifier_run(folder / "run")
-    (folder / "demo").mkdir()
-    export(run, folder / "demo" / "lens-dino-vitt8-classifier")
+    export(write_classifier_run(folder / "classifier"), folder / "demo" / "lens-dino-vitt8-classifier")
+    export(write_pretrain_run(folder / "backbone"), folder / "demo" / "lens-dino-vitt8")
     flux = np.random.default_rng(0).uniform(0, 200, size=(3, 40, 40)).astype(np.float32)
     np.save(folder / "cutout.npy", flux)
     fits.writeto(folder / "cutout.fits", flux)
+    (folder / "survey" / "field").mkdir(parents=True)
+    for name in ("a.fits", "field/b.fits"):
+        shutil.copy(folder / "cutout.fits", folder / "survey" / name)
     return folder
 
 
-def test_three_lines_use_a_published_model_with_plain_transformers(exported):
-    code = "import sys, numpy as np\nsys.modules['lens_ssl_hf'] = None\npixels = np.full((3, 40, 40), 9, np.float32)\n"
-    lines = [line for line in PYTHON[0].splitlines() if line.strip()]
-    assert len(lines) == 3
-    output = run_python(code + PYTHON[0] + "print(sorted(s['label'] for s in scores))", exported)
-    assert "['lens', 'nonlens']" in output
+def test_the_readme_is_a_page():
+    assert len(TEXTS["README.md"].splitlines()) <= 150
 
 
-def test_the_package_reads_fits_and_npy(exported):
-    output = run_python(PYTHON[1].replace('pipeline("demo', 'print(pipeline("demo').rstrip() + ")", exported)
-    assert output.count("nonlens") == 2
+def test_every_example_is_run():
+    known = (THREE_LINES, FILES, RANKED, STREAM, BACKBONE, LOAD, TRAIN)
+    assert [sum(words in code for words in known) for code in blocks("python")] == [1] * len(known)
 
 
-def test_a_folder_becomes_a_ranked_list(exported):
-    (exported / "survey" / "field").mkdir(parents=True)
-    for name in ("a.fits", "field/b.fits"):
-        shutil.copy(exported / "cutout.fits", exported / "survey" / name)
-    run_python(PYTHON[2], exported)
-    rows = [line.split(",") for line in (exported / "ranked.csv").read_text().splitlines()]
+def test_three_lines_use_a_published_model_with_plain_transformers(workplace):
+    before = (
+        "import sys, numpy as np\nsys.modules['lens_ssl_hf'] = None\npixels = np.full((3, 40, 40), 9, np.float32)\n"
+    )
+    code = example(THREE_LINES)
+    assert len([line for line in code.splitlines() if line.strip()]) == 3
+    command = [sys.executable, "-c", before + code + "print(sorted(s['label'] for s in scores))"]
+    result = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=500)
+    assert "['lens', 'nonlens']" in result.stdout, result.stderr
+
+
+def test_the_backbone_loads(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    names = {}
+    exec(example(BACKBONE), names)
+    assert type(names["backbone"]).__name__ == "ViTModel"
+
+
+def test_the_package_reads_fits_and_npy(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    names = {}
+    exec(example(FILES).replace('pipeline("demo', 'found = pipeline("demo'), names)
+    assert [len(labels) for labels in names["found"]] == [2, 2]
+
+
+def test_a_folder_becomes_a_ranked_list(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    exec(example(RANKED), {})
+    rows = [line.split(",") for line in (workplace / "ranked.csv").read_text().splitlines()]
     assert rows[0] == ["p_lens", "file"] and {row[1] for row in rows[1:]} == {"survey/a.fits", "survey/field/b.fits"}
     assert 1 >= float(rows[1][0]) >= float(rows[2][0]) >= 0
 
 
+def test_a_generator_is_scored_file_by_file(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    exec(example(STREAM), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "survey/a.fits",
+        "survey/field/b.fits",
+    ]
+
+
+def test_a_folder_becomes_a_dataset(tmp_path, monkeypatch, capsys):
+    write_cutouts(tmp_path / "my_cutouts", number=12, side=70)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = {}
+    exec(example(LOAD), names)
+    assert np.shape(names["cutouts"]["train"][0]["pixels"]) == (3, 64, 64)
+    assert "['nonlens', 'lens']" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_ten_lines_train_a_model_from_a_folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for kind, brightness in (("lenses", 60), ("nonlenses", 20)):
-        (tmp_path / "my_cutouts" / kind).mkdir(parents=True)
-        for number in range(110):
-            flux = rng.normal(0, 1, size=(3, 64, 64)).astype(np.float32)
-            flux[:, 28:36, 28:36] += brightness
-            np.save(tmp_path / "my_cutouts" / kind / f"{number}.npy", flux)
-    code = PYTHON[3].replace("epochs=60", "epochs=2").replace("labels=300", "labels=60, steps=20")
-    assert code != PYTHON[3]
-    output = run_python(code, tmp_path)
-    assert "runs/dino-300" in output and "'value'" in output
+    write_cutouts(tmp_path / "my_cutouts", number=110, side=64)
+    code = example(TRAIN).replace("epochs=60", "epochs=2").replace("labels=300", "labels=60, steps=20")
+    assert code.count("steps=20") == 2
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert "runs/dino-300" in result.stdout and "'value'" in result.stdout, result.stderr
     for name in ("lens-dino-vitt8", "lens-dino-vitt8-classifier"):
         assert (tmp_path / name / "model.safetensors").is_file() and (tmp_path / name / "README.md").is_file()
 
 
-def test_tables_are_made_from_the_result_files():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from make_tables import fill
+def load_script(name):
+    path = ROOT / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"script_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
-    assert "<!-- table: " in README
-    assert fill(README) == README, "run scripts/make_tables.py"
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if re.search(r"^<!-- table: ", TEXTS[page], re.MULTILINE)])
+def test_tables_are_made_from_the_result_files(page):
+    assert load_script("make_tables").fill(TEXTS[page]) == TEXTS[page], "run scripts/make_tables.py"
+
+
+class Parsed(Exception):
+    """What a script would do next: it is stopped once it has parsed its command line."""
+
+
+def parse_command(name, words, monkeypatch):
+    """The dataclasses of a script, after its command line was parsed as the script does it."""
+    script = load_script(name)
+
+    def parse(*dataclasses, **options):
+        cli.parse(*dataclasses, **options)
+        raise Parsed(dataclasses)
+
+    monkeypatch.setattr(script, "parse", parse)
+    monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *words])
+    with pytest.raises(Parsed) as stopped:
+        script.main()
+    return stopped.value.args[0]
+
+
+def command_lines():
+    """(page, command) of all blocks, with variables of the shell in place, and of code in the text."""
+    for page, text in TEXTS.items():
+        variables = {}
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"\$(\w+)", lambda match, known=variables: known.get(match[1], match[0]), line)
+                if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
+                    variables[assigned[1]] = assigned[2]
+                else:
+                    yield page, line
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            if code.startswith(("python ", "make ")):
+                yield page, code
+
+
+def scripts_in(line):
+    """(name, words) of the script that a command line runs."""
+    for name, rest in re.findall(r"(?:python|launch .*?) ?scripts/(\w+)\.py(.*)", line):
+        own = rest.rpartition('"')[0] if rest.count('"') % 2 else rest  # within the quotes of another command
+        yield name, shlex.split(own, comments=True)
+
+
+COMMANDS = [(page, *found) for page, line in command_lines() for found in scripts_in(line)]
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "words"), COMMANDS, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(COMMANDS)]
+)
+def test_command_lines_parse(page, name, words, monkeypatch):
+    if name in ("make_tables", "use_export"):  # without options
+        assert len(words) == {"make_tables": 0, "use_export": 3}[name]
+    else:
+        parse_command(name, words, monkeypatch)
+
+
+def test_launchers_know_their_options():
+    from accelerate.commands.launch import launch_command_parser
+
+    lines = [line for _, line in command_lines() if "accelerate launch" in line]
+    assert len(lines) >= 5
+    for line in lines:
+        words = line.split("accelerate launch", 1)[1].split("scripts/run_")[0]
+        options = re.sub(r"\$\(\(.*?\)\)|\\?\$\w+", "2", words).split()
+        parsed, unknown = launch_command_parser().parse_known_args([*options, "script.py"])
+        assert not [one for one in unknown if one.startswith("-")], line
+        assert parsed.config_file is None or (ROOT / parsed.config_file).is_file()
+
+
+def test_options_in_the_text_exist(monkeypatch):
+    required = {
+        "build_dataset": ["--output", "x"],
+        "export": ["x", "y"],
+        "make_picture": ["x", "y"],
+        "push_dataset": ["--repo_id", "me/x"],
+        "push_space": ["m", "--repo_id", "me/x"],
+        "push_to_hub": ["r", "--repo_id", "me/x"],
+        "run_eval": ["m"],
+        "search_recipes": ["--trials", "x", "--log", "y"],
+    }
+    names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}
+    known = {"help", "config_file", "num_processes"}
+    for name in names - {"prepare_cfhtls"}:
+        known |= {
+            field.name for cls in parse_command(name, required.get(name, []), monkeypatch) for field in fields(cls)
+        }
+    for page, text in TEXTS.items():
+        for option in re.findall(r"`--([a-z][\w-]*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            assert option.replace("-", "_") in known, f"{page}: --{option}"
+
+
+def test_make_knows_its_targets():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page, line in command_lines():
+        if line.startswith("make "):
+            assert line.split()[1] in targets, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_and_named_files_exist(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[page]):
+        name, _, anchor = target.partition("#")
+        path = folder / name if name else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in headings(path), target
+    for name in re.findall(r"\b(?:scripts|lens_ssl_hf|model_cards|tests|docs)/[\w./-]*[\w/]", TEXTS[page]):
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), name
+
+
+def headings(path):
+    """The anchors of a page, as GitHub names them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_pictures_are_small():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXTS["README.md"]):
+        assert (ROOT / name).stat().st_size < 300_000, name
