@@ -58,8 +58,8 @@ class SimulationConfig:
         zero_point (`float`, *optional*, defaults to `27.0`): AB magnitude of one unit of flux.
         depth (`tuple[float, float, float]`, *optional*, defaults to `(26.5, 26.2, 26.0)`): 5 sigma point-source
             magnitudes in g, r, i; they set the sky noise, with 0.1 mag of scatter. The flux is that of a least-squares
-            fit of a round Gaussian PSF of the median seeing, and its noise takes the correlation of the pixels into
-            account. The wings of the simulated PSFs, Moffat profiles, cost a fit of theirs some 0.27 mag more.
+            fit of a round Gaussian PSF of the median seeing, after a local sky is subtracted; its noise takes the
+            correlation of the pixels into account. The wings of the simulated PSFs, Moffat profiles, cost a fit of theirs some 0.27 mag more.
         seeing (`tuple[float, float, float]`, *optional*, defaults to `(0.77, 0.72, 0.60)`): median FWHM of the PSF in
             g, r, i, in arcsec.
         min_arc_snr (`float`, *optional*, defaults to `80.0`): least signal-to-noise ratio of the arcs in g: of the
