@@ -13,7 +13,6 @@ Scores on these cutouts validate software. They do not predict how a model does 
 
 import math
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from lens_ssl_hf.errors import InputError, interrupted_later
+from lens_ssl_hf.processes import obey_the_main_process
 
 __all__ = [
     "BANDS",
@@ -681,17 +681,11 @@ def _in_order(chunks: list[tuple]) -> Iterator[tuple[np.ndarray, dict]]:
             yield simulate_cutout(seed, int(index), bool(lens), config)
 
 
-def _obey_the_main_process() -> None:
-    """A worker leaves Ctrl-C to the main process, and ends when that terminates it; a fork has that one's handlers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarray, dict]]:
     # A forked child starts at once, where a spawned one would import torch with the package. It is safe beside torch's
     # threads since the children call numpy's elementwise functions and FFT only: no torch, no BLAS, no OpenMP.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_obey_the_main_process) as executor:
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=obey_the_main_process) as executor:
         pending: deque[Future] = deque()
         for chunk in chunks:
             with interrupted_later():  # a pool that is cut off while it starts leaves its workers behind
