@@ -227,7 +227,9 @@ def test_noise_of_the_sky_and_of_the_sources():
         np.testing.assert_allclose(correlation, 2 * c / (1 + 4 * c**2), atol=0.01)
     electrons = 10 ** (0.4 * (35.9 - config.zero_point))  # per unit of flux
     for flux in (100.0, 10_000.0):
-        bright = np.stack([simulation._add_noise(blank + np.float32(flux), 0 * sky, c, rng, config) for _ in range(400)])
+        bright = np.stack(
+            [simulation._add_noise(blank + np.float32(flux), 0 * sky, c, rng, config) for _ in range(400)]
+        )
         sums = bright.reshape(400, 3, 2, 32, 2, 32).sum(axis=(3, 5), dtype=float)
         np.testing.assert_allclose(sums.var(axis=(0, 2, 3)), 1024 * flux / electrons, rtol=0.12)
 

@@ -488,7 +488,9 @@ def _noise_of_fit(template: np.ndarray, correlation: float) -> float:
 
 def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig, correlation: float) -> np.ndarray:
     """Standard deviation (3,) of the sky per pixel, from the 5 sigma depth for a Gaussian PSF of the median seeing."""
-    noise_of_psf = np.array([_noise_of_fit(_gaussian(fwhm, config.pixel_scale), correlation) for fwhm in config.seeing])
+    noise_of_psf = np.array(
+        [_noise_of_fit(_gaussian(fwhm, config.pixel_scale), correlation) for fwhm in config.seeing]
+    )
     return _flux(np.array(config.depth) + rng.normal(0, 0.1, size=3), config) / 5 / noise_of_psf
 
 
