@@ -216,7 +216,7 @@ def test_a_simulation_whose_worker_is_killed_ends():
 
 @pytest.mark.parametrize("meanwhile", ["list(cutouts)", "time.sleep(60)"])
 def test_a_simulation_that_is_killed_takes_its_workers_along(meanwhile):
-    """Busy ones and those that wait for work; while one lives, it holds the pipe that `communicate` reads to the end."""
+    """Busy workers and waiting ones: while one lives, it holds the pipe that `communicate` reads to the end."""
     code = (
         "import multiprocessing, time\n"
         "from lens_ssl_hf.data.simulation import simulate_cutouts\n"

@@ -185,8 +185,8 @@ def blank_sky(monkeypatch):
 @pytest.mark.parametrize("pixel_scale", [0.168, 0.262])
 def test_the_sky_is_as_deep_as_stated(blank_sky, pixel_scale):
     """
-    5 sigma magnitudes of PSF fluxes, 16 in each of 600 cutouts: the stated ones, whether the noise is correlated little
-    or much. Where the noise is taken for white, g is 26.03 instead of 26.5.
+    5 sigma magnitudes of PSF fluxes, 16 in each of 600 cutouts: the stated ones, whether the noise is correlated
+    little or much. Where the noise is taken for white, g is 26.03 instead of 26.5.
     """
     seeing, depth = np.array([0.77, 0.72, 0.60]), np.array([26.5, 26.2, 26.0])
     psf = np.exp(-0.5 * ((np.arange(16) - 7.5) * pixel_scale * 2.3548 / seeing[:, None]) ** 2)

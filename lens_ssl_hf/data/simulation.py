@@ -58,8 +58,9 @@ class SimulationConfig:
         zero_point (`float`, *optional*, defaults to `27.0`): AB magnitude of one unit of flux.
         depth (`tuple[float, float, float]`, *optional*, defaults to `(26.5, 26.2, 26.0)`): 5 sigma point-source
             magnitudes in g, r, i; they set the sky noise, with 0.1 mag of scatter. The flux is that of a least-squares
-            fit of a round Gaussian PSF of the median seeing, after a local sky is subtracted; its noise takes the
-            correlation of the pixels into account. The wings of the simulated PSFs, Moffat profiles, cost a fit of theirs some 0.27 mag more.
+            fit of a round Gaussian PSF of the median seeing, after a local sky is subtracted, and its noise takes the
+            correlation of the pixels into account. The simulated PSFs are Moffat profiles: their wings cost a fit of
+            them some 0.27 mag more.
         seeing (`tuple[float, float, float]`, *optional*, defaults to `(0.77, 0.72, 0.60)`): median FWHM of the PSF in
             g, r, i, in arcsec.
         min_arc_snr (`float`, *optional*, defaults to `80.0`): least signal-to-noise ratio of the arcs in g: of the
@@ -480,14 +481,14 @@ def _correlated(noise: np.ndarray, correlation: float) -> np.ndarray:
 def _noise_of_fit(template: np.ndarray, correlation: float) -> float:
     """
     Standard deviation of the multiple of `template` (n, n) that a least-squares fit finds in sky noise of unit
-    variance. The fit weights the pixels with the template, so that each white pixel enters with all that it spreads to.
+    variance. The fit weights the pixels with the template, so each white pixel enters with all that it spreads to.
     """
     spread = _correlated(np.pad(template, 2), correlation)
     return math.sqrt((spread**2).sum(dtype=np.float64)) / float((template**2).sum(dtype=np.float64))
 
 
 def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig, correlation: float) -> np.ndarray:
-    """Standard deviation (3,) of the sky per pixel, from the 5 sigma depth for a Gaussian PSF of the median seeing."""
+    """Standard deviation (3,) of the sky per pixel, from the 5 sigma depth of a Gaussian PSF of the median seeing."""
     noise_of_psf = np.array(
         [_noise_of_fit(_gaussian(fwhm, config.pixel_scale), correlation) for fwhm in config.seeing]
     )

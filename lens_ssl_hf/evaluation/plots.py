@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -291,8 +292,8 @@ def _shorten(text: str, length: int) -> str:
 
 def _shorten_id(text: str, length: int) -> str:
     """What is too long loses its folders, then its suffix, then its middle: survey and number stand at the ends."""
-    path = PurePath(text)
-    for shorter in (text, path.name, path.name.split(".fits")[0].removesuffix(path.suffix)):
+    name = PurePath(text).name
+    for shorter in (text, name, re.sub(r"\.(fits?|fits\.[a-z0-9]+|np[yz]|png|jpe?g|tiff?)$", "", name)):
         if len(shorter) <= length:
             return shorter
     half = (length - 1) // 2
