@@ -2,13 +2,14 @@
 
 import re
 
+_MARKUP = re.compile(r"[^\w .,-]|_|^[-.]|(?<=www)\.", re.IGNORECASE)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def in_markdown(text: object) -> str:
-    """On one line, for Markdown and HTML alike: whatever is no letter, digit, space or point becomes an entity."""
+    """Inside of a line, for Markdown and HTML alike: what could be markup or a link becomes an entity."""
     plain = " ".join(str(text).split()).encode("utf-8", "replace").decode()
-    return re.sub(r"[^\w .]|_", lambda character: f"&#{ord(character.group())};", plain, flags=re.UNICODE)
+    return _MARKUP.sub(lambda character: f"&#{ord(character.group())};", plain)
 
 
 def in_figure(text: object) -> str:
