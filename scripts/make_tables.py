@@ -19,6 +19,8 @@ from lens_ssl_hf.evaluation.plots import METHOD_NAMES
 from lens_ssl_hf.evaluation.study_report import markdown_table
 
 ROOT = Path(__file__).parents[1]
+# What sets an older simulator apart from today's; no table of version 1 is left.
+OLD_SIMULATORS = {"2": "its depth is 0.45 mag shallower than version 3's and than it says"}
 
 
 def speed_table(results: dict) -> str:
@@ -63,6 +65,17 @@ def trials_table(log: list[dict]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def study_table(results: dict) -> str:
+    """What scripts/run_study.py wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
+    earlier = (one["continued_from"] for one in results["pretraining"] if "continued_from" in one)
+    versions = {one.get("simulator_version") for one in (results["data"], *earlier)} - {None}
+    notes = [
+        f"Simulator version {version}" + (f": {OLD_SIMULATORS[version]}." if version in OLD_SIMULATORS else ".")
+        for version in sorted(versions)
+    ]
+    return "\n\n".join([markdown_table(results), *notes])
+
+
 def fill(text: str) -> str:
     """`text` with every table made anew."""
 
@@ -70,7 +83,7 @@ def fill(text: str) -> str:
         folder = ROOT / "model_cards" / "results"
         study = folder / match[1] / "results.json"
         results = json.loads((study if study.is_file() else folder / f"{match[1]}.json").read_text())
-        make = markdown_table if study.is_file() else trials_table if match[1] == "trials" else speed_table
+        make = study_table if study.is_file() else trials_table if match[1] == "trials" else speed_table
         made = make(results)
         return f"<!-- table: {match[1]} -->\n{made}\n<!-- end table -->"
 

@@ -67,6 +67,8 @@ def main() -> None:
             else:
                 interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
                 print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
+                if note := entry.get("note"):
+                    print(f"{'':48} {note}")
     print(f"written to {folder}")
 
 

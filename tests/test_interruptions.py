@@ -214,6 +214,23 @@ def test_a_simulation_whose_worker_is_killed_ends():
     assert ended.returncode == 1 and "BrokenProcessPool" in ended.stderr
 
 
+@pytest.mark.parametrize("meanwhile", ["list(cutouts)", "time.sleep(60)"])
+def test_a_simulation_that_is_killed_takes_its_workers_along(meanwhile):
+    """Busy workers and waiting ones: while one lives, it holds the pipe that `communicate` reads to the end."""
+    code = (
+        "import multiprocessing, time\n"
+        "from lens_ssl_hf.data.simulation import simulate_cutouts\n"
+        "cutouts = simulate_cutouts(0, range(200_000), [True] * 200_000, num_proc=3)\n"
+        "next(cutouts)\n"
+        "print(len(multiprocessing.active_children()), flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code + meanwhile], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "3\n"
+    process.kill()
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_full_disk_loses_nothing(whole, data, tmp_path):
     run = tmp_path / "run"
     assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "step", 5).returncode < 0

@@ -284,6 +284,7 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
         zero_point=simulation.zero_point,
         stretch=stretch.to_dict(),
         fingerprint=config.fingerprint,
+        simulator_version=SIMULATOR_VERSION,
     )
     return splits, info
 

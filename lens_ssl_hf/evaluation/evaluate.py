@@ -15,6 +15,7 @@ import torch
 
 from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, open_splits
 from ..errors import InputError
+from ..quoting import from_spreadsheet, in_spreadsheet
 from ..training.run_directory import read_run, write_json
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Predictions:
                 with open(partial, "w", newline="", encoding="utf-8") as file:
                     writer = csv.writer(file)
                     writer.writerow(COLUMNS)
-                    writer.writerows(zip(*(getattr(c, "tolist", lambda c=c: c)() for c in columns.values())))
+                    rows = zip(*(getattr(c, "tolist", lambda c=c: c)() for c in columns.values()))
+                    writer.writerows([in_spreadsheet(cell) for cell in row] for row in rows)
             os.replace(partial, path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -91,7 +93,7 @@ class Predictions:
                 with open(path, newline="", encoding="utf-8") as file:
                     reader = csv.DictReader(file)
                     rows = list(reader)
-                columns = {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+                columns = {name: [from_spreadsheet(row[name]) for row in rows] for name in reader.fieldnames or ()}
             missing = [name for name in COLUMNS if name not in columns]
             if missing:
                 raise InputError(f"{path} has no column {missing[0]!r}: write it with run_eval.py or Predictions.save")
@@ -416,5 +418,6 @@ def _write(
     plot_roc({"classifier": known}, output_dir / "roc.png", {"classifier": report["metrics"]}, title)
     if tensors is not None:
         pixels = tensors.pixels[torch.from_numpy(predictions.label >= 0)].cpu().numpy()
-        contact_sheet(pixels, known, output_dir / "contact_sheet.png", info.get("bands"), crop_size, title)
+        facts = info.get("bands"), crop_size, title, info.get("pixel_scale")
+        contact_sheet(pixels, known, output_dir / "contact_sheet.png", *facts)
     write_json(output_dir / "metrics.json", report)  # last: it says that the evaluation is whole
