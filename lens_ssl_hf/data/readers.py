@@ -41,6 +41,20 @@ class RawCutout:
     zero_points: tuple[float, ...] | None = None
     pixel_scale: float | None = None
     display: bool = False
+    unit: str | None = None
+    ra: float | None = None
+    dec: float | None = None
+
+
+def check_file(path: str | Path) -> None:
+    """Raise [`InputError`] where `path` is missing, no regular file, or larger than any cutout."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: correct the path or restore the file")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file: give a file")
+    if path.stat().st_size > 2 * MAX_BYTES:
+        raise InputError(f"{path} has {path.stat().st_size} bytes, more than any cutout: cut the object out of it")
 
 
 def is_cutout_file(path: str | Path) -> bool:
