@@ -55,7 +55,8 @@ def list_folder(
     left_out = _left_out(folder, others, kinds, hidden, is_flat)
     if not rows:
         raise InputError(_nothing_found(folder, file_pattern, left_out))
-    return Listing(rows, left_out)
+    places = [] if is_flat else [f"{directory.relative_to(folder)}/" for directory, _, _ in classes]
+    return Listing(rows, left_out, [f"taken from {', '.join(places) or 'the folder itself'}"])
 
 
 def _objects(
@@ -134,16 +135,16 @@ def _identity(directory: Path) -> tuple[int, int]:
 def _left_out(folder: Path, others: list[Path], kinds: Counter, hidden: list[Path], is_flat: bool) -> list[str]:
     """What of a folder is no part of the dataset, for people."""
     texts, loose = [], 0
+    hint = ": rename it, or give --label_map with NAME=lens, NAME=nonlens or NAME=unlabelled"
     for path in others:
         if path.is_dir():
             count = sum(map(is_cutout_file, _files(path, [])))
-            texts.append(f"{path.relative_to(folder)}/ ({count} files, not the name of a class)")
+            texts.append(f"{path.relative_to(folder)}/ ({count} files, not the name of a class{hint})")
+            hint = ""
         elif is_cutout_file(path) and not is_flat:
             loose += 1
         elif not is_flat:
             kinds[path.suffix.lower() or "no suffix"] += 1
-    if texts:
-        texts[-1] += ": rename such a folder, or give --label_map NAME=lens, NAME=nonlens or NAME=unlabelled"
     texts += [f"{loose} files outside of the class folders"] if loose else []
     texts += [
         f"{count} files {kind}" if " " in kind else f"{count} {kind} files" for kind, count in kinds.items() if count

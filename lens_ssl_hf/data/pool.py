@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from ..errors import InputError, interrupted_later
-from .simulation import _obey_the_main_process
+from ..processes import obey_the_main_process
 
 CHUNK = 16  # items that travel together between processes
 FEW = 300  # below so many items a pool costs more than it saves
@@ -48,7 +48,7 @@ def map_chunks(
 
     # Forked as in the simulation. The children read files and call numpy: no torch, no OpenMP.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_obey_the_main_process) as executor:
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=obey_the_main_process) as executor:
         pending: deque[Future] = deque()
         try:
             for chunk in chunks:

@@ -122,7 +122,7 @@ def _check_all(config: "CutoutsConfig", settings: _Settings) -> dict[str, _Check
     checked = {}
     results = map_chunks(_check_chunk, rows, config.num_proc, (settings,))
     progress = datasets.utils.tqdm(results, desc="Checking cutouts", unit=" cutouts", total=len(rows))
-    for row, result in zip(rows, progress):
+    for result, row in zip(progress, rows):
         if isinstance(result, str):
             config.bad.add(row.name, InputError(result))
         else:
