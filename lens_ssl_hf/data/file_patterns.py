@@ -11,9 +11,11 @@ from .sources import BadFiles
 
 # In the order of wavelength, which is that of the suggestion.
 _BANDS = ("u", "b", "blue", "g", "v", "green", "r", "red", "vis", "i", "z", "y", "j", "h", "k", "ks")
+# Between a name and its neighbours stands no letter, but a capital may follow a small one (imageG), and "band" a name.
 _BAND = re.compile(
-    r"(?<![A-Za-z])(?P<band>[ugriz]\.MP9\d{3}|[ugrizy]2(?![0-9])|F\d{3,4}[WMNLXP]\d?(?![0-9])|N(?:B)?\d{3,4}(?![0-9])"
-    r"|W[1-4](?![0-9])|ch[1-4](?![0-9])|Ks|red|green|blue|VIS|[ugrizyjhkbv])(?![A-Za-z])",
+    r"(?:(?<![A-Za-z])|(?-i:(?<=[a-z])(?=[UGRIZYJHK])))(?P<band>[ugriz]\.MP9\d{3}|NIR[-_][YJH]|[ugrizy]2(?![0-9])"
+    r"|F\d{3,4}[WMNLXP]\d?(?![0-9])|NB?\d{3,4}(?![0-9])|W[1-4](?![0-9])|ch[1-4](?![0-9])|Ks|red|green|blue|VIS"
+    r"|(?:sdss|hsc|des|ps1|decam|lsst|cfht|megacam)?[ugrizyjhkbv])(?=band|[^A-Za-z]|$)",
     re.I,
 )
 
@@ -120,6 +122,7 @@ def _fitting(pattern: str, names: Sequence[str], bands: Sequence[str]) -> int:
     return len(objects) * len(bands)
 
 
-def _wavelength(band: str) -> tuple[int, str]:
-    name = re.sub(r"[\d.].*$", "", band).lower()
-    return (_BANDS.index(name) if name in _BANDS else len(_BANDS), band)
+def _wavelength(band: str) -> tuple[int, int, str]:
+    name = re.sub(r"^NIR[-_]|[\d.].*$", "", band, flags=re.I).lower()
+    number = re.search(r"\d+", band)
+    return _BANDS.index(name) if name in _BANDS else len(_BANDS), int(number[0]) if number else 0, band

@@ -49,14 +49,27 @@ def list_folder(
         objects = _objects(directory, folder, chosen, file_pattern, bands, bad)
         if file_pattern:
             kinds["that file_pattern does not fit"] += len(chosen) - sum(len(paths) for _, paths in objects)
-        for name, paths in objects:
-            inner = paths[0].relative_to(directory).parts[:-1] if not is_flat else ()
-            rows.append(Row(name, paths, label, split, subclass=inner[0] if inner else ""))
+        kinds_of = _subclasses(directory, folder, [name for name, _ in objects]) if not is_flat else {}
+        rows += [Row(name, paths, label, split, subclass=kinds_of.get(name, "")) for name, paths in objects]
+    if is_flat and (inside := next((row for row in rows if _is_class(row.id)), None)):
+        raise InputError(f"{inside.name} lies in a class folder inside of others: put the class folders outside")
     left_out = _left_out(folder, others, kinds, hidden, is_flat)
     if not rows:
         raise InputError(_nothing_found(folder, file_pattern, left_out))
     places = [] if is_flat else [f"{directory.relative_to(folder)}/" for directory, _, _ in classes]
     return Listing(rows, left_out, [f"taken from {', '.join(places) or 'the folder itself'}"])
+
+
+def _subclasses(directory: Path, folder: Path, names: list[str]) -> dict[str, str]:
+    """The folder of each object inside its class folder; none where every object has a folder of its own."""
+    inner = {name: (folder / name).relative_to(directory).parts[:-1] for name in names}
+    kinds = {name: parts[0] if parts else "" for name, parts in inner.items()}
+    return {} if 1 < len(set(kinds.values())) == len(names) else kinds
+
+
+def _is_class(name: str) -> bool:
+    """Whether a folder in a path has the name of a class."""
+    return any(_CLASS_FOLDER.fullmatch(part) for part in name.split("/")[:-1])
 
 
 def _objects(
@@ -162,6 +175,8 @@ def _nothing_found(folder: Path, file_pattern: str | None, left_out: list[str]) 
         return f"no file in the class folders of {folder} fits file_pattern {file_pattern!r}{rest}: correct it"
     below = [path.relative_to(folder).as_posix() for path in _files(folder, []) if is_cutout_file(path)]
     if option := suggest_pattern(below):
+        if any(map(_is_class, below)):
+            return f"{folder} holds a folder per band with classes inside: put the classes outside, as lenses/g/, ..."
         return f"{folder} holds one file per band: give {option}"
     return (
         f"no cutouts in {folder}: put .npy, .fits, .png, ... files into its subfolders lenses/ and nonlenses/ "

@@ -28,9 +28,7 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
         "size": _size(info, facts),
         "a model sees": _crop(dataset_dict, info),
         "pixel scale": f"{info.pixel_scale:.4g} arcsec" if info.pixel_scale else "not known",
-        "zero point": f"{info.zero_point:.4g} (AB magnitude of flux 1)"
-        if info.zero_point is not None
-        else "not known",
+        "zero point": "not known" if info.zero_point is None else f"{info.zero_point:.4g} (AB magnitude of flux 1)",
         "units": _units(facts, info),
         "stretch": info.stretch["kind"],
     }
