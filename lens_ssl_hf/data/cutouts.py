@@ -99,8 +99,8 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
 
 def _content(row: Row) -> dict[str, Any]:
     """What a row adds to the fingerprint; fields younger than published fingerprints only where they are set."""
-    content = {name: value for name, value in vars(row).items() if name not in ("paths", "position", "columns")}
-    return content | ({"columns": row.columns} if row.columns else {})
+    content = {name: value for name, value in vars(row).items() if name not in ("position", "columns")}
+    return content | {"paths": ()} | ({"columns": row.columns} if row.columns else {})
 
 
 def _say(text: str) -> None:

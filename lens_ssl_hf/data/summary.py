@@ -42,8 +42,9 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
     lines["further columns"] = ", ".join(further) if further and not info.simulated else ""
     if facts:
         lines["left out"] = ", ".join(facts["left_out"]) or "nothing"
+    lines = {name: text for name, text in lines.items() if text}
     width = max(map(len, lines))
-    return "\n".join([f"What was understood of {source}:", *(f"  {k:{width}}  {v}" for k, v in lines.items() if v)])
+    return "\n".join([f"What was understood of {source}:", *(f"  {k:{width}}  {v}" for k, v in lines.items())])
 
 
 _OWN = ("id", "pixels", "label", "subclass", "group", "ra", "dec")
