@@ -15,6 +15,7 @@ import torch
 
 from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, open_splits
 from ..errors import InputError
+from ..models.loading import check_classifier, check_weights, load_classifier
 from ..training.run_directory import read_run, write_json
 
 logger = logging.getLogger(__name__)
@@ -128,25 +129,15 @@ class Classifier:
             return source
         if isinstance(source, tuple):
             model, processor = source
+            check_weights(model, "the model")
             return cls._make(model, processor.to_dict(), "the model")
         if not isinstance(source, str | os.PathLike):
             raise InputError("model must be a run, a folder, a Hub id, or a tuple (model, image processor)")
-        return cls._make(*_load(source))
+        return cls._make(*load_classifier(source), str(source))
 
     @classmethod
     def _make(cls, model: torch.nn.Module, processor: Mapping[str, Any], name: str) -> "Classifier":
-        labels = {int(number): str(label).lower() for number, label in model.config.id2label.items()}
-        if labels.get(1) != "lens" or len(labels) != 2:
-            raise InputError(f"{name} has the labels {', '.join(labels.values())}: give one with nonlens, lens")
-        if processor.get("do_resize") or not np.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255):
-            raise InputError(f"the image processor of {name} does more than crop and x / 255: export the model anew")
-        crop = processor.get("crop_size") or model.config.image_size
-        bands = model.config.num_channels
-        mean, std = (
-            list(processor.get(key) or default)
-            for key, default in (("image_mean", [0.0] * bands), ("image_std", [1.0] * bands))
-        )
-        return cls(model.float().eval(), int(crop["height"] if hasattr(crop, "keys") else crop), mean, std, name)
+        return cls(model.float().eval(), *check_classifier(model.config, processor, name), name)
 
     @property
     def num_bands(self) -> int:
@@ -156,33 +147,6 @@ class Classifier:
     def cutouts(self) -> dict[str, Any]:
         """Bands, stretch, pixel scale and zero point of the cutouts that it was trained on; empty where unknown."""
         return getattr(self.model.config, "cutouts", None) or {}
-
-
-def _load(source: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any], str]:
-    from transformers import AutoConfig, AutoModelForImageClassification
-    from transformers.utils import cached_file
-
-    folder = Path(source)
-    if (folder / "run.json").is_file():
-        if read_run(folder)["task"] != "finetune":
-            raise InputError(f"{source} is a pretraining run, without classifier: fine-tune it, or probe it")
-        folder = folder / "model"
-        if not folder.is_dir():
-            raise InputError(f"the finetune run {source} has not finished: go on with it with --resume auto")
-    name = str(folder) if folder.exists() else str(source)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if config.architectures not in (["ViTForImageClassification"], ["CNN"]):
-            raise InputError(f"{source} is no ViT classifier but {config.architectures}: give one")
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
-        # Read as JSON: the processor's class needs Pillow.
-        processor = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"cannot load a classifier from {source} ({reason}): give a run or a model") from error
-    return model, processor, str(source)
 
 
 @torch.no_grad()

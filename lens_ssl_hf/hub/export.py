@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from ..data.processing import save_processor
 from ..errors import InputError
 from ..evaluation.plots import plot_curves
 from ..models.backbones import load_encoder
+from ..models.loading import load_classifier
 from ..training.run_directory import read_run, write_json
 from .card import CardFacts, read_evaluation, without_local_paths, write_card
 
@@ -69,7 +70,7 @@ def export(
         model = backbone_of(run)
         model.config.init_method = facts["method"]  # for the records of what is fine-tuned from it
     else:
-        model = classifier_of(run)
+        model, _ = load_classifier(run)
     with replace_folder(folder) as partial:
         model.save_pretrained(partial)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
@@ -133,14 +134,6 @@ def backbone_of(run: str | os.PathLike) -> ViTModel:
     state["pooler.dense.bias"] = torch.zeros(config.hidden_size)
     model.load_state_dict(state)
     return model
-
-
-def classifier_of(run: str | os.PathLike) -> ViTForImageClassification:
-    """The classifier of a fine-tuning run, in float32."""
-    try:
-        return ViTForImageClassification.from_pretrained(Path(run) / "model", dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the model of {run} cannot be read ({error}): train again") from error
 
 
 def is_of_export(path: str) -> bool:
