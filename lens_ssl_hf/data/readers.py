@@ -121,6 +121,17 @@ def read_raw_bands(paths: list[str | Path], bands: list[str] | None = None, hdu:
     )
 
 
+def raw_from_array(item: Any, name: str | Path, wanted_bands: int | None = None) -> RawCutout:
+    """A cutout in memory, such as an array, a tensor or a PIL image, as [`RawCutout`]."""
+    if hasattr(item, "convert"):  # PIL
+        item = np.asarray(item.convert("L" if wanted_bands == 1 else "RGB"))
+        item = np.moveaxis(item, -1, 0) if item.ndim == 3 else item
+    array = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
+    pixels = as_pixels(array, name, wanted_bands)
+    check_valid(pixels, name)
+    return RawCutout(pixels, display=array.dtype == np.uint8)
+
+
 def as_pixels(array: Any, name: str | Path, wanted_bands: int | None = None) -> np.ndarray:
     """
     A numeric array as float32 `(bands, H, W)`, infinities as NaN.

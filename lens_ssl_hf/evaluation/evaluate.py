@@ -15,6 +15,7 @@ import torch
 
 from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, open_splits
 from ..errors import InputError
+from ..inference.compatibility import differences, info_of
 from ..models.loading import check_classifier, check_weights, load_classifier
 from ..training.run_directory import read_run, write_json
 
@@ -197,18 +198,11 @@ def choose_split(cutouts: Any, split: str = "test") -> tuple[CutoutTensors, dict
     is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
     if not is_whole:
         name = getattr(cutouts, "split", None)
-        return as_tensors(cutouts), _info_of(cutouts), None if name is None else str(name)
+        return as_tensors(cutouts), info_of(cutouts), None if name is None else str(name)
     splits, info = open_splits(cutouts)
     if split not in splits:
         raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
     return as_tensors(splits[split]), info, split
-
-
-def _info_of(dataset: Any) -> dict[str, Any]:
-    try:
-        return json.loads(dataset.info.description)
-    except (AttributeError, TypeError, ValueError):
-        return {}
 
 
 def compatibility(
@@ -226,23 +220,12 @@ def compatibility(
     Raises:
         [`InputError`]: another number of bands, or the same bands in another order.
     """
-    bands, given = list(model.get("bands") or ()), list(info.get("bands") or ())
     if not len(tensors):
         raise InputError("the split holds no cutout: choose another one")
     if tensors.pixels.shape[1] != num_bands:
         found = tensors.pixels.shape[1]
         raise InputError(f"the cutouts have {found} bands but {name} takes {num_bands}: choose --bands")
-    if bands and given and bands != given and sorted(bands) == sorted(given):
-        raise InputError(f"{name} takes bands in the order {' '.join(bands)}, not {' '.join(given)}: choose --bands")
-    warnings = []
-    if bands and given and bands != given:
-        warnings.append(f"{name} was trained on bands {' '.join(bands)}, these cutouts have {' '.join(given)}")
-    if model.get("stretch") and info.get("stretch") and model["stretch"] != info["stretch"]:
-        warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with")
-    scales = model.get("pixel_scale"), info.get("pixel_scale")
-    if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
-        warnings.append(f"{name} was trained on {scales[0]:.4g} arcsec pixels, these cutouts have {scales[1]:.4g}")
-    return warnings
+    return differences(model, info, name)
 
 
 def evaluate(

@@ -53,7 +53,7 @@ def load_classifier(
     Raises:
         [`InputError`]: it is missing, damaged, not whole, or no classifier of lenses by a ViT or our CNN.
     """
-    name, hub = _locate(source, "finetune"), {"revision": revision, "token": token}
+    name, hub = locate(source, "finetune"), {"revision": revision, "token": token}
     config = _config(name, source, hub)
     if config.architectures not in (["ViTForImageClassification"], ["CNN"]):
         raise InputError(f"{source} is no ViT classifier but {config.architectures}: give one")
@@ -71,7 +71,7 @@ def load_any_vit(source: str | os.PathLike) -> PreTrainedModel:
     Raises:
         [`InputError`]: it is missing, damaged, not whole, or no ViT.
     """
-    name, hub = _locate(source), {}
+    name, hub = locate(source), {}
     config = _config(name, source, hub)
     if config.model_type == "lens_cnn":
         raise InputError(f"{source} is a CNN, which has no tokens and no pretraining: give a ViT")
@@ -92,10 +92,10 @@ def read_config(source: str | os.PathLike) -> PreTrainedConfig:
     Raises:
         [`InputError`]: it is missing or damaged, or of no ViT or CNN of ours.
     """
-    return _config(_locate(source), source, {})
+    return _config(locate(source), source, {})
 
 
-def _locate(source: str | os.PathLike, task: str | None = None) -> str:
+def locate(source: str | os.PathLike, task: str | None = None) -> str:
     """The folder of a run's model, or the folder or Hub id itself; `task` is the one that a run must have had."""
     folder = Path(source)
     if (folder / "run.json").is_file():
