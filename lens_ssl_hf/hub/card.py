@@ -82,6 +82,11 @@ class CardFacts:
         return self.run["task"] == "finetune"
 
     @property
+    def is_cnn(self) -> bool:
+        """Whether it is the convolutional baseline, whose code is published beside its weights."""
+        return self.run["backbone"] == "cnn"
+
+    @property
     def method(self) -> str:
         """How the weights began: `DINO`, `iBOT`, `SimSiam`, or for classifiers also `from scratch`."""
         method = self.run.get("method") or self.run.get("init_method") or "scratch"
@@ -116,7 +121,7 @@ class CardFacts:
     def metadata(self) -> ModelCardData:
         """The card's YAML header, with accuracy and ROC AUC as the `model-index` that the Hub reads."""
         bands = len(self.data["bands"])
-        tags = ["astronomy", "gravitational-lensing", "vit", "lens_ssl_hf"]
+        tags = ["astronomy", "gravitational-lensing", "cnn" if self.is_cnn else "vit", "lens_ssl_hf"]
         if self.method != "from scratch":
             tags += ["self-supervised-learning", str(self.run.get("method") or self.run.get("init_method"))]
         tags += ["simulated-data"] if self.data["simulated"] else []

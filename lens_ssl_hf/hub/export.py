@@ -21,7 +21,7 @@ from ..training.run_directory import read_run, write_json
 from .card import CardFacts, read_evaluation, without_local_paths, write_card
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
-_FILES = r"(preprocessor_)?config\.json|lens_image_processor\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
+_FILES = r"(preprocessor_)?config\.json|(lens_image_processor|cnn)\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
 _FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
 RECIPE, METRICS, HEADS = "recipe.json", "metrics.json", "pretraining"
 
@@ -36,7 +36,7 @@ def export(
 ) -> Path:
     """
     Export a run as a stock transformers model in float32: a pretraining run as a `ViTModel` whose `pooler_output` is
-    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`.
+    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as our [`CNN`] with its code beside it.
 
     Args:
         run (`str` or `os.PathLike`): a finished run directory.
@@ -52,7 +52,7 @@ def export(
 
     Returns:
         `Path`: the folder, with weights, config.json, preprocessor_config.json (for other than three bands also
-        lens_image_processor.py), README.md, pictures, recipe.json (the run's run.json) and, where the run was
+        lens_image_processor.py, for a CNN cnn.py), README.md, pictures, recipe.json (the run's run.json) and, where the run was
         evaluated, metrics.json; the last two without local paths.
 
     Raises:
