@@ -27,7 +27,8 @@ from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
-from lens_ssl_hf.training.monitors import collapse_warning, knn_scores, roc_auc
+from lens_ssl_hf.training.loop import native_precision
+from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, roc_auc
 from lens_ssl_hf.training.schedules import cosine, linear
 
 FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
@@ -115,28 +116,34 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(dino_run, ti
 
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_the_precision_is_chosen_once(task, tiny_cutouts, tmp_path, monkeypatch):
-    """A run that is killed before its first checkpoint goes on as it began, whatever a stopwatch says then."""
+def test_a_run_goes_on_in_the_precision_that_it_began_with(task, tiny_cutouts, tmp_path, monkeypatch):
+    """On another machine, too, which would have chosen another one; here it is killed before its first checkpoint."""
     train, settings = (pretrain, SSL) if task == "pretrain" else (finetune, {**FAST, "steps": 2})
-    module, begun = sys.modules[train.__module__], []
-
-    def choose(*_):
-        begun.append(1)
-        return "bf16"
+    settings = {**settings, "precision": "auto"}
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    settings = {**settings, "precision": "auto"}
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose_precision", choose)
-        patch.setattr(module, "optimizer_step", killed)
+        patch.setattr(sys.modules[train.__module__], "optimizer_step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_cutouts, tmp_path / "run", **settings)
-    assert not (tmp_path / "run" / "checkpoints").exists()
-    monkeypatch.setattr(module, "choose_precision", lambda *_: "fp32")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["precision"] == native_precision(torch.device("cpu"))
+    other = {"bf16": "fp32", "fp32": "bf16"}[facts["precision"]]
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "precision": other}))
     run = train(tiny_cutouts, tmp_path / "run", resume="auto", **settings)
-    assert json.loads((run / "run.json").read_text())["precision"] == "bf16" and begun == [1]
+    assert json.loads((run / "run.json").read_text())["precision"] == other
+
+
+@pytest.mark.parametrize(
+    "capabilities,precision",
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False, "avx2": True}, "fp32")],
+)
+def test_the_precision_is_a_property_of_the_cpu(capabilities, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert native_precision(torch.device("cpu")) == precision
 
 
 def test_what_a_run_goes_on_with_is_noted(dino_run, tiny_cutouts, tmp_path, caplog):
@@ -298,6 +305,19 @@ def test_roc_auc_and_knn_agree_with_scikit_learn():
     reference = KNeighborsClassifier(20, weights=weights, algorithm="brute").fit(unit[0], bank_labels)
     ours = knn_scores(torch.tensor(bank), torch.tensor(bank_labels), torch.tensor(queries), k=20, temperature=0.1)
     np.testing.assert_allclose(ours.numpy(), reference.predict_proba(unit[1])[:, 1], atol=1e-5)
+
+
+def test_what_is_not_a_number_has_no_rank():
+    labels = torch.arange(100) % 2
+    scores = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    for number in (1, 100):
+        scores[:number] = torch.nan
+        assert math.isnan(roc_auc(labels, scores)) and math.isnan(accuracy(labels, scores))
+    features = torch.randn(100, 8)
+    poisoned = features.clone()
+    poisoned[3] = torch.nan
+    assert knn_scores(features, labels, poisoned).isnan().nonzero().tolist() == [[3]]
+    assert knn_scores(poisoned, labels, features).isnan().all()
 
 
 def test_collapse_is_named():

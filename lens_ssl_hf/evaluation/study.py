@@ -26,8 +26,9 @@ from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
 from ..training.finetune import finetune, label_subset
-from ..training.loop import autocast, process_state
+from ..training.loop import autocast, native_precision, process_state
 from ..training.pretrain import pretrain
+from ..training.progress import format_time
 from ..training.run_directory import make_folder, read_run, write_json
 from .comparison import METHODS, PRETRAINED
 from .evaluate import Predictions, predict
@@ -547,19 +548,11 @@ def _time_left(spent: float, spent_cost: float, left: float) -> str:
     return f"{format_time(spent * left / spent_cost)} left" if spent_cost else ""
 
 
-def format_time(seconds: float) -> str:
-    """`"2 h 10 min"`, `"12 min"`, `"40 s"`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 @lru_cache
 def _seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -> float:
     """
-    Measured on this machine: forward and backward of one batch, in the faster precision, per token pass (of the small
-    CNN per as many as a ViT would make).
+    Measured on this machine: forward and backward of one batch, in the precision that auto gives, per token pass (of
+    the small CNN per as many as a ViT would make).
     """
     device = process_state().device
     if name == "cnn":
@@ -569,13 +562,12 @@ def _seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -
         use_fast_attention(model)
     images = torch.randn(64, bands, crop_size, crop_size, device=device)
     seconds = []
-    for precision in ("fp32", "bf16"):
-        for _ in range(3):
-            start = time.perf_counter()
-            with autocast(device, precision):
-                loss = model(images).logits.float().square().mean()
-            loss.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+    for _ in range(3):
+        start = time.perf_counter()
+        with autocast(device, native_precision(device)):
+            loss = model(images).logits.float().square().mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
     return min(seconds) / (64 * 3 * _tokens(crop_size, patch_size))
