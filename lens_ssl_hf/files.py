@@ -95,6 +95,28 @@ def make_folder(path: Path, argument: str) -> None:
         raise InputError(f"{argument} {path} cannot be written ({error.strerror}): choose another one") from error
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """
+    Nobody else writes into a folder, which is made if it is missing, while the block does: others wait, where the file
+    system knows locks.
+
+    Raises:
+        [`InputError`]: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose a writable place") from error
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in a folder that only the caller writes to, those of earlier versions too."""
     for path in folder.glob(".*"):
