@@ -6,6 +6,7 @@ on that folder. The lock ends with the writer, so that the next one knows what a
 """
 
 import contextlib
+import ctypes
 import fcntl
 import glob
 import json
@@ -23,6 +24,8 @@ from safetensors.torch import save_file
 
 from .errors import InputError
 
+_REPLACED = "replaced"  # in a partial folder: what stood in its place, where the two cannot be exchanged
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -34,16 +37,17 @@ def replacing(path: Path) -> Iterator[Path]:
         `OSError`: the folder cannot be written, or the disk is full; what was there before is untouched then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(path.parent, f".{glob.escape(path.name)}.*.partial")
+    _remove_dead(path)
     with _locked_folder(path) as folder:
         new = folder / path.name
         yield new
         _open_to_others(new)
-        if new.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            _replace_folder(new, path)
         else:
-            _sync(new)
-        os.replace(new, path)
+            if new.is_file():
+                _sync(new)
+            os.replace(new, path)
         _sync(path.parent)  # makes the rename itself survive a power cut
 
 
@@ -125,14 +129,47 @@ def remove_leftovers(folder: Path) -> None:
             _remove(path)
 
 
-def _remove_dead(folder: Path, pattern: str) -> None:
-    """Remove partial folders whose writer is gone; where locks do not work, nobody knows, and they stay."""
-    for path in folder.glob(pattern):
+@contextlib.contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """A folder where the system keeps temporary files, removed at the end; those of killed processes go first."""
+    place = Path(tempfile.gettempdir()) / name
+    _remove_dead(place)
+    with _locked_folder(place) as folder:
+        yield folder
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """
+    Exchange two folders in one step, so that no reader ever finds neither. Systems that cannot rename twice; if the
+    writer is killed in between, the next one puts the old folder back.
+    """
+    current_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    with contextlib.suppress(AttributeError):  # another libc
+        rename = ctypes.CDLL(None).renameat2
+        if rename(current_directory, os.fsencode(new), current_directory, os.fsencode(path), exchange) == 0:
+            return
+    old = new.parent / _REPLACED
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+
+
+def _remove_dead(path: Path) -> None:
+    """
+    Remove the partial folders for `path` whose writer is gone; where locks do not work, nobody knows, and they stay.
+    What one of them had taken away to replace it is put back.
+    """
+    for dead in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with contextlib.suppress(OSError):  # its writer is at it, or another one removes it
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(dead, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path)
+                if (dead / _REPLACED).exists() and not path.exists():
+                    os.replace(dead / _REPLACED, path)
+                _remove(dead)
             finally:
                 os.close(descriptor)
 

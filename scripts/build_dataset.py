@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from lens_ssl_hf.cli import load_dataset, parse
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.launch import one_process
 
 
 @dataclass
@@ -20,6 +21,7 @@ class OutputArguments:
 
 
 @exit_on_input_error
+@one_process
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, OutputArguments, description=__doc__)
     from lens_ssl_hf import save_cutouts, save_tensors

@@ -21,6 +21,7 @@ from .predictions import Predictions, other_columns
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass
 class Classifier:
     """
@@ -135,8 +136,8 @@ def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str,
 
 def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: str | None) -> Path:
     """
-    Where the evaluation of a run goes: `evaluation/` for the test split of the data set that it was trained on. Other
-    data sets and splits have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so that the card of the
+    Where the evaluation of a run goes: `evaluation/` for the test split of the dataset that it was trained on. Other
+    datasets and splits have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so that the card of the
     run goes on to speak of its own.
     """
     parts, fingerprint = ["evaluation"], str(info.get("fingerprint") or "")

@@ -17,6 +17,7 @@ from .. import __version__
 from ..data.processing import cutout_info
 from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
+from ..training.run_directory import read_run
 
 METHOD_NAMES = {"dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam", "scratch": "from scratch"}
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
@@ -59,15 +60,16 @@ class CardFacts:
     def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":
         """Collect run.json, metrics.jsonl and evaluation/ of a run, without the local paths in them."""
         run = Path(run)
-        facts = json.loads((run / "run.json").read_text())
+        facts, evaluation = read_run(run), read_evaluation(run)
         init = str(facts.get("init", ""))
         is_hub_id = re.fullmatch(HUB_ID, init) and not Path(init).exists()
         return cls(
             name=name,
             run=without_local_paths(facts),
-            reports=_reports(read_evaluation(run)),
+            reports=_reports(evaluation),
             monitor=_last_monitor(run / "metrics.jsonl"),
-            pictures=[file.name for file in (*run.glob("evaluation/*.png"), *run.glob("curves.png"))],
+            pictures=[file.name for file in run.glob("evaluation/*.png") if evaluation]
+            + [file.name for file in run.glob("curves.png")],
             base_model=base_model or (init if is_hub_id and "init_run" not in facts else None),
             **options,
         )
@@ -282,14 +284,21 @@ def reproduction(run: dict[str, Any]) -> str:
 
 
 def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
-    """The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated."""
+    """
+    The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated, or where
+    that is of another dataset than the run's own.
+    """
     path = Path(run) / "evaluation" / "metrics.json"
     if not path.is_file():
         return None
     try:
-        return without_local_paths(json.loads(path.read_text()))
-    except ValueError as error:
+        report = json.loads(path.read_text())
+        is_own = report["fingerprint"] == read_run(run)["data"].get("fingerprint")
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is damaged: evaluate the run again") from error
+    return without_local_paths(report) if is_own else None
 
 
 def without_local_paths(value: Any, key: str = "") -> Any:

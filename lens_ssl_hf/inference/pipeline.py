@@ -156,7 +156,8 @@ def _image_processor(source: str | Path, values: Mapping[str, Any], hub: Mapping
     try:
         return AutoImageProcessor.from_pretrained(locate(source), trust_remote_code=False, **hub)
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"the image processor of {source} cannot be ({first_line(error)}): export it again") from error
+        fault = first_line(error)
+        raise InputError(f"the image processor of {source} is damaged ({fault}): export the model again") from error
 
 
 def pipeline(model: Any, **kwargs: Any) -> LensPipeline:

@@ -291,9 +291,7 @@ def _load(
         safe = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True, **hub}
         safe |= {} if hasattr(cls, "config_class") else {"trust_remote_code": False}
         with _without_report():
-            model, loading = cls.from_pretrained(
-                name, config=config, **{"dtype": torch.float32, **options}, **safe
-            )
+            model, loading = cls.from_pretrained(name, config=config, **{"dtype": torch.float32, **options}, **safe)
     except InputError:
         raise
     except Exception as error:  # damaged files and wrong values make transformers and torch raise nearly anything
