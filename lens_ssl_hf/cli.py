@@ -61,6 +61,14 @@ class TrainingPushArguments:
 
             check_repo_id(self.push_to_hub, is_classifier)
 
+    def check_splits(self, cutouts: Any) -> None:
+        """Refuse before the training cutouts on which it could not be evaluated after it."""
+        if self.push_to_hub and "test" not in _split_names(cutouts):
+            raise InputError(
+                "push_to_hub evaluates the run on a test split, which the dataset lacks: add one, or leave "
+                "push_to_hub out and publish the run after run_eval.py"
+            )
+
     def push(self, run: Path, cutouts: Any) -> None:
         """Evaluate the run, if that was not done yet, and publish it; from the main process."""
         from .training.loop import process_state
@@ -221,6 +229,18 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
     options = asdict(arguments)
     with main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
+
+
+def _split_names(cutouts: Any) -> set[str]:
+    """The splits of what [`load_dataset`] returned."""
+    if not isinstance(cutouts, str):
+        return set(cutouts)
+    if Path(cutouts).is_dir():
+        return {path.name.split("-")[0] for path in Path(cutouts).glob("data/*.parquet")}
+    from safetensors import safe_open
+
+    with safe_open(cutouts, framework="pt") as file:
+        return {name.rsplit(".", 1)[0] for name in file.keys()}
 
 
 def draw_curves(run: Path) -> None:

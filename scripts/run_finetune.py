@@ -31,6 +31,7 @@ def main() -> None:
     quiet()
     publication.check(is_classifier=True)
     cutouts = load_dataset(data_arguments)
+    publication.check_splits(cutouts)
     run = finetune(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)

@@ -29,14 +29,14 @@ def main() -> None:
     quiet()
     publication.check(is_classifier=False)
     cutouts = load_dataset(data_arguments, may_stream=True)
+    publication.check_splits(cutouts)
     run = pretrain(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    labels = min(300, read_run(run)["num_train_labels"])
-    target = (
-        f"--dataset {shlex.quote(data_arguments.dataset)} --labels {labels}" if labels else "--dataset LABELLED ..."
-    )
-    tell(f"run: {run}   next: python scripts/run_finetune.py --init {shlex.quote(str(run))} {target}")
+    labels = min(300, read_run(run).get("num_train_labels", 300))
+    dataset = shlex.quote(data_arguments.dataset) if labels else "LABELLED_CUTOUTS"
+    options = f"--dataset {dataset} --labels {labels or 'all'}"
+    tell(f"run: {run}   next: python scripts/run_finetune.py --init {shlex.quote(str(run))} {options}")
 
 
 if __name__ == "__main__":

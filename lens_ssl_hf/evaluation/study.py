@@ -176,9 +176,7 @@ class Study:
         record = _read(self.directory(cell) / "cell.json")
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
         made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self._recorded(cell)
-        checked = [
-            n for n in wanted if n not in _FREE and not makes_no_difference(n, getattr(arguments, "method", None))
-        ]
+        checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
         differs = [f"{n} {made[n]}, now {wanted[n]}" for n in checked if made[n] != wanted[n]]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
             now, then = read_run(arguments.init)["run_id"], record["continued_from"].get("run_id")
