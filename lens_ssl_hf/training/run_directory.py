@@ -267,7 +267,7 @@ class RunFacts(dict):
 
 
 _KINDS = {"arguments": dict, "data": dict, "versions": dict, "init_run": dict, "resumed": list, "crop_size": int}
-_KINDS |= {"image_mean": list, "image_std": list, "seconds": int | float, "run_id": str, "precision": str}
+_KINDS |= {"image_mean": list, "image_std": list, "seconds": int | float, "run_id": str}
 
 
 def read_run(run: str | os.PathLike) -> RunFacts:
@@ -284,9 +284,12 @@ def read_run(run: str | os.PathLike) -> RunFacts:
         raise InputError(f"{run} is no run directory (no readable run.json): give one") from error
     if not isinstance(facts, dict) or facts.get("task") not in ("pretrain", "finetune"):
         raise InputError(f"{path} is damaged or of something else, it names no task: give a run directory")
-    for name, kind in _KINDS.items():
-        if name in facts and not isinstance(facts[name], kind):
-            raise InputError(f"{path} is damaged, {name} is {facts[name]!r:.40}: train again in another output_dir")
+    wrong = [name for name, kind in _KINDS.items() if name in facts and not isinstance(facts[name], kind)]
+    if facts.get("precision", "fp32") not in ("bf16", "fp32"):
+        wrong.append("precision")
+    if wrong:
+        value = repr(facts[wrong[0]])[:40]
+        raise InputError(f"{path} is damaged, {wrong[0]} is {value}: train again in another output_dir")
     return RunFacts(path, facts)
 
 
