@@ -15,6 +15,7 @@ from typing import Any
 from lens_ssl_hf.cli import load_dataset, parse
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.launch import one_process
 
 COLUMNS = 8  # cutouts of a kind that are drawn
 SIDE = 128  # of a drawn cutout, in pixels at least
@@ -64,6 +65,7 @@ def draw_examples(cutouts: Any, path: Path) -> None:
 
 
 @exit_on_input_error
+@one_process
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, OutputArguments, description=__doc__)
     from lens_ssl_hf import save_cutouts, save_tensors

@@ -190,7 +190,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
         (lambda: evaluate(run, tiny_cutouts, tmp_path / "file" / "out", num_bootstrap=0), "choose a writable place"),
         (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 gives no finite score"),
         (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
-        (lambda: predict(str(tmp_path / "absent"), split), "cannot load a classifier from"),
+        (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
         (lambda: Predictions.load(tmp_path / "bad.csv"), "no column 'label'"),
         (lambda: evaluate(tmp_path / "none.parquet"), "cannot read predictions"),
     ]
