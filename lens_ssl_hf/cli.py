@@ -1,10 +1,14 @@
 """What the scripts share: recipes below the command line, and the data set that `--dataset` names."""
 
-import argparse
 import difflib
+import inspect
+import re
+import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+import textwrap
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,6 +61,14 @@ class TrainingPushArguments:
 
             check_repo_id(self.push_to_hub, is_classifier)
 
+    def check_splits(self, cutouts: Any) -> None:
+        """Refuse before the training cutouts on which it could not be evaluated after it."""
+        if self.push_to_hub and "test" not in _split_names(cutouts):
+            raise InputError(
+                "push_to_hub evaluates the run on a test split, which the dataset lacks: add one, or leave "
+                "push_to_hub out and publish the run after run_eval.py"
+            )
+
     def push(self, run: Path, cutouts: Any) -> None:
         """Evaluate the run, if that was not done yet, and publish it; from the main process."""
         from .training.loop import process_state
@@ -80,10 +92,10 @@ class TrainingPushArguments:
 def parse(*dataclasses: type, description: str | None = None, positional: tuple[str, ...] = ()) -> list[Any]:
     """
     Parse the command line into dataclasses. A pretraining's method has a recipe, which sets the defaults; the command
-    line wins.
+    line wins. `--help` shows the defaults that hold for the rest of the command line.
 
     Args:
-        dataclasses: one argument group each; field metadata `help` is shown by `--help`.
+        dataclasses: field metadata `help` is shown by `--help`, under the first words of the class's docstring.
         positional (`tuple[str, ...]`, *optional*): fields that may be given without their names, in this order.
 
     Raises:
@@ -91,30 +103,107 @@ def parse(*dataclasses: type, description: str | None = None, positional: tuple[
     """
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(
-        dataclasses, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = HfArgumentParser(dataclasses, add_help=False)
     parser.error = _refuse
+    words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+    wants_help = len(words) < len(sys.argv) - 1
+    for action in parser._actions:
+        action.required = action.required and not wants_help
     # Blank values stand in for required options until the words without a name are known.
-    arguments = [*(f"--{name}=" for name in positional), *sys.argv[1:]]
+    arguments = [*(f"--{name}=" for name in positional), *_with_plain_flags(words, parser)]
     known, rest = parser.parse_known_args(arguments)
-    words = [word for word in rest if not word.startswith("-")]
-    for word in [word for word in rest if word.startswith("-")] + words[len(positional) :]:
-        close = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
-        raise InputError(f"unknown argument {word}: {f'did you mean {close[0]}?' if close else 'see --help'}")
-    arguments += [f"--{name}={word}" for name, word in zip(positional, words)]
-    for name in positional[len(words) :]:
-        if not getattr(known, name):
-            raise InputError(f"{name} is missing: see --help")
     if hasattr(known, "method"):
         from .training.arguments import recipe
 
         parser.set_defaults(**recipe(known.method))
-    return list(parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)[: len(dataclasses)])
+    if wants_help:
+        print(_help(parser, dataclasses, description, positional))
+        sys.exit()
+    arguments += _name_words(rest, words, known, parser, positional)
+    found = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True, look_for_args_file=False)
+    return list(found[: len(dataclasses)])
 
 
 def _refuse(message: str) -> NoReturn:
     raise InputError(f"{message}: see --help")
+
+
+def _with_plain_flags(words: list[str], parser: Any) -> list[str]:
+    """
+    The command line with a value in every flag that has none, so that argparse takes no other word for it: yes in
+    `--private RUN`, an empty one in `--dry_run RUN`.
+    """
+    found = []
+    for word, following in zip(words, [*words[1:], ""]):
+        action = parser._option_string_actions.get(word)
+        if action is None or action.nargs != "?" or (action.const is True and following.lower() in _YES_OR_NO):
+            found.append(word)
+        else:
+            found.append(f"{word}={'yes' if action.const is True else action.const}")
+    return found
+
+
+_YES_OR_NO = ("yes", "no", "true", "false", "t", "f", "y", "n", "1", "0")
+
+
+def _name_words(rest: list[str], words: list[str], known: Any, parser: Any, positional: tuple[str, ...]) -> list[str]:
+    """The words without a name as options: positional ones, and a folder behind `--dry_run` where one word is left."""
+    free = [word for word in rest if not word.startswith("-")]
+    missing = [name for name in positional if not getattr(known, name)]
+    named = []
+    for flag, word in pairwise(words):
+        if flag in ("--dry_run", "--dry-run") and word in free and len(free) > len(missing):
+            free.remove(word)
+            named.append(f"--dry_run={word}")
+    for word in [word for word in rest if word.startswith("-")] + free[len(missing) :]:
+        options = {option.lstrip("-"): option for option in parser._option_string_actions}
+        close = difflib.get_close_matches(word.split("=")[0].lstrip("-"), options, n=1, cutoff=0.75)
+        raise InputError(f"unknown argument {word}: {f'did you mean {options[close[0]]}?' if close else 'see --help'}")
+    for name in missing[len(free) :]:
+        raise InputError(f"{name} is missing: see --help")
+    return named + [f"--{name}={word}" for name, word in zip(missing, free)]
+
+
+def _help(parser: Any, dataclasses: tuple[type, ...], description: str | None, positional: tuple[str, ...]) -> str:
+    """Every option with the default that holds, grouped by the class that it is of."""
+    usage = " ".join(["usage:", parser.prog, *map(str.upper, positional), "[options]"])
+    groups: dict[str, list[str]] = {}
+    actions = {action.dest: action for action in reversed(parser._actions)}  # of --flip and --no_flip the first
+    for cls in dataclasses:
+        for item in fields(cls):
+            owner = next(base for base in reversed(cls.__mro__) if item.name in inspect.get_annotations(base))
+            lines = groups.setdefault(_title(owner), [])
+            lines += _explain(f"--{item.name}", item.metadata["help"] + _default(item, actions[item.name]))
+            if f"--no_{item.name}" in parser._option_string_actions:
+                lines += _explain(f"--no_{item.name}", f"The same as --{item.name} no.")
+    blocks = ["\n".join([f"{title}:", *lines]) for title, lines in groups.items()]
+    return "\n\n".join([usage, (description or "").strip(), *blocks, "Names may be written with - instead of _."])
+
+
+def _title(cls: type) -> str:
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    return "Options" if doc.startswith(f"{cls.__name__}(") else re.split(r"[.;]", doc)[0]
+
+
+def _explain(option: str, text: str) -> list[str]:
+    indent = 26
+    width = max(60, min(120, shutil.get_terminal_size().columns - 2))
+    lines = textwrap.wrap(text, width - indent, break_on_hyphens=False)
+    first = [f"  {option.ljust(indent - 3)} {lines[0]}"] if len(option) < indent - 2 else [f"  {option}"]
+    return first + [" " * indent + line for line in (lines if first[0].strip() == option else lines[1:])]
+
+
+def _default(item: Field, action: Any) -> str:
+    """`" (default: 32)"`, with the choices if there are some; nothing where the help itself says what happens."""
+    if item.default is MISSING and item.default_factory is MISSING:
+        return " (required)"
+    value = action.default
+    choices = f"one of {', '.join(action.choices)}; " if action.choices else ""
+    if value in (None, ""):
+        return f" ({choices[:-2]})" if choices else ""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f" ({choices}default: {' '.join(map(str, value)) if isinstance(value, list) else value})"
 
 
 def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
@@ -140,6 +229,18 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
     options = asdict(arguments)
     with main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
+
+
+def _split_names(cutouts: Any) -> set[str]:
+    """The splits of what [`load_dataset`] returned."""
+    if not isinstance(cutouts, str):
+        return set(cutouts)
+    if Path(cutouts).is_dir():
+        return {path.name.split("-")[0] for path in Path(cutouts).glob("data/*.parquet")}
+    from safetensors import safe_open
+
+    with safe_open(cutouts, framework="pt") as file:
+        return {name.rsplit(".", 1)[0] for name in file.keys()}
 
 
 def draw_curves(run: Path) -> None:

@@ -1,16 +1,18 @@
-"""The one exception for mistakes that a user can mend, and how scripts end on it."""
+"""The one exception for mistakes that a user can fix, and how scripts end on it."""
 
 import contextlib
 import functools
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: one sentence that names the file, column or argument and the mend."""
+    """A mistake in what the user gave: one sentence that names the file, column or argument and the fix."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,18 +32,23 @@ class Interrupted(KeyboardInterrupt):
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
     """
     Make `main` print an [`InputError`] as one line on stderr and exit with status 2 instead of a traceback; and leave
-    on Ctrl-C and SIGTERM, once what it has begun is closed, as shells expect it, with 128 + the signal's number.
+    on Ctrl-C and SIGTERM, once what it has begun is closed, as shells expect it, with 128 + the signal's number. Of
+    several processes the main one speaks.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
         previous = signal.signal(signal.SIGTERM, _interrupt)
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
         try:
             main()
         except InputError as error:
+            _leave_it_to_the_main_process(2)
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
+            _leave_it_to_the_main_process(128 + getattr(interrupt, "signal_number", signal.SIGINT))
             print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
             sys.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
         finally:
@@ -72,6 +79,18 @@ def interrupted_later() -> Iterator[None]:
         yield
     for number in came:
         signal.raise_signal(number)
+
+
+def _leave_it_to_the_main_process(status: int) -> None:
+    """
+    What ends all processes of a launch is said by one. The launcher ends the others as soon as that one has left; a
+    process that is alone with its mistake says it after some seconds.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        try:
+            time.sleep(5)
+        except KeyboardInterrupt:
+            sys.exit(status)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

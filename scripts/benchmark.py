@@ -364,7 +364,7 @@ def with_plain_optimizer(pretraining: Any) -> Callable[[], None]:
     model = pretraining.model
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
 
-    def step_plainly(_: Any, skip: Any) -> None:
+    def step_plainly(_: Any, skip: Any, buffers: Any) -> None:
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,5 +1,6 @@
 """
-Build a data set once: a directory of Parquet, or one safetensors file for a machine with only torch and transformers.
+Build a dataset once: a directory of Parquet, or one safetensors file for a machine with only torch and transformers.
+It says what it understood of the source, and draws some of the cutouts.
 
 ```bash
 python scripts/build_dataset.py --dataset my_cutouts/ --output my_dataset/            # load_dataset("my_dataset")
@@ -8,10 +9,16 @@ python scripts/build_dataset.py --dataset my_cutouts/ --output my_dataset.safete
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from lens_ssl_hf.cli import load_dataset, parse
 from lens_ssl_hf.data.arguments import DataArguments
-from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.launch import one_process
+
+COLUMNS = 8  # cutouts of a kind that are drawn
+SIDE = 128  # of a drawn cutout, in pixels at least
 
 
 @dataclass
@@ -19,15 +26,63 @@ class OutputArguments:
     output: str = field(metadata={"help": "The directory, or the file that ends in .safetensors, to write."})
 
 
+def draw_examples(cutouts: Any, path: Path) -> None:
+    """A row of lenses and one of non-lenses, or two of unlabelled cutouts; a square marks what models see."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from lens_ssl_hf import cutout_info
+    from lens_ssl_hf.data.reading import MODEL_CROP
+    from lens_ssl_hf.evaluation.plots import colour_image
+
+    info = cutout_info(cutouts)
+    split = cutouts["train"] if "train" in cutouts else cutouts["unlabelled"]
+    labels = np.array(split["label"])
+    rows = {name: np.flatnonzero(labels == label)[:COLUMNS] for name, label in (("lens", 1), ("nonlens", 0))}
+    if "train" not in cutouts:
+        first = np.arange(len(split))[: 2 * COLUMNS]
+        rows = {"unlabelled": first[:COLUMNS], "": first[COLUMNS:]}
+    scale = max(1, -(-SIDE // info.size))
+    cell = scale * info.size + 4
+    sheet = Image.new("RGB", (COLUMNS * cell, len(rows) * (cell + 14)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, indices) in enumerate(rows.items()):
+        top = number * (cell + 14)
+        draw.text((2, top), name, fill="black")
+        for column, index in enumerate(indices.tolist()):
+            pixels = np.asarray(split.with_format("numpy")[index]["pixels"])
+            image = Image.fromarray(colour_image(pixels, info.bands))
+            left, upper = column * cell + 2, top + 14
+            sheet.paste(image.resize((scale * info.size,) * 2, Image.Resampling.NEAREST), (left, upper))
+            if info.size > MODEL_CROP:
+                edge, side = scale * ((info.size - MODEL_CROP) // 2), scale * MODEL_CROP
+                corners = (left + edge, upper + edge, left + edge + side - 1, upper + edge + side - 1)
+                draw.rectangle(corners, outline=(160, 160, 160))
+    try:
+        sheet.save(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error}): the dataset itself is saved") from error
+
+
 @exit_on_input_error
+@one_process
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, OutputArguments, description=__doc__)
     from lens_ssl_hf import save_cutouts, save_tensors
+    from lens_ssl_hf.data.storage import check_target
+    from lens_ssl_hf.data.summary import describe_build
 
+    output = Path(arguments.output)
+    check_target(output)  # before hours of building
     cutouts = load_dataset(data_arguments)
-    save = save_tensors if arguments.output.endswith(".safetensors") else save_cutouts
-    save(cutouts, arguments.output)
-    print(f"{arguments.output}: " + ", ".join(f"{len(split)} {name}" for name, split in cutouts.items()))
+    is_file = arguments.output.endswith(".safetensors")
+    (save_tensors if is_file else save_cutouts)(cutouts, arguments.output)
+    if not isinstance(cutouts, str):  # a .safetensors file that is there already
+        print(describe_build(cutouts, data_arguments.dataset))
+        examples = output.with_name(f"{output.stem}_examples.png") if is_file else output / "examples.png"
+        draw_examples(cutouts, examples)
+        print(f"{examples}: some of the cutouts")
+        print(f"{arguments.output}: " + ", ".join(f"{len(split)} {name}" for name, split in cutouts.items()))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lens_ssl_hf.cli import parse, quiet
 from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.launch import one_process
 
 
 @dataclass
@@ -20,6 +21,7 @@ class ExportArguments:
 
 
 @exit_on_input_error
+@one_process
 def main() -> None:
     (arguments,) = parse(ExportArguments, description=__doc__, positional=("run", "folder"))
     from lens_ssl_hf import export

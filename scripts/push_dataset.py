@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from lens_ssl_hf.cli import PushArguments, load_dataset, parse
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.launch import one_process
 
 
 @dataclass
@@ -32,6 +33,7 @@ class DatasetArguments(PushArguments):
 
 
 @exit_on_input_error
+@one_process
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, DatasetArguments, description=__doc__)
     from lens_ssl_hf import push_dataset

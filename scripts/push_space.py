@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from lens_ssl_hf.cli import PushArguments, load_dataset, parse, quiet
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.launch import one_process
 
 
 @dataclass
@@ -29,6 +30,7 @@ class SpaceArguments(PushArguments):
 
 
 @exit_on_input_error
+@one_process
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, SpaceArguments, description=__doc__, positional=("model",))
     from lens_ssl_hf import push_space

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from lens_ssl_hf.cli import PushArguments, parse, quiet
 from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.launch import one_process
 
 
 @dataclass
@@ -32,6 +33,7 @@ class ModelArguments(PushArguments):
 
 
 @exit_on_input_error
+@one_process
 def main() -> None:
     (arguments,) = parse(ModelArguments, description=__doc__, positional=("run",))
     from lens_ssl_hf import push_to_hub

@@ -13,6 +13,8 @@ accelerate launch scripts/run_finetune.py --dataset my_cutouts/ --labels 300 \
 `--resume auto`, that of a finished run.
 """
 
+import shlex
+
 from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet, tell
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
@@ -29,10 +31,12 @@ def main() -> None:
     quiet()
     publication.check(is_classifier=True)
     cutouts = load_dataset(data_arguments)
+    publication.check_splits(cutouts)
     run = finetune(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    tell(f"run: {run}   next: python scripts/run_eval.py {run} --dataset {data_arguments.dataset}")
+    dataset = shlex.quote(data_arguments.dataset)
+    tell(f"run: {run}   next: python scripts/run_eval.py {shlex.quote(str(run))} --dataset {dataset}")
 
 
 if __name__ == "__main__":

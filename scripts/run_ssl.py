@@ -10,6 +10,8 @@ On a laptop `python scripts/run_ssl.py --method dino --backbone vitt8 ...` does 
 and publishes the run when it is done; given again with `--resume auto`, that of a finished run.
 """
 
+import shlex
+
 from lens_ssl_hf.cli import TrainingPushArguments, draw_curves, load_dataset, parse, quiet, tell
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
@@ -22,14 +24,19 @@ def main() -> None:
         DataArguments, PretrainArguments, TrainingPushArguments, description=__doc__
     )
     from lens_ssl_hf import pretrain
+    from lens_ssl_hf.training.run_directory import read_run
 
     quiet()
     publication.check(is_classifier=False)
     cutouts = load_dataset(data_arguments, may_stream=True)
+    publication.check_splits(cutouts)
     run = pretrain(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    tell(f"run: {run}   next: python scripts/run_finetune.py --init {run} --labels 300 ...")
+    labels = min(300, read_run(run).get("num_train_labels", 300))
+    dataset = shlex.quote(data_arguments.dataset) if labels else "LABELLED_CUTOUTS"
+    options = f"--dataset {dataset} --labels {labels or 'all'}"
+    tell(f"run: {run}   next: python scripts/run_finetune.py --init {shlex.quote(str(run))} {options}")
 
 
 if __name__ == "__main__":

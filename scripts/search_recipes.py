@@ -34,7 +34,7 @@ def read_plan(path: Path) -> dict:
     try:
         plan = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path} ({error}): mend the file") from error
+        raise InputError(f"cannot read {path} ({error}): fix the file") from error
     kinds = {"data": dict, "trials": list, "backbones": list, "labels": list, "subsets": int}
     for name, kind in kinds.items():
         if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
@@ -66,7 +66,7 @@ def read_log(path: Path) -> list[dict]:
     try:
         log = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): mend the file") from error
+        raise InputError(f"cannot read {path} ({error}): fix the file") from error
     if not isinstance(log, list) or not all(isinstance(record, dict) and "name" in record for record in log):
         raise InputError(f"{path} is no log of trials: give another file as log")
     return log

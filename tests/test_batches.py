@@ -77,10 +77,10 @@ def write_data_set(directory, rows, side=32):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    import lens_ssl_hf.data.cutouts as cutouts
+    from lens_ssl_hf.data import storage
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(cutouts, "ROW_GROUP_BYTES", 20 * 3 * 32 * 32 * 4)  # groups of 20 rows
+    patch.setattr(storage, "ROW_GROUP_BYTES", 20 * 3 * 32 * 32 * 4)  # groups of 20 rows
     directory = write_data_set(tmp_path_factory.mktemp("data") / "set", 330)
     patch.undo()
     return directory
@@ -183,9 +183,9 @@ def test_nan_pixels_in_parquet_are_refused(saved, tmp_path):
     ],
 )
 def test_a_directory_that_lost_a_file_is_refused(spoil, message, tmp_path, monkeypatch):
-    import lens_ssl_hf.data.cutouts as cutouts
+    from lens_ssl_hf.data import storage
 
-    monkeypatch.setattr(cutouts, "SHARD_BYTES", 500_000)
+    monkeypatch.setattr(storage, "SHARD_BYTES", 500_000)
     directory = write_data_set(tmp_path / "set", 100)
     assert len(ParquetSplits(directory).groups["train"]) == 3
     subprocess.run(spoil, shell=True, check=True, cwd=directory)

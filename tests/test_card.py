@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,6 +11,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from lens_ssl_hf import InputError, evaluate
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
 from lens_ssl_hf.hub.card import CardFacts, render_card, write_card
+from lens_ssl_hf.hub.clean import without_local_paths
 from lens_ssl_hf.training.arguments import FinetuneArguments
 
 
@@ -130,6 +132,55 @@ def test_the_stretch_is_written_out(tmp_path):
     change(run, data={**json.loads((run / "run.json").read_text())["data"], "stretch": stretch})
     text = str(render_card(CardFacts.from_run(run, "a")))
     assert "| g: black, white, softening | -0.5, 19.5, 0.125 |" in text and "f = arcsinh" in text
+
+
+LOCAL_PATHS = [
+    ("/home/alice/data/x.csv", "x.csv"),
+    ("/home/alice", "~"),
+    ("/home/alice/my data/x y.csv", "x y.csv"),
+    ("file:///home/alice/x.csv", "x.csv"),
+    ("~alice/x.csv", "x.csv"),
+    ("~/alice/x.csv", "x.csv"),
+    ("../../home/alice/x.csv", "x.csv"),
+    ("runs/../../alice/x.csv", "x.csv"),
+    ("C:\\Users\\alice\\x.csv", "x.csv"),
+    ("C:/Users/alice/x.csv", "x.csv"),
+    ("\\\\server\\alice\\x.csv", "x.csv"),
+    ("cluster:/scratch/alice/x.csv", "cluster:x.csv"),
+    ("no pixel in '/home/alice/my data/x.csv' or /home/alice/y.csv, 1/2", "no pixel in 'x.csv' or y.csv, 1/2"),
+    ("me/lens-dino-vits8", "me/lens-dino-vits8"),
+    ("runs/dino-300", "runs/dino-300"),
+    ("see https://example.org/home/alice", "see https://example.org/home/alice"),
+]
+
+
+@pytest.mark.parametrize(("text", "published"), LOCAL_PATHS)
+def test_no_local_path_stays_in_what_is_published(text, published):
+    record = {"arguments": {"init": [text]}, "command": shlex.join(["python", "run.py", "--a", text, f"--b={text}"])}
+    expected = {"arguments": {"init": [published]}}
+    expected["command"] = shlex.join(["python", "run.py", "--a", published, f"--b={published}"])
+    assert without_local_paths(record) == expected
+
+
+def test_the_backslashes_of_a_command_are_those_of_paths():
+    command = without_local_paths({"command": r"python run.py --dataset C:\Users\alice\x.csv"})["command"]
+    assert command == "python run.py --dataset x.csv"
+
+
+def test_names_cannot_break_out_of_a_card(evaluated):
+    run, _ = evaluated
+    name = "x` | <script>alert(1)</script>\n---\n# [here](http://evil)"
+    facts = json.loads((run / "run.json").read_text())
+    change(run, data={**facts["data"], "name": name, "bands": ["g|", "<b>", "i`"]}, command="run.py '```\n# x'")
+    report = json.loads((run / "evaluation" / "metrics.json").read_text())
+    report |= {"dataset": name, "warnings": [name]}
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(report))
+    card = render_card(CardFacts.from_run(run, 'a"b|c'))
+    assert "# [here]" in card.data.eval_results[0].dataset_name  # YAML quotes what it must
+    assert not re.search(r"<script|<b>|\n#+ \[|(?<!\\)\[here", card.text)
+    assert "(`g\\|`, `&lt;b>`, `i'`, in this order)" in card.text and '\n# a"b\\|c\n' in card.text
+    assert "\n````bash\nrun.py '```\n# x'\n````\n" in card.text  # in a longer fence
+    assert r'model="a\"b|c")' in card.text  # a string of Python
 
 
 def test_a_damaged_evaluation_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
 
+import csv
 import json
 import resource
 import subprocess
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import STRETCH, make_split
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -18,10 +21,12 @@ from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
 from lens_ssl_hf import InputError, evaluate, predict
 from lens_ssl_hf.data.tensors import CutoutTensors, save_tensors
+from lens_ssl_hf.evaluation import plots
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.plots import colour_image, contact_sheet, plot_curves, plot_roc
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.quoting import in_figure
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +190,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
         (lambda: evaluate(run, tiny_cutouts, tmp_path / "file" / "out", num_bootstrap=0), "choose a writable place"),
         (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 gives no finite score"),
         (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
-        (lambda: predict(str(tmp_path / "absent"), split), "cannot load a classifier from"),
+        (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
         (lambda: Predictions.load(tmp_path / "bad.csv"), "no column 'label'"),
         (lambda: evaluate(tmp_path / "none.parquet"), "cannot read predictions"),
     ]
@@ -251,6 +256,48 @@ def test_curves_name_what_spreads(method, label, tmp_path, monkeypatch):
     monkeypatch.setattr("lens_ssl_hf.evaluation.plots._save", lambda figure, path: figures.append(figure))
     plot_curves(run)
     assert f"{label} (std of unit vectors)" in [axes.get_ylabel() for axes in figures[0].axes]
+
+
+def words_of(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_the_contact_sheet_has_ids_and_a_scale_bar(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("lens_ssl_hf.evaluation.plots._save", lambda figure, path: figures.append(figure))
+    ids = ["sim-0-7", "lenses/a_survey/HSC-0123.fits", "HSCJ021737.2-051329.7-wide-coadd"]
+    predictions = Predictions(ids, np.array([1, 0, 1]), ids, [""] * 3, np.array([0.9, 0.5, 0.1]))
+    pixels = np.zeros((3, 3, 64, 64), dtype=np.float32)
+    for pixel_scale in (0.168, None):
+        contact_sheet(pixels, predictions, tmp_path / "sheet.png", pixel_scale=pixel_scale)
+    with_bar, without = map(words_of, figures)
+    assert with_bar.count("sim-0-7") == 2 and with_bar.count("HSC-0123.fits") == 2
+    assert "HSCJ02173…wide-coadd" in with_bar
+    assert with_bar.count("2 arcsec") == 3 and not [word for word in without if "arcsec" in word]
+    bars = [line for line in figures[0].findobj(Line2D) if len(line.get_xdata()) == 2 and line.get_color() == "w"]
+    assert {round(np.ptp(bar.get_xdata()) * 0.168, 9) for bar in bars} == {2.0}
+
+
+@pytest.mark.parametrize("name", ["$x_1^2$", "a $ b", r"\frac{$}{", "_hidden", "a\udcffb", "two\nlines"])
+def test_names_in_pictures_are_shown_as_they_are(name, tmp_path, monkeypatch):
+    save, figures = plots._save, []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path))[1])
+    predictions = Predictions([name] * 2, np.array([1, 0]), ["a", "b"], [name] * 2, np.array([0.9, 0.8]))
+    contact_sheet(np.zeros((2, 3, 20, 20), np.float32), predictions, tmp_path / "sheet.png", title=name)
+    plot_roc({name: predictions}, tmp_path / "roc.png", title=name)
+    assert len(figures[1].axes[0].get_legend().get_texts()) == 2  # a leading _ hides none
+    shown = in_figure(name).replace(r"\$", "$").strip()
+    assert shown == {"a\udcffb": "a�b", "two\nlines": "two�lines"}.get(name, name)
+
+
+def test_a_csv_file_holds_no_formulas_and_is_read_back(tmp_path):
+    ids = ["=HYPERLINK(1)", "+1", "-1", "@a", "'=x", "'quoted'", "a=b", "\tx"]
+    predictions = Predictions(ids, np.arange(8) % 2, ids, ids, np.linspace(0, 1, 8))
+    text = predictions.save(tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    cells = [cell for row in csv.reader(text.splitlines()[1:]) for cell in row]
+    assert not [cell for cell in cells if cell[0] in "=+-@\t"]
+    again = Predictions.load(tmp_path / "predictions.csv")
+    assert again.id == again.group == again.subclass == ids
 
 
 def test_pictures(run, tmp_path):

@@ -27,7 +27,8 @@ from lens_ssl_hf import InputError, load_tensors, save_tensors
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.data.batches import ParquetSplits
 from lens_ssl_hf.data.readers import read_raw
-from lens_ssl_hf.data.sources import BadFiles, list_catalogue
+from lens_ssl_hf.data.sources import BadFiles
+from lens_ssl_hf.data.tables import list_catalogue
 from lens_ssl_hf.training.checkpoints import newest_checkpoint, save_checkpoint
 
 RNG = np.random.default_rng(0)
@@ -288,7 +289,7 @@ def test_damaged_tables(tmp_path):
     (tmp_path / "whole.fits.gz").write_bytes(gzip.compress(table))
 
     def check(path):
-        assert all(row.label in (-1, 0, 1) for row in list_catalogue(path, DataArguments(), BadFiles("skip")))
+        assert all(row.label in (-1, 0, 1) for row in list_catalogue(path, DataArguments(), BadFiles("skip")).rows)
 
     refused = 0
     for suffix in ("parquet", "csv", "fits", "fits.gz"):

@@ -245,6 +245,17 @@ def test_a_push_that_fails_leaves_the_hub_as_it_was(trouble, message, existing, 
     assert len(hub.model(BACKBONE).history) == 2 + existing
 
 
+@pytest.mark.parametrize("revision", [None, "next"])
+@pytest.mark.parametrize("route", ["POST /api/repos/create", "POST /api/models/.*/branch/"])
+@pytest.mark.parametrize("trouble", [{"call": _thread.interrupt_main}, {"lose_answer": True}])
+def test_what_was_made_while_it_was_interrupted_is_taken_back(trouble, route, revision, hub, folders):
+    """The repository or the branch is there though the push never saw the answer."""
+    hub.troubles += [Trouble(route, **trouble), Trouble("/commit/", 9, status=403)]
+    with pytest.raises((KeyboardInterrupt, InputError)):
+        send(folders[0], revision=revision)
+    assert not hub.repositories
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_an_interrupted_push_leaves_the_hub_as_it_was(existing, hub, folders):
     if existing:
@@ -415,8 +426,7 @@ def test_a_model_names_the_data_set_that_it_was_trained_on(hub, runs, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     facts["data"]["name"] = "me/lenses"
     (run / "run.json").write_text(json.dumps(facts))
-    info = {**facts["data"], "fingerprint": "f1"}
-    evaluate(run, ({"test": make_split(48, 2)}, info), num_bootstrap=20)
+    evaluate(run, ({"test": make_split(48, 2)}, facts["data"]), num_bootstrap=20)
     push_to_hub(run, CLASSIFIER)
     card = ModelCard.load(CLASSIFIER)
     assert card.data.datasets == ["me/lenses"]

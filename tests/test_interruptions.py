@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from safetensors.torch import load_file
 from tiny_runs import write_classifier_run
 
 from lens_ssl_hf import InputError, evaluate, export, finetune, load_cutouts, predict, pretrain
+from lens_ssl_hf.data.batches import epoch_order
 from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.data.views import Views
-from lens_ssl_hf.training.loop import Faults
+from lens_ssl_hf.training.faults import BuffersBefore, Faults
 from lens_ssl_hf.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +43,7 @@ LABELS = {"backbone": "vitt8", "precision": "fp32", "steps": 12, "eval_every": 3
 DRIVER = """
 import json, os, signal, sys
 from lens_ssl_hf import finetune, pretrain
-from lens_ssl_hf.training import checkpoints, loop
+from lens_ssl_hf.training import faults
 import lens_ssl_hf.training.finetune as finetuning, lens_ssl_hf.training.pretrain as pretraining
 task, data, run, settings, moment, count = sys.argv[1:]
 def at(function, name):
@@ -52,8 +54,8 @@ def at(function, name):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
     return wrapper
-pretraining.optimizer_step = finetuning.optimizer_step = at(loop.optimizer_step, "step")
-checkpoints.os.replace = at(os.replace, "rename")
+pretraining.optimizer_step = finetuning.optimizer_step = at(faults.optimizer_step, "step")
+os.replace = at(os.replace, "rename")
 {"pretrain": pretrain, "finetune": finetune}[task](data, run, resume="auto", **json.loads(settings))
 """
 
@@ -214,6 +216,23 @@ def test_a_simulation_whose_worker_is_killed_ends():
     assert ended.returncode == 1 and "BrokenProcessPool" in ended.stderr
 
 
+@pytest.mark.parametrize("meanwhile", ["list(cutouts)", "time.sleep(60)"])
+def test_a_simulation_that_is_killed_takes_its_workers_along(meanwhile):
+    """Busy workers and waiting ones: while one lives, it holds the pipe that `communicate` reads to the end."""
+    code = (
+        "import multiprocessing, time\n"
+        "from lens_ssl_hf.data.simulation import simulate_cutouts\n"
+        "cutouts = simulate_cutouts(0, range(200_000), [True] * 200_000, num_proc=3)\n"
+        "next(cutouts)\n"
+        "print(len(multiprocessing.active_children()), flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code + meanwhile], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "3\n"
+    process.kill()
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_full_disk_loses_nothing(whole, data, tmp_path):
     run = tmp_path / "run"
     assert run_until_killed("pretrain", data, run, {"method": "dino", **SSL}, "step", 5).returncode < 0
@@ -310,6 +329,38 @@ def test_a_finetuning_step_that_is_not_finite_changes_nothing(tiny_cutouts, tmp_
     assert len(kept) > 100 and all(torch.equal(before[name], after[name]) for name in kept)
 
 
+def test_a_step_that_overflows_leaves_batch_norm_alone(tiny_cutouts, tmp_path):
+    """One cutout holds 3e38 outside the central crop, where views that are rotated see it and statistics do not."""
+    splits, info = tiny_cutouts
+    train = splits["train"].select(torch.arange(96))
+    train.pixels = train.pixels.clone()
+    last = epoch_order(96, 0, 0)[3 * 32 - 1]  # in the last of three steps
+    inside = train.pixels[last, :, 4:36, 4:36].clone()
+    train.pixels[last] = 3e38
+    train.pixels[last, :, 4:36, 4:36] = inside
+    settings = {"backbone": "cnn", "precision": "fp32", "steps": 3, "eval_every": 1, "batch_size": 32}
+    run = finetune(({**splits, "train": train}, info), tmp_path / "run", **settings)
+    assert json.loads((run / "run.json").read_text())["skipped_steps"] == 1
+    before, after = (load_file(run / "checkpoints" / f"step-0000000{step}.safetensors") for step in (2, 3))
+    kept = [name for name in before if not name.startswith("extra.")]
+    assert any("running_var" in name for name in kept)
+    assert all(torch.equal(before[name], after[name]) and after[name].isfinite().all() for name in kept)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_a_run_that_skips_its_steps_does_not_end_as_finished(task, tiny_cutouts, tmp_path):
+    train, settings = (pretrain, SSL) if task == "pretrain" else (finetune, {**LABELS, "steps": 6})
+    settings |= {"epochs": 2} if task == "pretrain" else {}
+    splits, info = tiny_cutouts
+    splits = {name: replace(split, pixels=split.pixels.clone()) for name, split in splits.items()}
+    splits["train"].pixels[:, :, :4] = 3e38  # outside the crop that statistics are of, inside rotated views
+    for _ in range(2):
+        with pytest.raises(InputError, match="of 6 steps gave a loss or gradient that is NaN or infinite"):
+            train((splits, info), tmp_path / "run", resume="auto", **settings)
+    assert "seconds" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_a_first_step_that_is_not_finite_leaves_no_garbage(tiny_cutouts, tmp_path, monkeypatch):
     make, seen = Views.make, []
 
@@ -333,10 +384,10 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tiny_cutouts, tmp_p
 
 
 def test_the_last_batch_that_was_not_finite_is_named_and_forgiven_later():
-    accelerator, one = Accelerator(), torch.tensor(1.0)
+    accelerator, one, buffers = Accelerator(), torch.tensor(1.0), BuffersBefore(torch.nn.Identity())
     faults = Faults(torch.device("cpu"))
     for step in range(30):
-        faults.note(accelerator, step, one * torch.nan if 2 <= step < 12 else one, one)
+        faults.note(accelerator, step, one * torch.nan if 2 <= step < 12 else one, one, buffers)
         if step == 19:  # the next log line after them
             with pytest.raises(InputError, match=r"10 steps in a row .*the batch of step 12 holds 11a, 11b"):
                 faults.check(lambda step: [f"{step}a", f"{step}b"])

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from test_batches import write_data_set
 
+from lens_ssl_hf.cli import PushArguments, parse
 from lens_ssl_hf.data.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -194,6 +196,54 @@ def test_help_comes_without_torch(script):
 
 
 @pytest.mark.parametrize(
+    "command,shown",
+    [
+        ("run_ssl.py -h", [("batch_size", "32"), ("local_size", "24"), ("optimizer", "adamw"), ("rotate", "yes")]),
+        ("run_ssl.py --help --method simsiam", [("optimizer", "sgd"), ("learning_rate", "0.05"), ("method", "dino")]),
+        ("run_finetune.py --help", [("batch_size", "64"), ("labels", "all"), ("dataset", "simulated")]),
+    ],
+)
+def test_help_shows_the_defaults_that_hold(command, shown):
+    entries = " ".join(run(f"scripts/{command}").stdout.split()).split(" --")
+    found = {entry.split()[0]: entry for entry in entries}
+    for name, value in shown:
+        assert found[name].split(" Names may")[0].rstrip("):").endswith(f"(default: {value}")
+    assert found["no_rotate"] == "no_rotate The same as"  # --rotate no
+
+
+@pytest.mark.parametrize(
+    "line,expected",
+    [
+        ("--repo_id me/x --dry_run RUN", ("RUN", "x", False)),
+        ("RUN --repo-id me/x --dry-run FOLDER", ("RUN", "FOLDER", False)),
+        ("--dry_run FOLDER RUN --repo_id me/x", ("RUN", "FOLDER", False)),
+        ("--run RUN --repo_id me/x --dry_run FOLDER", ("RUN", "FOLDER", False)),
+        ("--repo_id me/x --dry_run=FOLDER --private RUN", ("RUN", "FOLDER", True)),
+        ("--private no RUN --repo_id me/x", ("RUN", None, False)),
+    ],
+)
+def test_a_flag_takes_no_word_that_is_not_its_own(line, expected, monkeypatch):
+    @dataclass
+    class Arguments(PushArguments):
+        run: str = field(default="", metadata={"help": "A run."})
+
+    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *line.split()])
+    (arguments,) = parse(Arguments, positional=("run",))
+    assert (arguments.run, arguments.dry_run, arguments.private) == expected
+
+
+def test_several_processes_share_a_batch_and_name_a_mistake_once(data, tmp_path):
+    launch = f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml"
+    script = f"scripts/run_finetune.py {QUICK} --steps 1 --dataset {data}"
+    result = run(f"{launch} {script} --labels 17 --output_dir {tmp_path}/run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("batches of 16 cutouts instead of 17") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == 16
+    again = run(f"{launch} {script} --labels 17 --output_dir {tmp_path}/run")
+    assert again.returncode != 0 and again.stderr.count("error: output_dir") == 1
+
+
+@pytest.mark.parametrize(
     "command,named",
     [
         ("run_ssl.py --dataset no_such_folder --output_dir {out}", "no_such_folder"),
@@ -208,6 +258,7 @@ def test_help_comes_without_torch(script):
         ("push_space.py no_such_model --dataset {data} --repo_id me/lens --dry-run {out}", "no_such_model"),
         ("run_eval.py --eval_dir {out} --dataset {data} no_such_run", "no_such_run"),
         ("run_finetune.py --dataset {data} --epoch 3", "unknown argument --epoch"),
+        ("run_ssl.py --dataset {data} --nonsense", "unknown argument --nonsense: see --help"),
         ("run_ssl.py --dataset {data} --epochs many", "--epochs"),
         ("run_ssl.py --dataset {data} --bands g r", "bands cannot change"),
         ("run_study.py --dataset {data} --output_dir {out} --labels 16 --report_dir {data}/x", "report_dir"),

@@ -1,7 +1,10 @@
 """The Space: what is told of a cutout is right, and the page works in a browser from the folder that is published."""
 
+import asyncio
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +25,11 @@ from lens_ssl_hf import InputError, predict
 from lens_ssl_hf.data.processing import Stretch
 from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation.metrics import reliability
-from lens_ssl_hf.space.build import build_space
+from lens_ssl_hf.quoting import in_markdown
+from lens_ssl_hf.space.build import _card, build_space
 from lens_ssl_hf.space.finder import Finder, at_prevalence, calibration, wilson_interval
-from lens_ssl_hf.space.page import calibration_sentence, overlay, render
+from lens_ssl_hf.space.limits import MAX_BYTES, LimitedUploads
+from lens_ssl_hf.space.page import calibration_sentence, introduction, overlay, render
 
 ASINH = {"kind": "asinh", "black": [-2.0] * 5, "white": [100.0] * 5, "softening": [5.0] * 5}
 
@@ -156,10 +161,70 @@ def test_what_cannot_be_read_is_told_in_a_sentence_and_nothing_else_is_lost(spac
     assert "<script>" not in shown and "&lt;script&gt;" in shown and "upload-1a2b" not in shown
     assert "cannot be read as FITS" in shown and "notes.txt is not a cutout file" in shown
     assert "five.npy has 5 bands, but 3 are needed" in shown and "Traceback" not in shown
+    large = [folder / f"{number}.npy" for number in range(3)]
+    for path in large:
+        with open(path, "wb") as file:
+            file.truncate(50 * 2**20)  # sparse
+    assert "have 150 MiB, more than 128 together" in render(finder, list(map(str, large)), "flux")
     assert "more than 32 at once" in render(finder, [str(good)] * 33, "flux")
     assert render(finder, [], "flux") == ""
     np.save(folder / "flux.npy", np.full((3, 40, 40), -5, np.float32))
     assert "flux.npy: values from -5 to -5 are no display units" in render(finder, [f"{folder}/flux.npy"], "display")
+
+
+def test_a_large_cutout_is_shown_by_its_centre_and_a_huge_one_is_refused(finder, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0, 255, (3, 700, 501)).astype(np.float32)
+    np.save(tmp_path / "large.npy", pixels)
+    finding = finder.look(tmp_path / "large.npy", "display")
+    assert finding.picture.shape == (256, 256, 3) and not finding.is_whole
+    assert np.array_equal(finding.picture[112:144, 112:144], finding.crop)  # the square that the page draws
+    shown = render(finder, [f"{tmp_path}/large.npy"], "display")
+    assert len(shown) < 2**20 and "Colour rendering of the centre" in shown
+    np.save(tmp_path / "huge.npy", np.zeros((3, 512, 2049), np.float32))
+    with pytest.raises(InputError, match=r"is 512 x 2049 pixels, more than 1024 x 1024: cut the object out"):
+        finder.look(tmp_path / "huge.npy")
+
+
+def test_a_request_has_sixty_seconds(space, finder, monkeypatch):
+    clock = iter([0.0, 1.0, 61.0, 62.0])
+    monkeypatch.setattr("lens_ssl_hf.space.page.time.monotonic", lambda: next(clock))
+    shown = render(finder, [str(path) for path in sorted((space / "examples").iterdir())[:3]], "flux")
+    assert shown.count("lens-score") == 1 and shown.count("was not read, as the others took 60 seconds") == 2
+
+
+def test_names_are_no_markup(space, finder, tmp_path):
+    name = "<img src=x onerror=alert(1)> $$x$$ `a` [b](javascript:c) **d** _e_ https://x.y www.x.y"
+    facts = {**finder.facts, "name": name, "split": name, "data": {**finder.facts["data"], "name": name}}
+    page = introduction(facts) + str(_card({**facts, "model": None}).text)
+    assert not re.search(r"<img|\$\$|`a`|\]\(java|\*\*d|_e_|https://x|www\.x", page)
+    assert html.unescape(in_markdown(name)) == name
+    assert in_markdown("lens-dino 1.5, a") == "lens-dino 1.5, a" and in_markdown("- a\n# b") == "&#45; a &#35; b"
+    damaged = Finder(space)
+    damaged.facts = facts
+    shown = render(damaged, [str(space / "examples" / "lens-1.fits")], "flux")
+    assert "<img src=x" not in shown and "&lt;img src=x" in shown
+
+
+def test_uploads_are_bounded_whatever_they_state():
+    taken, answers = [], []
+
+    async def app(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            taken.append(len(message["body"]))
+
+    async def receive():
+        return {"type": "http.request", "body": b"0" * 2**24, "more_body": True}
+
+    async def send(message):
+        answers.append(message)
+
+    uploads = LimitedUploads(app)
+    asyncio.run(uploads({"type": "http", "headers": []}, receive, send))
+    assert sum(taken) == MAX_BYTES and not answers
+    stated = [(b"content-length", str(MAX_BYTES + 1).encode())]
+    asyncio.run(uploads({"type": "http", "headers": stated}, receive, send))
+    assert answers[0]["status"] == 413 and b"more than 128 MiB at once" in answers[1]["body"]
 
 
 def test_stretches_are_inverted():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,24 @@ def test_continued_methods_go_on_from_the_pretrainings_of_an_earlier_study(tiny_
     assert results["rows"][1]["roc_auc"]["minus"]["supervised"]["p"] is None  # of one seed
     (card, _) = write_cards(study, records, results, tmp_path, tmp_path / "study")
     assert "went on from a pretraining on 96 cutouts of simulated (**simulated**)" in card.read_text()
+
+
+def test_a_cell_that_is_killed_while_it_tidies_up_is_whole(tiny_cutouts, tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def killed(folder, **options):
+        if Path(folder).name != "model":
+            return remove(folder, **options)
+        (Path(folder) / "config.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_study(tiny_cutouts, tmp_path, methods=["cnn"]).run()
+    records = make_study(tiny_cutouts, tmp_path, methods=["cnn"]).run()
+    assert [record["subset"] for record in records] == [0, 1]
+    assert not list(tmp_path.rglob("checkpoints")) and len(list(tmp_path.rglob("model"))) == 1
 
 
 def test_a_cell_is_taken_by_one_process_only(tiny_cutouts, tmp_path):

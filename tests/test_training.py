@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
-from lens_ssl_hf.training.monitors import collapse_warning, knn_scores, roc_auc
+from lens_ssl_hf.training.loop import native_precision
+from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, roc_auc
+from lens_ssl_hf.training.run_directory import read_run
 from lens_ssl_hf.training.schedules import cosine, linear
 
 FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
@@ -115,28 +118,34 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(dino_run, ti
 
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_the_precision_is_chosen_once(task, tiny_cutouts, tmp_path, monkeypatch):
-    """A run that is killed before its first checkpoint goes on as it began, whatever a stopwatch says then."""
+def test_a_run_goes_on_in_the_precision_that_it_began_with(task, tiny_cutouts, tmp_path, monkeypatch):
+    """On another machine, too, which would have chosen another one; here it is killed before its first checkpoint."""
     train, settings = (pretrain, SSL) if task == "pretrain" else (finetune, {**FAST, "steps": 2})
-    module, begun = sys.modules[train.__module__], []
-
-    def choose(*_):
-        begun.append(1)
-        return "bf16"
+    settings = {**settings, "precision": "auto"}
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    settings = {**settings, "precision": "auto"}
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose_precision", choose)
-        patch.setattr(module, "optimizer_step", killed)
+        patch.setattr(sys.modules[train.__module__], "optimizer_step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_cutouts, tmp_path / "run", **settings)
-    assert not (tmp_path / "run" / "checkpoints").exists()
-    monkeypatch.setattr(module, "choose_precision", lambda *_: "fp32")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["precision"] == native_precision(torch.device("cpu"))
+    other = {"bf16": "fp32", "fp32": "bf16"}[facts["precision"]]
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "precision": other}))
     run = train(tiny_cutouts, tmp_path / "run", resume="auto", **settings)
-    assert json.loads((run / "run.json").read_text())["precision"] == "bf16" and begun == [1]
+    assert json.loads((run / "run.json").read_text())["precision"] == other
+
+
+@pytest.mark.parametrize(
+    "capabilities,precision",
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False, "avx2": True}, "fp32")],
+)
+def test_the_precision_is_a_property_of_the_cpu(capabilities, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert native_precision(torch.device("cpu")) == precision
 
 
 def test_what_a_run_goes_on_with_is_noted(dino_run, tiny_cutouts, tmp_path, caplog):
@@ -150,6 +159,75 @@ def test_what_a_run_goes_on_with_is_noted(dino_run, tiny_cutouts, tmp_path, capl
     went_on = json.loads((run / "run.json").read_text())
     assert went_on["versions"]["torch"] == "2.11.0" and went_on["resumed"] == [{"versions": facts["versions"]}]
     assert "begun with other versions" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", '{"task": ', "[]", "null", "\\xff", "[" * 10**5, '{"task": 3}'])
+def test_a_damaged_run_is_named(text, tiny_cutouts, tmp_path):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+        finetune(tiny_cutouts, tmp_path, resume="auto", **FAST)
+
+
+@pytest.mark.parametrize("name", ["arguments", "data", "run_id", "precision", "task", "image_mean"])
+@pytest.mark.parametrize("value", [None, 3, "x", ...])
+def test_facts_of_another_kind_are_named(name, value, dino_run, tiny_cutouts, tmp_path):
+    facts = json.loads((dino_run / "run.json").read_text())
+    del facts["seconds"], facts[name]
+    (tmp_path / "run.json").write_text(json.dumps(facts if value is ... else {**facts, name: value}))
+    if (name, value) in (("run_id", "x"), ("run_id", ...), ("precision", ...), ("image_mean", ...)):
+        assert read_run(tmp_path)["task"] == "pretrain"  # nothing to be seen of it
+        return
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+        pretrain(tiny_cutouts, tmp_path, "dino", resume="auto", **SSL)
+
+
+def test_a_damaged_line_takes_no_other_with_it(tiny_cutouts, tmp_path, caplog):
+    settings = {**FAST, "steps": 4, "eval_every": 1, "batch_size": 16}
+    run = finetune(tiny_cutouts, tmp_path / "run", **settings)
+    facts, log = json.loads((run / "run.json").read_text()), (run / "metrics.jsonl").read_bytes().splitlines(True)
+    del facts["seconds"]
+    (run / "run.json").write_text(json.dumps(facts))
+    for damage in (b"\xff\xfe\n", b'{"step": "x"}\n', b"[1]\n", b'{"step": 1, "lo\n'):
+        (run / "metrics.jsonl").write_bytes(b"".join([*log[:3], damage, *log[3:], b'{"step": 4, "los']))
+        finetune(tiny_cutouts, run, resume="auto", **settings)
+        assert (run / "metrics.jsonl").read_bytes().splitlines(True) == log
+        assert "line 4 of" in caplog.text
+        caplog.clear()
+        (run / "run.json").write_text(json.dumps(facts))
+
+
+def test_checkpoints_are_of_one_run(dino_run, tiny_cutouts, tmp_path):
+    shutil.copytree(dino_run, tmp_path / "a")
+    (tmp_path / "a" / "run.json").unlink()
+    for resume in ("never", "auto"):  # of which run, nobody knows
+        with pytest.raises(InputError, match="holds checkpoints without the run"):
+            pretrain(tiny_cutouts, tmp_path / "a", "dino", resume=resume, **SSL)
+    settings = {**SSL, "seed": 1}
+    other = pretrain(tiny_cutouts, tmp_path / "b", "dino", **{**settings, "epochs": 1})
+    shutil.rmtree(other / "model")
+    newest = max((dino_run / "checkpoints").iterdir())
+    shutil.copy(newest, other / "checkpoints")
+    with pytest.raises(InputError, match=rf"{newest.name} is of another run"):
+        pretrain(tiny_cutouts, other, "dino", resume="auto", **{**settings, "epochs": 1})
+
+
+def test_pretraining_needs_no_labels(tiny_cutouts, tmp_path, caplog):
+    splits, info = tiny_cutouts
+    unlabelled = dataclasses.replace(splits["train"], labels=torch.full((96,), -1))
+    run = pretrain(({"unlabelled": unlabelled}, info), tmp_path / "run", "dino", **{**SSL, "epochs": 1})
+    assert caplog.text.count("no nearest neighbours are evaluated") == 1
+    assert not any("knn_auc" in line for line in lines(run)) and read_run(run)["num_train_labels"] == 0
+    assert "have not been evaluated" in (export(run, tmp_path / "exported") / "README.md").read_text()
+
+
+def test_no_evaluation_with_a_score_is_no_model(tiny_cutouts, tmp_path):
+    """One validation cutout is so bright that the classifier cannot score it."""
+    splits, info = tiny_cutouts
+    validation = dataclasses.replace(splits["validation"], pixels=splits["validation"].pixels.clone())
+    validation.pixels[0] = 3e38
+    with pytest.raises(InputError, match="the scores of all evaluations were NaN"):
+        finetune(({**splits, "validation": validation}, info), tmp_path / "run", steps=2, **FAST)
+    assert not (tmp_path / "run" / "model").exists() and "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_bands_in_another_order_are_refused(dino_run, tiny_cutouts, tmp_path):
@@ -300,6 +378,19 @@ def test_roc_auc_and_knn_agree_with_scikit_learn():
     np.testing.assert_allclose(ours.numpy(), reference.predict_proba(unit[1])[:, 1], atol=1e-5)
 
 
+def test_what_is_not_a_number_has_no_rank():
+    labels = torch.arange(100) % 2
+    scores = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    for number in (1, 100):
+        scores[:number] = torch.nan
+        assert math.isnan(roc_auc(labels, scores)) and math.isnan(accuracy(labels, scores))
+    features = torch.randn(100, 8)
+    poisoned = features.clone()
+    poisoned[3] = torch.nan
+    assert knn_scores(features, labels, poisoned).isnan().nonzero().tolist() == [[3]]
+    assert knn_scores(poisoned, labels, features).isnan().all()
+
+
 def test_collapse_is_named():
     uniform = {"loss": math.log(64), "teacher_entropy": math.log(64), "output_std": 0.1}
     assert "uniform" in collapse_warning("dino", uniform, 64)
@@ -316,6 +407,8 @@ def test_collapse_is_named():
 @pytest.mark.parametrize("method", ["simsiam", "dino", "ibot"])
 def test_recipes_are_settings(method):
     arguments = PretrainArguments(**recipe(method), method=method)
+    if method == "dino":  # what --help and the API show is what runs
+        assert arguments == PretrainArguments()
     assert arguments.optimizer == ("sgd" if method == "simsiam" else "adamw")
 
 
@@ -349,6 +442,10 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         ({"seed": 2**32}, "seed"),
         ({"batch_size": 1}, "batch_size"),
         ({"blur_probability": 1.2}, "blur_probability"),
+        ({"num_prototypes": 1}, "num_prototypes must be at least 2"),
+        ({"learning_rate": 1e30}, "learning_rate must be at most 10"),
+        ({"noise_sigma": 1e30}, "noise_sigma must be at most 10"),
+        ({"student_temperature": math.inf}, "student_temperature must be a finite number"),
     ],
 )
 def test_bad_settings_of_pretraining_are_named(settings, word, tiny_cutouts, tmp_path):

@@ -11,8 +11,9 @@ class DataArguments:
         default="simulated",
         metadata={
             "help": (
-                "'simulated', a folder (lenses/ and nonlenses/, ...), a table (.csv, .parquet, .fits), a "
-                "directory that save_cutouts wrote, or the Hub id of one."
+                "'simulated', a folder (lenses/ and nonlenses/, ..., or files without labels), a table (.csv, "
+                ".parquet, .fits, .xml, .ecsv), a stack (.h5, .npy), a directory that save_cutouts wrote, or the Hub "
+                "id of one."
             )
         },
     )
@@ -24,6 +25,9 @@ class DataArguments:
                 "from 32 on."
             )
         },
+    )
+    size_arcsec: float | None = field(
+        default=None, metadata={"help": "Side of the stored cutouts in arcsec, in place of size; needs a pixel scale."}
     )
     bands: list[str] | None = field(
         default=None,
@@ -52,7 +56,7 @@ class DataArguments:
         default=None, metadata={"help": "Where built data sets are kept; by default the cache of datasets."}
     )
     num_proc: int | None = field(
-        default=None, metadata={"help": "Processes for the simulation; by default one per CPU core."}
+        default=None, metadata={"help": "Processes that simulate or read cutouts; by default one per CPU core."}
     )
 
     train_size: int = field(default=3863, metadata={"help": "Simulated: labelled training cutouts."})
@@ -83,7 +87,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": (
-                "FITS: number or name of the image HDU, by default the first image; several as 'G,R,I' are stacked."
+                "FITS: number or name of the image HDU, by default the first image; several as 'G,R,I' are stacked. "
+                "HDF5: path of the dataset with the pixels."
             )
         },
     )
@@ -106,18 +111,34 @@ class DataArguments:
         default="bad_files.csv", metadata={"help": "Where 'skip' lists the files that it left out."}
     )
 
+    label_map: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "What labels of a table, or names of class folders, stand for: Galaxy=nonlens 'Grade A'=lens; lens, "
+                "nonlens or unlabelled."
+            )
+        },
+    )
+    id_column: str = field(
+        default="id", metadata={"help": "Table: unique name of the cutout; where it is missing, the file is the name."}
+    )
     file_column: str = field(default="file", metadata={"help": "Table: path of the cutout, relative to the table."})
     label_column: str = field(
         default="label",
-        metadata={"help": "Table: lens/nonlens, 1/0 or true/false; empty or -1 for cutouts without a label."},
+        metadata={
+            "help": "Table: lens/nonlens, 1/0 or true/false; empty, -1 or no such column for cutouts without a label."
+        },
     )
     split_column: str = field(default="split", metadata={"help": "Table: train, validation or test."})
     fold_column: str = field(default="fold", metadata={"help": "Table: number of the fold; used with test_fold."})
     group_column: str = field(
         default="group", metadata={"help": "Table: what splits must not divide, such as a field of the sky."}
     )
-    ra_column: str = field(default="ra", metadata={"help": "Table: right ascension in degrees."})
-    dec_column: str = field(default="dec", metadata={"help": "Table: declination in degrees."})
+    ra_column: str = field(
+        default="ra", metadata={"help": "Table: right ascension in degrees, or sexagesimal in hours."}
+    )
+    dec_column: str = field(default="dec", metadata={"help": "Table: declination in degrees, or sexagesimal."})
     subclass_column: str = field(
         default="subclass", metadata={"help": "Table: kind of object, for evaluation by kind."}
     )

@@ -7,47 +7,46 @@ import math
 import os
 import re
 import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.exceptions import DatasetGenerationError
 
 from ..errors import InputError
 from .arguments import DataArguments
-from .processing import PICTURE_BANDS, STRETCHES, CutoutInfo, Stretch, cutout_info, standardise
-from .readers import RawCutout, read_raw, read_raw_bands
+from .folders import list_folder
+from .processing import STRETCHES, CutoutInfo, Stretch, cutout_info, standardise
+from .readers import FITS_SUFFIXES, RawCutout
+from .reading import FIT_CUTOUTS, MIN_SIZE, open_files
 from .simulation import BANDS, SIMULATOR_VERSION, SimulationConfig, simulate_cutouts
-from .sources import LABELS, BadFiles, Row, assign_splits, digest_rows, list_catalogue, list_folder
+from .sources import LABELS, BadFiles, Listing, Row, digest_rows, parse_label_map
+from .stacks import STACK_SUFFIXES, list_stack
+from .storage import CARD_FILE, PICTURE_COLUMN, card_header, load_from_hub, load_saved, save_cutouts
+from .table_files import TABLE_SUFFIXES
+from .tables import list_catalogue
+
+__all__ = ["CARD_FILE", "PICTURE_COLUMN", "Cutouts", "CutoutsConfig", "card_header", "load_cutouts", "save_cutouts"]
 
 logger = logging.getLogger(__name__)
 
 BUILDER_VERSION = "1.0.0"  # raise it whenever the same source gives other data: it is part of the fingerprint
-FIT_CUTOUTS = 1000  # training cutouts that the stretch is fitted on, at most
-MODEL_CROP = 32  # pixels that the models see by default: without a size, no smaller cutout sets that of all others
-MIN_SIZE = 8
-ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
-SHARD_BYTES = 500_000_000  # of a Parquet file
-CARD_FILE = "cutouts.json"
-PICTURE_COLUMN = "image"  # colour renderings of published data sets, for people who look at them on the Hub
+FITS_VERSION = 2  # raise it whenever the same FITS file gives other pixels: it is part of fingerprints with such files
 REPORT_FILE = "bad_files.csv"
-TABLE_SUFFIXES = (".csv", ".parquet", ".pq", ".fits", ".fit", ".fits.gz")
 
 # Each split of the simulation has its own range of indices, so that the size of one does not change the others.
 _FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7, "test_large": 4 * 10**7}
 _SIMULATED = {f"{split}_size" for split in _FIRST_INDEX}
-_SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing", "num_proc"}
-_FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report"}
+_SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"}
+_FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report", "label_map"}
 _CATALOGUE = {f.name for f in fields(DataArguments) if f.name.endswith(("_column", "_fold"))}
 _NOT_CONTENT = {"dataset", "cache_dir", "num_proc", "bad_file_report"}  # cannot change the data
 # Options that are younger than published fingerprints, which their defaults leave alone.
-_LATER = {"min_arc_contrast", "test_large_size"}
+_LATER = {"min_arc_contrast", "test_large_size", "size_arcsec", "label_map", "id_column"}
 
 
 @dataclass(eq=False)
@@ -58,26 +57,55 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
         """List and hash the source: the fingerprint in the name of the cache makes a stale cache impossible."""
         _check_options(self)
         self.bad = BadFiles(self.on_bad_file)
-        self.rows: list[Row] = []
-        try:
-            if self.name == "folder":
-                self.rows = list_folder(Path(self.dataset), self.file_pattern, self.bands, self.bad)
-            elif self.name == "catalogue":
-                self.rows = list_catalogue(Path(self.dataset), self, self.bad)
-        except OSError as error:
-            name = error.filename or self.dataset
-            raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
-        self.rows = digest_rows(self.rows, self.bad)
+        self.listing = Listing([])
+        if self.name != "simulated":
+            try:
+                self.listing = self._list()
+            except OSError as error:
+                name = error.filename or self.dataset
+                raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
+            _say(f"{self.dataset}: {self.listing}")
         irrelevant = _NOT_CONTENT | (_FILES | _CATALOGUE if self.name == "simulated" else _SIMULATED)
         irrelevant |= {name for name in _LATER if getattr(self, name) == getattr(DataArguments, name)}
         content = {
             "versions": [BUILDER_VERSION, SIMULATOR_VERSION if self.name == "simulated" else None],
             "options": {f.name: getattr(self, f.name) for f in fields(DataArguments) if f.name not in irrelevant},
-            "rows": [asdict(replace(row, paths=())) for row in self.rows],
+            "rows": [_content(row) for row in self.listing.rows],
         }
+        if self.listing.stack is not None:
+            content["stack"] = asdict(self.listing.stack) | {"path": ""}
+        if any(str(path).lower().endswith(FITS_SUFFIXES) for row in self.listing.rows for path in row.paths):
+            content["fits"] = FITS_VERSION
         encoded = json.dumps(content, sort_keys=True).encode()
         self.fingerprint = hashlib.blake2b(encoded, digest_size=16).hexdigest()
         return f"{self.name}-{self.fingerprint}"
+
+    def _list(self) -> Listing:
+        """The cutouts of the source, with digests, and what of it is left out."""
+        path = Path(self.dataset)
+        if self.name == "folder":
+            listing = list_folder(path, self.file_pattern, self.bands, parse_label_map(self.label_map), self.bad)
+        elif self.dataset.lower().endswith(STACK_SUFFIXES):
+            listing = list_stack(path, self, self.bad)
+        else:
+            listing = list_catalogue(path, self, self.bad)
+        listing.rows, copies = digest_rows(listing.rows, self.bad, self.num_proc, listing.stack)
+        if copies:
+            listing.left_out.append(f"{copies} unlabelled copies of other cutouts")
+        if self.bad.problems:
+            listing.left_out.append(f"{len(self.bad.problems)} bad files")
+        return listing
+
+
+def _content(row: Row) -> dict[str, Any]:
+    """What a row adds to the fingerprint; fields younger than published fingerprints only where they are set."""
+    content = {name: value for name, value in vars(row).items() if name not in ("position", "columns")}
+    return content | {"paths": ()} | ({"columns": row.columns} if row.columns else {})
+
+
+def _say(text: str) -> None:
+    """Log what everybody should see; of several processes the first one does."""
+    logger.log(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG, text)
 
 
 class Cutouts(datasets.GeneratorBasedBuilder):
@@ -97,13 +125,14 @@ class Cutouts(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         simulated = self.config.name == "simulated"
-        splits, info = (_open_simulation if simulated else _open_files)(self.config)
+        output_dir = Path(self._output_dir)
+        splits, info = _open_simulation(self.config) if simulated else open_files(self.config, output_dir)
         self._splits = splits
         self._stretch = Stretch.from_dict(info.stretch)
         self.info.description = info.to_json()
-        self.info.features = _features(len(info.bands), info.size, simulated)
+        self.info.features = _features(len(info.bands), info.size, simulated, self.config.listing.columns)
         if self.config.bad.problems:
-            self.config.bad.write(Path(self._output_dir) / REPORT_FILE)
+            self.config.bad.write(output_dir / REPORT_FILE)
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in splits]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -127,8 +156,11 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
             - `"simulated"`: cutouts of the built-in simulator.
             - a folder with `lenses/` and `nonlenses/`; or `train_lenses/`, `train_nonlenses/`, `test_lenses/`,
               `test_nonlenses/`; or `train/`, `val/`, `test/` each with the two; and optionally `unlabelled/`.
-            - a table (`.csv`, `.parquet`, `.fits`) with a file and a label column, and optionally split, fold, group,
-              ra, dec and subclass.
+              A folder of files without any of these is unlabelled.
+            - a table (`.csv`, `.tsv`, `.ecsv`, `.parquet`, `.fits`, `.xml`) with a file column, and optionally label,
+              id, split, fold, group, ra, dec and subclass; further columns are kept.
+            - a stack: HDF5 (`.h5`) with an array `(N, bands, H, W)` and columns of length N beside it, or such an
+              array as `.npy`, with a table of N rows of the same name.
             - a directory that [`save_cutouts`] wrote, or the Hub id of one.
         **options:
             Any field of [`DataArguments`], such as `size`, `bands`, `stretch`, `data_seed`, `test_fold`.
@@ -136,8 +168,9 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
     Returns:
         `datasets.DatasetDict` with the columns `id`, `pixels` (float32 `(bands, size, size)`, 0 to 255), `label`
         (1 lens, 0 nonlens, -1 unlabelled), `subclass` (`""` unknown), `group`, `ra`, `dec` (degrees, None unknown); of
-        simulated ones also `einstein_radius`, `seeing` (arcsec), `zero_point`, `pixel_scale`. [`cutout_info`] says how
-        they were made.
+        tables also their further columns; of simulated ones also `einstein_radius`, `seeing` (arcsec), `zero_point`,
+        `pixel_scale`. A source without any label has the one split `unlabelled`. [`cutout_info`] says how they were
+        made.
 
     Raises:
         [`InputError`]: a mistake in the source or an option; nothing is written then.
@@ -163,21 +196,22 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
 def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
     path = Path(source)
     if os.path.isfile(path / CARD_FILE):  # False, unlike Path.is_file, where the folder cannot be entered
-        return _load_saved(source, options, path / CARD_FILE)
+        return load_saved(source, options, path / CARD_FILE)
     if source == "simulated":
         name = "simulated"
     elif os.path.isdir(path):
         name = "folder"
     elif os.path.isfile(path):
         name = "catalogue"
-        if not source.lower().endswith(TABLE_SUFFIXES):
-            raise InputError(
-                f"{source} is not a table: give a folder or a file that ends in {', '.join(TABLE_SUFFIXES)}"
-            )
+        suffixes = (*TABLE_SUFFIXES, *STACK_SUFFIXES)
+        if not source.lower().endswith(suffixes):
+            raise InputError(f"{source} is not a table: give a folder or a file that ends in {', '.join(suffixes)}")
+    elif os.path.exists(path):
+        raise InputError(f"{source} is a pipe or a device: give a folder or a file")
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        return _load_from_hub(source, options)
+        return load_from_hub(source, options)
     else:
-        raise InputError(f"{source} does not exist: give 'simulated', a folder, a table or the Hub id of a data set")
+        raise InputError(f"{source} does not exist: give 'simulated', a folder, a table or the Hub id of a dataset")
     cache_dir = options.pop("cache_dir", None)
     builder = Cutouts(cache_dir=cache_dir, config_name=name, hash=_code_digest(), dataset=source, **options)
     builder.download_and_prepare()
@@ -215,10 +249,14 @@ def _check_options(config: CutoutsConfig) -> None:
             raise InputError(f"{name} has no meaning for {config.name} cutouts: leave it out")
     if config.size is not None and config.size < MIN_SIZE:
         raise InputError(f"size is {config.size}: give at least {MIN_SIZE} pixels")
-    for name in ("pixel_scale", "zero_point", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"):
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and (value > 0 or name != "pixel_scale")):
-            raise InputError(f"{name} is {value}: give a {'positive' if name == 'pixel_scale' else 'finite'} number")
+    if config.size is not None and config.size_arcsec is not None:
+        raise InputError("size and size_arcsec are both given: give one of them")
+    parse_label_map(config.label_map)
+    lengths = ("pixel_scale", "size_arcsec")
+    for name in (*lengths, "zero_point", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"):
+        value, is_length = getattr(config, name), name in lengths
+        if value is not None and not (math.isfinite(value) and (value > 0 or not is_length)):
+            raise InputError(f"{name} is {value}: give a {'positive' if is_length else 'finite'} number")
     for name, least in {"data_seed": 0, "unlabelled_size": 0, "test_large_size": 0, "num_proc": 1}.items():
         if (value := getattr(config, name)) is not None and value < least:
             raise InputError(f"{name} is {value}: give at least {least}")
@@ -229,7 +267,7 @@ def _check_options(config: CutoutsConfig) -> None:
         raise InputError(f"cannot write {report}: choose another bad_file_report")  # before anything is built
 
 
-def _features(bands: int, size: int, simulated: bool) -> datasets.Features:
+def _features(bands: int, size: int, simulated: bool, columns: dict[str, str]) -> datasets.Features:
     features = {
         "id": datasets.Value("string"),
         "pixels": datasets.Array3D((bands, size, size), "float32"),
@@ -242,7 +280,7 @@ def _features(bands: int, size: int, simulated: bool) -> datasets.Features:
     if simulated:
         features |= {name: datasets.Value("float64") for name in ("einstein_radius", "zero_point", "pixel_scale")}
         features["seeing"] = datasets.List(datasets.Value("float64"))
-    return datasets.Features(features)
+    return datasets.Features(features | {name: datasets.Value(kind) for name, kind in columns.items()})
 
 
 def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], CutoutInfo]:
@@ -256,6 +294,8 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
     chosen |= {
         name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name)) is not None
     }
+    if config.size_arcsec is not None:  # the simulator's sizes are even
+        chosen["size"] = 2 * round(config.size_arcsec / (config.pixel_scale or SimulationConfig.pixel_scale) / 2)
     simulation = SimulationConfig(**chosen)
     counts = {split: getattr(config, f"{split}_size") for split in _FIRST_INDEX}
     indices, lenses = [], []
@@ -284,6 +324,7 @@ def _open_simulation(config: CutoutsConfig) -> tuple[dict[str, Iterable], Cutout
         zero_point=simulation.zero_point,
         stretch=stretch.to_dict(),
         fingerprint=config.fingerprint,
+        simulator_version=SIMULATOR_VERSION,
     )
     return splits, info
 
@@ -302,253 +343,3 @@ def _simulate(
         columns["seeing"] = [float(meta["seeing"][i]) for i in order]
         columns |= {key: meta[key] for key in ("ra", "dec", "zero_point", "pixel_scale")}
         yield standardise(RawCutout(flux[order]), name), columns
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """What is kept of a readable file until all have been seen."""
-
-    shape: tuple[int, int, int]
-    bands: tuple[str, ...] | None
-    zero_points: tuple[float, ...] | None
-    pixel_scale: float | None
-    display: bool
-
-
-def _open_files(config: CutoutsConfig) -> tuple[dict[str, Iterable], CutoutInfo]:
-    """Read every file once to check it, draw the splits, fit the stretch; the splits then read the files again."""
-    checked = {}
-    for row in datasets.utils.tqdm(config.rows, desc="Checking cutouts", unit=" cutouts"):
-        try:
-            checked[row.id] = _check(row, config)
-        except InputError as error:
-            config.bad.add(row.name, error)
-    rows = [row for row in config.rows if row.id in checked]
-    rows = _same_bands(rows, checked, config)
-    if not rows:
-        raise InputError(f"{config.dataset} holds no readable cutout{config.bad}: restore the files")
-    bands, display, pixel_scale, zero_point = _common(rows, checked, config)
-    smallest = min(rows, key=lambda row: min(checked[row.id].shape[1:]))
-    size = config.size or min(checked[smallest.id].shape[1:])
-    if config.size is None and len({checked[row.id].shape for row in rows}) > 1:
-        logger.warning(f"cutouts differ in size: all are centre-cropped to {size} pixels, the size of {smallest.name}")
-    source = f"{config.name} {config.dataset}{config.bad}"
-    splits = assign_splits(rows, source, config.validation_fraction, config.test_fraction, config.data_seed)
-
-    def read(members: list[Row]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        for row in members:
-            flux = standardise(_read(row, config), row.name, bands, pixel_scale, zero_point)
-            columns = {key: getattr(row, key) for key in ("id", "label", "subclass", "group", "ra", "dec")}
-            yield _centre_crop(flux, size), columns
-
-    kind = config.stretch if config.stretch != "auto" else "none" if display else "asinh"
-    train = splits["train"]
-    sample = np.random.default_rng(config.data_seed).permutation(len(train))[:FIT_CUTOUTS]
-    stretch = Stretch.fit((flux for flux, _ in read([train[i] for i in sorted(sample)])), kind)
-    info = CutoutInfo(
-        source=config.name,
-        name=Path(config.dataset).resolve().stem,
-        simulated=False,
-        bands=bands or [f"band {i + 1}" for i in range(checked[smallest.id].shape[0])],
-        size=size,
-        pixel_scale=pixel_scale,
-        zero_point=zero_point,
-        stretch=stretch.to_dict(),
-        fingerprint=config.fingerprint,
-        left_out=len(config.bad.problems),
-    )
-    return {split: read(members) for split, members in splits.items()}, info
-
-
-def _read(row: Row, config: CutoutsConfig) -> RawCutout:
-    if len(row.paths) == 1:
-        return read_raw(row.paths[0], config.hdu)
-    return read_raw_bands(list(row.paths), config.bands, config.hdu)
-
-
-def _check(row: Row, config: CutoutsConfig) -> _Checked:
-    raw = _read(row, config)
-    pixels = standardise(raw, row.name, config.bands, config.pixel_scale, config.zero_point)
-    if config.stretch == "none":
-        try:
-            Stretch("none").apply(pixels)
-        except InputError as error:
-            raise InputError(f"{row.name}: {error}") from error
-    height, width = pixels.shape[1:]
-    if (smallest := min(height, width)) < (config.size or MODEL_CROP):
-        wanted = f"size {config.size}" if config.size else f"the {MODEL_CROP} that models see"
-        mend = "cut it out larger"
-        if config.size is None and smallest >= MIN_SIZE:
-            mend += f", or give size {smallest} or less and train with such a crop_size"
-        raise InputError(f"{row.name} is {height} x {width} pixels, smaller than {wanted}: {mend}")
-    return _Checked(pixels.shape, raw.bands, raw.zero_points, raw.pixel_scale, raw.display)
-
-
-def _same_bands(rows: list[Row], checked: dict[str, _Checked], config: CutoutsConfig) -> list[Row]:
-    """The rows with the bands that most rows have; the others are bad."""
-
-    def bands(row: Row) -> tuple[int, tuple[str, ...]]:
-        found = checked[row.id]
-        named = not config.bands and found.bands and found.bands != PICTURE_BANDS
-        return found.shape[0], tuple(sorted(found.bands)) if named else ()
-
-    common = Counter(map(bands, rows)).most_common(1)[0][0] if rows else None
-    for row in rows:
-        if (found := bands(row)) != common:
-            have, others = (f"{n} band{'s' * (n > 1)} {' '.join(names)}".strip() for n, names in (found, common))
-            sentence = f"{row.name} has {have} where most cutouts have {others}: leave it out, or choose bands"
-            config.bad.add(row.name, InputError(sentence))
-    return [row for row in rows if bands(row) == common]
-
-
-def _common(
-    rows: list[Row], checked: dict[str, _Checked], config: CutoutsConfig
-) -> tuple[list[str] | None, bool, float | None, float | None]:
-    """Bands, whether all are display units, pixel scale and zero point that hold for all rows."""
-    found = [checked[row.id] for row in rows]
-    bands = config.bands or (list(found[0].bands) if found[0].bands else None)
-    display = [one.display for one in found]
-    if config.stretch == "auto" and any(display) and not all(display):
-        picture, flux = rows[display.index(True)], rows[display.index(False)]
-        raise InputError(
-            f"{picture.name} is an 8-bit picture but {flux.name} is flux: keep one kind, or give a stretch"
-        )
-    scales = [one.pixel_scale for one in found if one.pixel_scale]
-    if config.pixel_scale is None and scales and max(scales) > 1.01 * min(scales):
-        span = f"{min(scales):.4g} to {max(scales):.4g} arcsec"
-        raise InputError(f"the cutouts of {config.dataset} have pixels of {span}: resample them with pixel_scale")
-    points = {zero_point for one in found for zero_point in one.zero_points or ()}
-    per_file = {one.zero_points for one in found if one.zero_points}
-    if config.zero_point is None and len(per_file) > 1:
-        span = f"{min(points):.4g} to {max(points):.4g}"
-        raise InputError(f"the cutouts of {config.dataset} have zero points of {span}: scale them with zero_point")
-    scale = config.pixel_scale or (float(np.median(scales)) if scales else None)
-    common = points.pop() if len(points) == 1 else None
-    return bands, all(display), scale, common if config.zero_point is None else config.zero_point
-
-
-def _centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
-
-
-def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, readme: str | None = None) -> None:
-    """
-    Write a data set as Parquet files that plain `datasets.load_dataset(directory)` reads, also from the Hub, with a
-    README.md and `cutouts.json`, from which [`load_cutouts`] knows how the pixels were made.
-
-    Args:
-        dataset_dict (`datasets.DatasetDict`): as [`load_cutouts`] returns it.
-        directory (`str` or `Path`): must not exist, or be empty.
-        readme (`str`, *optional*): another README.md, whose header holds that of [`card_header`].
-
-    Raises:
-        [`InputError`]: the directory holds something, or cannot be written.
-    """
-    info, directory = cutout_info(dataset_dict), Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory} exists already: choose another directory or remove it")
-    temporary = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        (temporary / "data").mkdir()
-        files: dict[str, list[str]] = {name: [] for name in dataset_dict}
-        for name, split in dataset_dict.items():
-            shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
-            for i in range(shards):
-                path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
-                rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
-                split.shard(shards, i, contiguous=True).to_parquet(
-                    str(path), batch_size=rows, write_page_checksum=True
-                )
-                # The cache of load_dataset goes by what README.md says: other content must have another name there.
-                digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-                path = path.rename(path.with_stem(f"{path.stem}-{digest}"))
-                files[name].append(f"data/{path.name}")
-        (temporary / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
-        temporary.chmod(0o755)
-        os.replace(temporary, directory)
-    except OSError as error:
-        raise InputError(f"cannot write {directory} ({error.strerror or error}): choose another directory") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)
-
-
-def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] | None = None) -> dict[str, Any]:
-    """
-    The YAML header of the README.md beside Parquet files: what `load_dataset` and the Hub's viewer go by, with the
-    `files` of each split by name where they are given.
-    """
-    features = next(iter(dataset_dict.values())).features
-    splits = [
-        {"name": name, "num_bytes": split.data.nbytes, "num_examples": len(split)}
-        for name, split in dataset_dict.items()
-    ]
-    return {
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [
-                    {"split": name, "path": (files or {}).get(name, f"data/{name}-*")} for name in dataset_dict
-                ],
-            }
-        ],
-        "dataset_info": {"features": features._to_yaml_list(), "splits": splits},
-        "task_categories": ["image-classification"],
-        "tags": ["astronomy", "gravitational-lensing"],
-    }
-
-
-def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[str, list[str]]) -> str:
-    import yaml
-
-    sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset_dict.items())
-    return f"""---
-{yaml.safe_dump(card_header(dataset_dict, files), sort_keys=False)}---
-# Cutouts of gravitational lenses and look-alikes: {info.name}
-
-{"**Simulated**, not observed. " if info.simulated else ""}Splits: {sizes}. `pixels` are float32
-`({", ".join(info.bands)}) x {info.size} x {info.size}` in display units (0 to 255), stretch: {info.stretch["kind"]};
-`label` is 1 for a lens, 0 for a non-lens and -1 for unlabelled. `cutouts.json` holds the stretch and the pixel scale.
-"""
-
-
-def _load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.DatasetDict:
-    extra = sorted(set(options) - {"cache_dir"})
-    if extra:
-        raise InputError(f"{source} is built already, {extra[0]} cannot change it: build it again from its source")
-    try:
-        info = CutoutInfo.from_json(card.read_text(encoding="utf-8"))
-        if os.path.isdir(source):
-            from .batches import check_shards  # imports torch
-
-            check_shards(Path(source))
-        dataset_dict = datasets.load_dataset(source, cache_dir=options.get("cache_dir"))
-    except InputError:
-        raise
-    except (ValueError, TypeError, AttributeError, DatasetsError) as error:
-        raise InputError(f"{source} cannot be read (truncated?): write it again with save_cutouts") from error
-    for name, split in dataset_dict.items():
-        if not {"id", "pixels", "label"} <= set(split.column_names):
-            raise InputError(f"{source} holds {CARD_FILE} but no cutouts: write it again with save_cutouts")
-        if PICTURE_COLUMN in split.column_names:
-            split = dataset_dict[name] = split.remove_columns(PICTURE_COLUMN)
-        split.info.description = info.to_json()
-    return dataset_dict
-
-
-def _load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        card = hf_hub_download(source, CARD_FILE, repo_type="dataset")
-        return _load_saved(source, options, Path(card))
-    except (HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"{source} is neither a folder or table here nor, as far as can be seen, a data set on the Hub with "
-            f"{CARD_FILE}: correct the path or the id, or log in if it is private"
-        ) from error

@@ -200,6 +200,7 @@ class CutoutInfo:
         stretch (`dict`): [`Stretch.to_dict`].
         fingerprint (`str`): hex digest of the source's files or the simulator's version, and of all settings.
         left_out (`int`): number of bad files that were left out.
+        simulator_version (`str`, *optional*): of simulated cutouts; of real ones and of older sets `None`.
     """
 
     source: str
@@ -212,6 +213,7 @@ class CutoutInfo:
     stretch: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
     fingerprint: str = ""
     left_out: int = 0
+    simulator_version: str | None = None
 
     def to_json(self) -> str:
         """As one JSON object."""

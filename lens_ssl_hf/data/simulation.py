@@ -13,7 +13,6 @@ Scores on these cutouts validate software. They do not predict how a model does 
 
 import math
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from lens_ssl_hf.errors import InputError, interrupted_later
+from lens_ssl_hf.processes import obey_the_main_process
 
 __all__ = [
     "BANDS",
@@ -35,13 +35,14 @@ __all__ = [
     "simulate_cutouts",
 ]
 
-SIMULATOR_VERSION = "2"  # raise it whenever the pixels change: it is part of a data set's fingerprint
+SIMULATOR_VERSION = "3"  # raise it whenever the pixels change: it is part of a dataset's fingerprint
 BANDS = ("g", "r", "i")
 
 _MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: what wraps around stays in it
 _MAX_ARC_RADIUS = 1.9  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
 _MAX_EINSTEIN_RADIUS = 1.6  # arcsec
 _CHUNK = 16  # cutouts that travel together between processes
+_MAX_CORRELATION = 0.35  # noise that a pixel takes of each neighbour, relative to its own
 _MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts are called impossible
 
 
@@ -56,11 +57,14 @@ class SimulationConfig:
         pixel_scale (`float`, *optional*, defaults to `0.168`): arcsec per pixel.
         zero_point (`float`, *optional*, defaults to `27.0`): AB magnitude of one unit of flux.
         depth (`tuple[float, float, float]`, *optional*, defaults to `(26.5, 26.2, 26.0)`): 5 sigma point-source
-            magnitudes in g, r, i at the median seeing; they set the sky noise, with 0.1 mag of scatter.
+            magnitudes in g, r, i; they set the sky noise, with 0.1 mag of scatter. The flux is that of a least-squares
+            fit of a round Gaussian PSF of the median seeing, after a local sky is subtracted, and its noise takes the
+            correlation of the pixels into account. The simulated PSFs are Moffat profiles: their wings cost a fit of
+            them some 0.27 mag more.
         seeing (`tuple[float, float, float]`, *optional*, defaults to `(0.77, 0.72, 0.60)`): median FWHM of the PSF in
             g, r, i, in arcsec.
-        min_arc_snr (`float`, *optional*, defaults to `80.0`): least signal-to-noise ratio of the arcs in g, that is
-            sqrt(sum(arc^2)) / sky noise over the pixels of the convolved arcs.
+        min_arc_snr (`float`, *optional*, defaults to `80.0`): least signal-to-noise ratio of the arcs in g: of the
+            flux that a least-squares fit of the convolved arcs finds, in correlated sky noise.
         min_arc_contrast (`float`, *optional*, defaults to `0.65`): least share of the arcs in the g light at their
             place (mean over the arcs' light), the rest being the galaxy's.
         min_radius_over_seeing (`float`, *optional*, defaults to `1.2`): least Einstein radius in units of the worst of
@@ -468,21 +472,45 @@ def _convolve(scene: np.ndarray, transfer: np.ndarray) -> np.ndarray:
 # ---- noise ---------------------------------------------------------------------------------------
 
 
-def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
-    """Standard deviation (3,) of the sky per pixel, from the 5 sigma depth for a Gaussian PSF of the median seeing."""
-    sigma = np.array(config.seeing) / 2.3548 / config.pixel_scale
-    pixels = 4 * math.pi * sigma**2
-    return _flux(np.array(config.depth) + rng.normal(0, 0.1, size=3), config) / 5 / np.sqrt(pixels)
+def _correlated(noise: np.ndarray, correlation: float) -> np.ndarray:
+    """White noise (..., n + 2, n + 2) as warping leaves it, (..., n, n): each pixel has a share of its neighbours'."""
+    near = noise[..., 1:-1, :-2] + noise[..., 1:-1, 2:] + noise[..., :-2, 1:-1] + noise[..., 2:, 1:-1]
+    return (noise[..., 1:-1, 1:-1] + np.float32(correlation) * near) / np.float32(math.sqrt(1 + 4 * correlation**2))
 
 
-def _add_noise(image: np.ndarray, sky: np.ndarray, rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
+def _noise_of_fit(template: np.ndarray, correlation: float) -> float:
+    """
+    Standard deviation of the multiple of `template` (n, n) that a least-squares fit finds in sky noise of unit
+    variance. The fit weights the pixels with the template, so each white pixel enters with all that it spreads to.
+    """
+    spread = _correlated(np.pad(template, 2), correlation)
+    return math.sqrt((spread**2).sum(dtype=np.float64)) / float((template**2).sum(dtype=np.float64))
+
+
+def _draw_sky_noise(rng: np.random.Generator, config: SimulationConfig, correlation: float) -> np.ndarray:
+    """Standard deviation (3,) of the sky per pixel, from the 5 sigma depth of a Gaussian PSF of the median seeing."""
+    noise_of_psf = np.array(
+        [_noise_of_fit(_gaussian(fwhm, config.pixel_scale), correlation) for fwhm in config.seeing]
+    )
+    return _flux(np.array(config.depth) + rng.normal(0, 0.1, size=3), config) / 5 / noise_of_psf
+
+
+def _gaussian(fwhm: float, step: float) -> np.ndarray:
+    """Round Gaussian of unit sum out to 5 sigma or more; `fwhm` and `step` in arcsec."""
+    sigma = fwhm / 2.3548
+    x, y = _grid(2 * math.ceil(5 * sigma / step) + 1, step)
+    return _unit(np.exp(-0.5 * (x * x + y * y) / np.float32(sigma**2)))
+
+
+def _add_noise(
+    image: np.ndarray, sky: np.ndarray, correlation: float, rng: np.random.Generator, config: SimulationConfig
+) -> np.ndarray:
     """Add sky and Poisson noise, correlated between neighbouring pixels as warping leaves it, and a residual sky."""
     side = image.shape[-1]
-    white = rng.standard_normal((3, side + 2, side + 2), dtype=np.float32)
-    c = rng.uniform(0.0, 0.35)
-    near = white[:, 1:-1, :-2] + white[:, 1:-1, 2:] + white[:, :-2, 1:-1] + white[:, 2:, 1:-1]
-    noise = (white[:, 1:-1, 1:-1] + np.float32(c) * near) / np.float32(math.sqrt(1 + 4 * c * c))
+    noise = _correlated(rng.standard_normal((3, side + 2, side + 2), dtype=np.float32), correlation)
     gain = 10 ** (0.4 * (_GAIN_ZERO_POINT - config.zero_point))  # electrons per unit of flux
+    # Warping averages neighbours: the pixels scatter less than their electrons, sums over many pixels as these.
+    gain *= (1 + 4 * correlation) ** 2 / (1 + 4 * correlation**2)
     variance = (sky**2).astype(np.float32)[:, None, None] + np.maximum(image, 0) / np.float32(gain)
     residual = (rng.normal(0, 0.1, size=3) * sky).astype(np.float32)[:, None, None]
     return image + residual + noise * np.sqrt(variance)
@@ -512,7 +540,12 @@ def _mask(image: np.ndarray, rng: np.random.Generator, config: SimulationConfig)
 
 
 def _draw_visible_system(
-    rng: np.random.Generator, config: SimulationConfig, seeing: np.ndarray, transfer_g: np.ndarray, sky_g: float
+    rng: np.random.Generator,
+    config: SimulationConfig,
+    seeing: np.ndarray,
+    transfer_g: np.ndarray,
+    sky_g: float,
+    correlation: float,
 ) -> _System:
     """Draw systems until the arcs are in the central pixels, magnified (mu > 4; Collett 2015: 3) and visible in g."""
     side, oversampling = config.size + 2 * _MARGIN, 3
@@ -535,7 +568,7 @@ def _draw_visible_system(
         scene = np.zeros((side, side), dtype=np.float32)
         scene[edge : edge + window, edge : edge + window] = arcs * np.float32(flux)
         seen = _convolve(scene, transfer_g)
-        snr = float(np.sqrt((seen**2).sum())) / sky_g
+        snr = 1 / (sky_g * _noise_of_fit(seen, correlation))
         if snr <= config.min_arc_snr:
             continue
         glare = galaxy.flux[0] * _render_galaxy(galaxy, *_grid(config.size, config.pixel_scale), config)
@@ -576,14 +609,15 @@ def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tu
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy=(seed, index))))
     side = config.size + 2 * _MARGIN
     # Observing conditions come first: the visibility cuts, which redraw the rest, cannot select among them.
-    seeing, sky = _draw_seeing(rng, config), _draw_sky_noise(rng, config)
+    seeing, correlation = _draw_seeing(rng, config), rng.uniform(0.0, _MAX_CORRELATION)
+    sky = _draw_sky_noise(rng, config, correlation)
     beta, (e1, e2) = rng.uniform(2.6, 3.8), rng.normal(0, 0.02, size=2)
     transfer = _transfer(np.stack([_moffat(fwhm, beta, e1, e2, config.pixel_scale) for fwhm in seeing]), side)
     left, right, bottom, top = _FIELDS[rng.integers(len(_FIELDS))]
     ra, dec = rng.uniform(left, right), rng.uniform(bottom, top)
     extinction = 10 ** (-0.4 * _REDDENING * min(rng.lognormal(math.log(0.03), 0.5), 0.15))
 
-    system = _draw_visible_system(rng, config, seeing, transfer[0], float(sky[0] / extinction[0]))
+    system = _draw_visible_system(rng, config, seeing, transfer[0], float(sky[0] / extinction[0]), correlation)
     x, y = _grid(side, config.pixel_scale)
     if lens:
         subclass, paint = "lens", _paint_lens
@@ -592,7 +626,7 @@ def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tu
         paint = _NONLENSES[subclass][1]
     scene = paint(system, rng, x, y, config) + _paint_neighbours(rng, x, y, config)
     image = _convolve(scene * extinction.astype(np.float32)[:, None, None], transfer)
-    image = _add_noise(image, sky, rng, config).astype(np.float32)
+    image = _add_noise(image, sky, correlation, rng, config).astype(np.float32)
     _mask(image, rng, config)
     metadata = {
         "ra": ra,
@@ -650,17 +684,11 @@ def _in_order(chunks: list[tuple]) -> Iterator[tuple[np.ndarray, dict]]:
             yield simulate_cutout(seed, int(index), bool(lens), config)
 
 
-def _obey_the_main_process() -> None:
-    """A worker leaves Ctrl-C to the main process, and ends when that terminates it; a fork has that one's handlers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarray, dict]]:
     # A forked child starts at once, where a spawned one would import torch with the package. It is safe beside torch's
     # threads since the children call numpy's elementwise functions and FFT only: no torch, no BLAS, no OpenMP.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_obey_the_main_process) as executor:
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=obey_the_main_process) as executor:
         pending: deque[Future] = deque()
         for chunk in chunks:
             with interrupted_later():  # a pool that is cut off while it starts leaves its workers behind

@@ -1,40 +1,56 @@
-"""Which cutouts a folder or a table names, with labels, groups and splits, before any pixel is read."""
+"""The cutouts of a source as rows, before any pixel is read: labels, safe names, copies, groups and splits."""
 
-import contextlib
 import csv
 import hashlib
 import logging
-import math
 import os
 import re
-import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 
 from ..errors import InputError
-from .readers import SUFFIXES, is_cutout_file, open_fits
+from .pool import map_chunks
+from .readers import check_file
+
+if TYPE_CHECKING:
+    from .stacks import Stack
 
 logger = logging.getLogger(__name__)
 
 LABELS = ("nonlens", "lens")
 LABELLED_SPLITS = ("train", "validation", "test")
-_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_SPLIT_NAMES |= dict.fromkeys(["val", "valid", "validation", "dev"], "validation")
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(["val", "valid", "validation", "dev"], "validation")
 _LABEL_NAMES = {"lens": 1, "1": 1, "true": 1, "nonlens": 0, "0": 0, "false": 0}
 _LABEL_NAMES |= dict.fromkeys(["", "-1", "unlabelled", "unlabeled"], -1)
-_CLASS_FOLDER = re.compile(
-    r"(?:(?P<split>train|val|valid|validation|test)[_-]?)??(?P<kind>lens(es)?|non[_-]?lens(es)?|unlabell?ed)", re.I
+_PRIVATE = re.compile(
+    r"^\s*[\"']?(?:/\S|\\\\|[A-Z]:[\\/])|(?:^|[\s,;=:\"'(])(?:file:/|~[\w.-]*[\\/]|/(?:home|users|root)/)", re.I
 )
+_PIECE = 1 << 20  # bytes of a file that are hashed at once
 
 
 @dataclass
 class Row:
-    """One cutout that a source names: `paths` is one file, or one per band; `split` is None until it is assigned."""
+    """
+    One cutout that a source names.
+
+    Args:
+        id (`str`): its name in the dataset.
+        paths (`tuple[Path, ...]`): one file, or one per band.
+        label (`int`): 1 lens, 0 nonlens, -1 unlabelled.
+        split (`str`, *optional*): as the source gives it; `None` until it is assigned.
+        group, subclass (`str`): what splits must not divide, by default the id; kind of object.
+        ra, dec (`float`, *optional*): degrees.
+        digest (`str`): hash of the content.
+        position (`int`, *optional*): number of the cutout in a stack, from 0.
+        columns (`dict`): further columns of a table.
+    """
 
     id: str
     paths: tuple[Path, ...]
@@ -45,6 +61,8 @@ class Row:
     ra: float | None = None
     dec: float | None = None
     digest: str = ""
+    position: int | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.group = self.group or self.id
@@ -52,7 +70,7 @@ class Row:
     @property
     def name(self) -> str:
         """How errors call it."""
-        return str(self.paths[0])
+        return str(self.paths[0]) if self.position is None else f"{self.paths[0]}, cutout {self.position + 1}"
 
 
 @dataclass
@@ -90,236 +108,175 @@ class BadFiles:
             ) from error
 
 
-def list_folder(folder: Path, file_pattern: str | None, bands: Sequence[str] | None, bad: BadFiles) -> list[Row]:
+@dataclass
+class Listing:
     """
-    Cutouts below `lenses/` and `nonlenses/`, `train_lenses/` and so on, or `train/lenses/` and so on, and
-    `unlabelled/`. A folder inside these is the subclass of its cutouts.
+    What a source holds.
+
+    Args:
+        rows (`list[Row]`): its cutouts.
+        left_out (`list[str]`): what of it is no part of the dataset, for people.
+        notes (`list[str]`): further sentences on how it was understood.
+        columns (`dict[str, str]`): types of the further columns of a table.
+        stack ([`~stacks.Stack`], *optional*): the array that holds the pixels of all rows.
     """
-    rows, ignored = [], 0
-    for directory, split, label in _class_folders(folder):
-        files = _files(directory)
-        if file_pattern:
-            objects = _match_pattern(directory, files, file_pattern, bands, bad)
-        else:
-            objects = [(str(p.relative_to(folder)), (p,)) for p in files if is_cutout_file(p)]
-            ignored += len(files) - len(objects)
-        for name, paths in objects:
-            inner = paths[0].relative_to(directory).parts[:-1]
-            name = name if not file_pattern else str((directory / name).relative_to(folder))
-            rows.append(Row(Path(name).as_posix(), paths, label, split, subclass=inner[0] if inner else ""))
-    if ignored:
-        logger.warning(f"{ignored} files in {folder} are ignored: their names do not end in {', '.join(SUFFIXES)}")
-    if not rows and file_pattern:
-        raise InputError(f"no file in the class folders of {folder} fits file_pattern {file_pattern!r}: correct it")
-    if not rows:
-        raise InputError(
-            f"no cutouts in {folder}: put .npy, .fits, .png, ... files into its subfolders lenses/ and nonlenses/ "
-            "(or train_lenses/, train_nonlenses/, test_lenses/, ...; or train/lenses/, ...)"
-        )
-    return rows
+
+    rows: list[Row]
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    stack: "Stack | None" = None
+
+    def __str__(self) -> str:
+        """One line: how many cutouts of each label were taken, and what was left out."""
+        labels = Counter(row.label for row in self.rows)
+        names = {1: "lens", 0: "nonlens", -1: "unlabelled"}
+        taken = ", ".join(f"{labels[label]} {name}" for label, name in names.items() if labels[label])
+        if set(labels) == {-1}:
+            taken += " alone, for pretraining and predictions"
+        parts = [f"{len(self.rows)} cutouts taken ({taken})", f"left out: {', '.join(self.left_out) or 'nothing'}"]
+        return "; ".join([*parts, *self.notes])
 
 
-def _class_folders(folder: Path) -> Iterator[tuple[Path, str | None, int]]:
-    for child in sorted(p for p in folder.iterdir() if p.is_dir()):
-        split = _SPLIT_NAMES.get(child.name.lower())
-        for directory in sorted(p for p in child.iterdir() if p.is_dir()) if split else [child]:
-            match = _CLASS_FOLDER.fullmatch(directory.name)
-            if match:
-                kind = match["kind"].lower()
-                label = -1 if kind.startswith("un") else 0 if kind.startswith("non") else 1
-                yield directory, split or _SPLIT_NAMES.get((match["split"] or "").lower()), label
+def parse_label_map(entries: Sequence[str] | None) -> dict[str, int]:
+    """`["Galaxy=nonlens"]` -> `{"Galaxy": 0}`."""
+    labels = {"lens": 1, "nonlens": 0, "unlabelled": -1}
+    found: dict[str, int] = {}
+    for entry in entries or ():
+        name, equals, label = entry.rpartition("=")
+        name, label = name.strip(), label.strip()
+        if not equals or not name or label not in labels:
+            raise InputError(f"label_map {entry!r} must be NAME=lens, NAME=nonlens or NAME=unlabelled")
+        if found.setdefault(name, labels[label]) != labels[label]:
+            raise InputError(f"label_map gives {name!r} two labels: give it one")
+    return found
 
 
-def _files(directory: Path) -> list[Path]:
-    """All files below `directory`, links that lead nowhere included: they are bad files, not absent ones."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise error  # which os.walk would pass over
-
-    found = [Path(root, name) for root, _, names in os.walk(directory, onerror=refuse) for name in names]
-    return sorted(path for path in found if not path.name.startswith("."))
+def label_of(text: str, label_map: Mapping[str, int]) -> int | None:
+    """The label that a cell stands for, `None` where that is not known."""
+    if text in label_map:
+        return label_map[text]
+    return _LABEL_NAMES.get(re.sub(r"[ _-]", "", text.lower()) if text != "-1" else "-1")
 
 
-def _match_pattern(
-    directory: Path, files: list[Path], pattern: str, bands: Sequence[str] | None, bad: BadFiles
-) -> list[tuple[str, tuple[Path, ...]]]:
-    """Objects whose files below `directory` match `pattern`, with their files in the order of `bands`."""
-    _check_pattern(pattern, bands)
-    regex = re.escape(pattern).replace(r"\{id\}", "(?P<id>.+)", 1).replace(r"\{id\}", "(?P=id)")
-    regex = regex.replace(r"\{band\}", f"(?P<band>{'|'.join(map(re.escape, bands))})", 1)
-    found = defaultdict(dict)
-    for path in files:
-        if match := re.fullmatch(regex, path.relative_to(directory).as_posix()):
-            found[match["id"]][match["band"]] = path
-    objects = []
-    for name, paths in sorted(found.items()):
-        missing = [pattern.format(id=name, band=band) for band in bands if band not in paths]
-        if missing:
-            first = str(next(iter(paths.values())))
-            bad.add(first, InputError(f"{directory / missing[0]} is missing beside {first}: add it"))
-        else:
-            objects.append((name, tuple(paths[band] for band in bands)))
-    return objects
+def check_label_map(label_map: Mapping[str, int], found: set[str], where: str) -> None:
+    """
+    Raises:
+        [`InputError`]: a name of the map does not occur: it is misspelt.
+    """
+    for name in label_map:
+        if name not in found:
+            have = ", ".join(sorted(found)[:20]) or "none"
+            raise InputError(f"label_map names {name!r}, which {where} does not hold (it has {have}): correct it")
 
 
-def _check_pattern(pattern: str, bands: Sequence[str] | None) -> None:
+def local_path(text: str, folder: Path) -> Path:
+    """The file that a cell of a table in `folder` names: relative to it, absolute, `~/...` or `file:///...`."""
+    if re.match(r"file:", text, re.I):
+        text = unquote(urlparse(text).path)
     try:
-        pattern.format(id="", band="")
-        known = "{id}" in pattern and "{band}" in pattern
-    except (ValueError, LookupError):  # a lone brace or another field
-        known = False
-    if not known or not bands:
-        raise InputError(
-            f"file_pattern {pattern!r} must hold {{id}} and {{band}} and no other braces, and bands list the bands"
-        )
+        return folder / Path(text).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return folder / text
 
 
-def list_catalogue(table: Path, options: Any, bad: BadFiles) -> list[Row]:
-    """Cutouts that a CSV, Parquet or FITS table names; `options` is a [`DataArguments`]."""
-    columns = _read_columns(table, options)
-    if options.file_pattern:
-        _check_pattern(options.file_pattern, options.bands)
-    if options.validation_fold is not None and options.test_fold is None:
-        raise InputError("validation_fold is given without test_fold: give both, or only test_fold")
-    rows, seen = [], {}
-    for i, name in enumerate(columns["file"]):
-        cell = {key: values[i] for key, values in columns.items()}
-        where = f"{table}, row {i + 1}"
-        if not name:
-            raise InputError(f"{where}: column {options.file_column!r} is empty: name the file or remove the row")
-        label = _LABEL_NAMES.get(re.sub(r"[ _-]", "", cell["label"].lower()) if cell["label"] != "-1" else "-1")
-        if label is None:
-            raise InputError(
-                f"{where}: unknown label {cell['label']!r} in column {options.label_column!r}: use lens/nonlens, 1/0 "
-                "or true/false, and nothing or -1 for no label"
-            )
-        names = (
-            [options.file_pattern.format(id=name, band=b) for b in options.bands] if options.file_pattern else [name]
-        )
-        paths = tuple(table.parent / n for n in names)
-        if paths[0] in seen:
-            error = InputError(f"{table} names {name} twice, in rows {seen[paths[0]]} and {i + 1}: remove one of them")
-            bad.add(f"{name} (row {i + 1})", error)
-            continue
-        seen[paths[0]] = i + 1
-        ra, dec = (_number(cell.get(key), where, getattr(options, f"{key}_column")) for key in ("ra", "dec"))
-        split = _split(cell, label, where, options)
-        rows.append(Row(name, paths, label, split, cell.get("group", ""), cell.get("subclass", ""), ra, dec))
-    if not rows:
-        raise InputError(f"{table} names no cutouts: add rows")
-    for option, split in (("test_fold", "test"), ("validation_fold", "validation")):
-        fold = getattr(options, option)
-        if fold is not None and not any(row.split == split for row in rows):
-            folds = ", ".join(sorted(set(columns["fold"]) - {""}))
-            raise InputError(f"{table} has no cutouts of {option} {fold} alone: choose among the folds {folds}")
-    return rows
+def harmless_names(texts: Sequence[str], folder: Path) -> list[str]:
+    """
+    The same texts, with those that are paths of this machine (absolute, `~/...`, `file:///...`, `../...`) relative to
+    `folder` or, outside of it, by their last part alone: datasets are published. Equal texts stay equal and others
+    stay different.
+    """
+    texts = list(texts)
+    if not any(map(_is_private, texts)):
+        return texts
+    taken = {text for text in texts if not _is_private(text)}
+    names: dict[str, str] = {text: text for text in taken}
+    inside = {text: _inside(text, folder) for text in sorted(set(texts) - taken)}
+    shorts = {text: name or _last_part(text) for text, name in inside.items()}
+    count = Counter(shorts.values())
+    for text, short in shorts.items():
+        if short in taken or count[short] > 1:
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+            stem, dot, suffix = short.partition(".")
+            short = f"{stem}-{digest}{dot}{suffix}"
+        names[text] = short
+    return [names[text] for text in texts]
 
 
-def _read_columns(table: Path, options: Any) -> dict[str, list[str]]:
-    """The columns that matter as text, under their default names; those that are missing and may be are left out."""
-    from .arguments import DataArguments
-
-    names = {
-        key: getattr(options, f"{key}_column") for key in ("file", "label", "split", "fold", "group", "ra", "dec")
-    }
-    names["subclass"] = options.subclass_column
-    frame, available = _open_table(table)
-    required = {"file", "label"} | ({"fold"} if options.test_fold is not None else set())
-    for key, name in names.items():
-        if name not in available and (key in required or name != getattr(DataArguments, f"{key}_column")):
-            raise InputError(
-                f"{table} has no column {name!r} (it has {', '.join(available)}): name yours with {key}_column"
-            )
-    with _readable(table):
-        return {key: [_text(v) for v in frame[name].tolist()] for key, name in names.items() if name in available}
+def _is_private(text: str) -> bool:
+    """Whether a text is a path that tells of a machine: absolute, of a home, a URL of a file, above its folder."""
+    return bool(_PRIVATE.search(text)) or ".." in re.split(r"[\\/]", text)
 
 
-def _open_table(table: Path) -> tuple[Any, list[str]]:
-    name = table.name.lower()
-    with _readable(table):
-        if name.endswith((".fits", ".fit", ".fits.gz")):
-            from astropy.table import Table
-
-            with open_fits(table) as hdus:
-                frame = Table.read(hdus, format="fits")
-            return frame, list(frame.colnames)
-        import pandas
-
-        if name.endswith((".parquet", ".pq")):
-            frame = pandas.read_parquet(table)
-        else:
-            frame = pandas.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
-        return frame, [str(column) for column in frame.columns]
+def _inside(text: str, folder: Path) -> str | None:
+    """The path relative to `folder`, where it lies inside."""
+    for absolute in (os.path.abspath, os.path.realpath):
+        relative = os.path.relpath(absolute(local_path(text.strip(), folder)), absolute(folder))
+        if not _is_private(relative) and relative != ".":
+            return relative
+    return None
 
 
-@contextlib.contextmanager
-def _readable(table: Path) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the parsers warn, only what ends in an error matters
-            yield
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file makes the parsers raise nearly anything
-        problem = getattr(error, "strerror", None) or "truncated?"
-        raise InputError(f"{table} cannot be read as a table ({problem}): save or copy it again") from error
+def _last_part(text: str) -> str:
+    parts = [part for part in re.split(r"[\\/]", unquote(text)) if part.strip("~. ")]
+    return parts[-1].lstrip("~. ") if len(parts) > 1 or re.search(r"[\\/]", text) else "path"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    if text.lower() in ("nan", "none", "null", "<na>", "--"):
-        return ""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+def digest_rows(
+    rows: list[Row], bad: BadFiles, num_proc: int | None = None, stack: "Stack | None" = None
+) -> tuple[list[Row], int]:
+    """
+    Hash the content of every file, or of every cutout of a stack, into `row.digest`.
 
-
-def _number(text: str | None, where: str, column: str) -> float | None:
-    try:
-        number = float(text) if text else None
-    except ValueError:
-        number = math.inf
-    if number is not None and not math.isfinite(number):
-        raise InputError(f"{where}: {text!r} in column {column!r} is not a number: correct it")
-    return number
-
-
-def _split(cell: dict[str, str], label: int, where: str, options: Any) -> str | None:
-    if options.test_fold is not None:
-        fold = _number(cell["fold"], where, options.fold_column)
-        if fold is None and label >= 0:
-            raise InputError(f"{where}: column {options.fold_column!r} is empty: give a fold")
-        if fold == options.test_fold:
-            return "test"
-        return "validation" if fold is not None and fold == options.validation_fold else "train"
-    text = cell.get("split", "").lower()
-    if text and text not in _SPLIT_NAMES and not (label < 0 and text in ("unlabelled", "unlabeled")):
-        raise InputError(
-            f"{where}: unknown split {text!r} in column {options.split_column!r}: use train, validation or test"
-        )
-    return _SPLIT_NAMES.get(text)
-
-
-def digest_rows(rows: list[Row], bad: BadFiles) -> list[Row]:
-    """Hash the content of every file into `row.digest`; missing files and labelled copies are bad, others left out."""
+    Returns:
+        `tuple[list[Row], int]`: the rows without bad files (missing ones, labelled copies) and without copies of
+        others that are unlabelled, and the number of these copies.
+    """
     by_digest = defaultdict(list)
-    for row in rows:
-        digest = hashlib.blake2b(digest_size=16)
-        for path in row.paths:
-            try:
-                digest.update(path.read_bytes())
-            except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-                reason = getattr(error, "strerror", None) or error
-                problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
-                bad.add(row.name, InputError(f"{path} {problem}: restore the file, or leave it out"))
-                break
+    for row, (digest, problem) in zip(rows, map_chunks(_digest_chunk, rows, num_proc, (stack,))):
+        if problem:
+            bad.add(_printable(row.name), InputError(problem))
         else:
-            row.digest = digest.hexdigest()
-            by_digest[row.digest].append(row)
-    kept = {row.id for copies in by_digest.values() for row in _without_copies(copies, bad)}
-    return [row for row in rows if row.id in kept]
+            row.digest = digest
+            by_digest[digest].append(row)
+    readable = [row for same in by_digest.values() for row in same]
+    kept = {row.id for same in by_digest.values() for row in _without_copies(same, bad)}
+    copies = sum(row.label < 0 and row.id not in kept for row in readable)
+    return [row for row in rows if row.id in kept], copies
+
+
+def _digest_chunk(rows: list[Row], stack: "Stack | None") -> list[tuple[str, str]]:
+    """Digest and problem of each row, one of them empty."""
+    if stack is not None:
+        from .stacks import digest_stack_rows
+
+        return [(digest, "") for digest in digest_stack_rows(stack, [row.position for row in rows])]
+    return [_digest_row(row) for row in rows]
+
+
+def _digest_row(row: Row) -> tuple[str, str]:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in row.paths:
+        try:
+            str(path).encode()
+            path.stat()
+            check_file(path)
+            with open(path, "rb") as stream:
+                while piece := stream.read(_PIECE):
+                    digest.update(piece)
+        except UnicodeEncodeError:
+            return "", f"{_printable(path)} has a name that is not UTF-8: rename the file"
+        except InputError as error:
+            return "", str(error)
+        except FileNotFoundError:
+            return "", f"{path} does not exist: restore the file, or leave it out"
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            return "", f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): restore the file"
+    return digest.hexdigest(), ""
+
+
+def _printable(path: object) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _without_copies(copies: list[Row], bad: BadFiles) -> list[Row]:
@@ -340,16 +297,43 @@ def assign_splits(
     rows: list[Row], source: str, validation_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, list[Row]]:
     """
-    Rows by split. Splits that the source does not give are drawn from train, stratified by label and subclass; no
-    group is ever divided. Unlabelled rows become the split `unlabelled`, except those of groups in the test split.
+    Rows by split, as copies. Splits that the source does not give are drawn from train, stratified by label and
+    subclass; no group is ever divided. Unlabelled rows become the split `unlabelled`, except those of groups in the
+    test split. A source without any labelled row has that split alone.
+
+    Raises:
+        [`InputError`]: a class, a split or enough groups are missing; or the given splits contradict themselves.
     """
+    rows = [replace(row) for row in rows]
     labelled = [row for row in rows if row.label >= 0]
+    splits, split_of = {}, {}
+    if labelled:
+        given = {row.split for row in labelled}
+        split_of = _splits_of_groups(labelled, source, validation_fraction, test_fraction, seed)
+        for row in labelled:
+            row.split = split_of[row.group]
+        splits = {split: [row for row in labelled if row.split == split] for split in LABELLED_SPLITS}
+        for split, members in splits.items():
+            drawn = "" if split in given else " (too few groups to divide: add cutouts, or give the splits)"
+            _check_classes(members, f"split {split!r} of {source}{drawn}")
+    unlabelled = [row for row in rows if row.label < 0]
+    kept = [row for row in unlabelled if "test" not in (row.split, split_of.get(row.group))]
+    if not splits and not kept:
+        rest = "only unlabelled cutouts of the test split" if rows else "no cutout"
+        raise InputError(f"{source} holds {rest}: add others")
+    return splits | ({"unlabelled": kept} if kept else {})
+
+
+def _splits_of_groups(
+    labelled: list[Row], source: str, validation_fraction: float, test_fraction: float, seed: int
+) -> dict[str, str]:
+    """The split of every group that has labelled rows."""
     _check_classes(labelled, source)
     given = {row.split for row in labelled}
     if None in given and len(given) > 1:
         row = next(row for row in labelled if row.split is None)
         raise InputError(f"{row.name} has no split where others in {source} have one: give it one")
-    split_of = {}
+    split_of: dict[str, Any] = {}
     for row in labelled:
         if split_of.setdefault(row.group, row.split) != row.split:
             raise InputError(
@@ -364,18 +348,7 @@ def assign_splits(
         raise InputError("validation_fraction and test_fraction must be above 0 and together below 1")
     if fractions:
         split_of |= _draw_splits([row for row in labelled if row.split in (None, "train")], fractions, seed)
-    for row in labelled:
-        row.split = split_of[row.group]
-    splits = {split: [row for row in labelled if row.split == split] for split in LABELLED_SPLITS}
-    for split, members in splits.items():
-        drawn = " (too few groups to divide: add cutouts, or give the splits)" if split in fractions else ""
-        _check_classes(members, f"split {split!r} of {source}{drawn}")
-    unlabelled = [row for row in rows if row.label < 0]
-    kept = [row for row in unlabelled if "test" not in (row.split, split_of.get(row.group))]
-    if len(kept) < len(unlabelled):
-        count = len(unlabelled) - len(kept)
-        logger.warning(f"{count} unlabelled cutouts of {source} belong to the test split: they are left out")
-    return splits | ({"unlabelled": kept} if kept else {})
+    return split_of
 
 
 def _check_classes(rows: list[Row], source: str) -> None:

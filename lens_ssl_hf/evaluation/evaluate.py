@@ -1,10 +1,8 @@
 """Score a labelled split, measure it, draw the pictures. `predict` needs nothing but torch and transformers."""
 
-import contextlib
-import csv
-import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,92 +13,13 @@ import torch
 
 from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, open_splits
 from ..errors import InputError
-from ..training.run_directory import read_run, write_json
+from ..files import alone_in, write_json
+from ..inference.compatibility import differences, info_of
+from ..models.loading import check_classifier, check_weights, load_classifier
+from ..training.run_directory import read_run
+from .predictions import Predictions, other_columns
 
 logger = logging.getLogger(__name__)
-
-COLUMNS = ("id", "label", "group", "subclass", "score")
-
-
-@dataclass
-class Predictions:
-    """
-    What a classifier says of one split.
-
-    Args:
-        id, group, subclass (`list[str]`): per cutout.
-        label (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens, -1 unlabelled.
-        score (`np.ndarray` of shape `(n,)`): P(lens), float64.
-    """
-
-    id: list[str]
-    label: np.ndarray
-    group: list[str]
-    subclass: list[str]
-    score: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.id)
-
-    def labelled(self) -> "Predictions":
-        """Without the unlabelled cutouts."""
-        keep = np.flatnonzero(self.label >= 0)
-        text = ([column[i] for i in keep] for column in (self.id, self.group, self.subclass))
-        ids, groups, subclasses = text
-        return Predictions(ids, self.label[keep], groups, subclasses, self.score[keep])
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write .parquet, or .csv on machines without pyarrow."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        columns = {name: getattr(self, name) for name in COLUMNS}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".parquet":
-                import pyarrow
-                from pyarrow import parquet
-
-                parquet.write_table(pyarrow.table(columns), partial)
-            else:
-                with open(partial, "w", newline="", encoding="utf-8") as file:
-                    writer = csv.writer(file)
-                    writer.writerow(COLUMNS)
-                    writer.writerows(zip(*(getattr(c, "tolist", lambda c=c: c)() for c in columns.values())))
-            os.replace(partial, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
-        return path
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Predictions":
-        """
-        Read what [`~Predictions.save`] wrote.
-
-        Raises:
-            [`InputError`]: the file is missing or damaged, or lacks a column.
-        """
-        path = Path(path)
-        try:
-            if path.suffix == ".parquet":
-                from pyarrow import parquet
-
-                columns = parquet.read_table(path).to_pydict()
-            else:
-                with open(path, newline="", encoding="utf-8") as file:
-                    reader = csv.DictReader(file)
-                    rows = list(reader)
-                columns = {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
-            missing = [name for name in COLUMNS if name not in columns]
-            if missing:
-                raise InputError(f"{path} has no column {missing[0]!r}: write it with run_eval.py or Predictions.save")
-            label, score = np.array(columns["label"], dtype=np.int64), np.array(columns["score"], dtype=np.float64)
-        except (OSError, ValueError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"cannot read predictions from {path} ({error}): write them again") from error
-        return cls(columns["id"], label, columns["group"], columns["subclass"], score)
 
 
 @dataclass
@@ -128,25 +47,15 @@ class Classifier:
             return source
         if isinstance(source, tuple):
             model, processor = source
+            check_weights(model, "the model")
             return cls._make(model, processor.to_dict(), "the model")
         if not isinstance(source, str | os.PathLike):
             raise InputError("model must be a run, a folder, a Hub id, or a tuple (model, image processor)")
-        return cls._make(*_load(source))
+        return cls._make(*load_classifier(source), str(source))
 
     @classmethod
     def _make(cls, model: torch.nn.Module, processor: Mapping[str, Any], name: str) -> "Classifier":
-        labels = {int(number): str(label).lower() for number, label in model.config.id2label.items()}
-        if labels.get(1) != "lens" or len(labels) != 2:
-            raise InputError(f"{name} has the labels {', '.join(labels.values())}: give one with nonlens, lens")
-        if processor.get("do_resize") or not np.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255):
-            raise InputError(f"the image processor of {name} does more than crop and x / 255: export the model anew")
-        crop = processor.get("crop_size") or model.config.image_size
-        bands = model.config.num_channels
-        mean, std = (
-            list(processor.get(key) or default)
-            for key, default in (("image_mean", [0.0] * bands), ("image_std", [1.0] * bands))
-        )
-        return cls(model.float().eval(), int(crop["height"] if hasattr(crop, "keys") else crop), mean, std, name)
+        return cls(model.float().eval(), *check_classifier(model.config, processor, name), name)
 
     @property
     def num_bands(self) -> int:
@@ -158,36 +67,13 @@ class Classifier:
         return getattr(self.model.config, "cutouts", None) or {}
 
 
-def _load(source: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any], str]:
-    from transformers import AutoConfig, AutoModelForImageClassification
-    from transformers.utils import cached_file
-
-    folder = Path(source)
-    if (folder / "run.json").is_file():
-        if read_run(folder)["task"] != "finetune":
-            raise InputError(f"{source} is a pretraining run, without classifier: fine-tune it, or probe it")
-        folder = folder / "model"
-        if not folder.is_dir():
-            raise InputError(f"the finetune run {source} has not finished: go on with it with --resume auto")
-    name = str(folder) if folder.exists() else str(source)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if config.architectures not in (["ViTForImageClassification"], ["CNN"]):
-            raise InputError(f"{source} is no ViT classifier but {config.architectures}: give one")
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
-        # Read as JSON: the processor's class needs Pillow.
-        processor = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"cannot load a classifier from {source} ({reason}): give a run or a model") from error
-    return model, processor, str(source)
-
-
 @torch.no_grad()
 def predict(
-    model: Any, cutouts: Any, batch_size: int = 256, device: str | torch.device | None = None, split: str = "test"
+    model: Any,
+    cutouts: Any,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    split: str | None = None,
 ) -> Predictions:
     """
     P(lens) of every cutout, in float32; equal to the scores of `transformers.pipeline("image-classification")`.
@@ -199,16 +85,17 @@ def predict(
             What is scored, in display units, labelled or not; of a whole data set, its `split`.
         batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
         device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
-        split (`str`, *optional*, defaults to `"test"`): which split of a whole data set.
+        split (`str`, *optional*): which split of a whole data set; test by default, or the only one.
 
     Returns:
-        [`Predictions`].
+        [`Predictions`], with the further columns of a `Dataset`.
 
     Raises:
         [`InputError`]: the model cannot be loaded, or the cutouts' bands are not the model's.
     """
     classifier = Classifier.load(model)
-    tensors, info, _ = choose_split(cutouts, split)
+    chosen, info, _ = choose_split(cutouts, split)
+    tensors, columns = as_tensors(chosen), other_columns(chosen)
     for warning in compatibility(classifier.cutouts, classifier.num_bands, tensors, info, classifier.name):
         logger.warning(warning)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -222,29 +109,42 @@ def predict(
     if not np.isfinite(score).all():
         worst = tensors.ids[int(np.flatnonzero(~np.isfinite(score))[0])]
         raise InputError(f"cutout {worst} gives no finite score (NaN pixels?): build the data set with load_cutouts")
-    return Predictions(tensors.ids, tensors.labels.cpu().numpy(), tensors.groups, tensors.subclasses, score)
+    text = tensors.groups, tensors.subclasses
+    return Predictions(tensors.ids, tensors.labels.cpu().numpy(), *text, score, columns)
 
 
-def choose_split(cutouts: Any, split: str = "test") -> tuple[CutoutTensors, dict[str, Any], str | None]:
+def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str, Any], str | None]:
     """
-    One split as tensors, the fields of its `CutoutInfo` (empty where it does not carry them), and its name: of a whole
-    data set `split`, of a split what it calls itself, `None` for bare tensors.
+    One split as it is, for [`as_tensors`]; the fields of its `CutoutInfo` (empty where it does not carry them); and
+    its name: of a whole data set `split`, by default test or the only one; of a split what it calls itself; `None` for
+    bare tensors.
+
+    Raises:
+        [`InputError`]: the data set has no such split.
     """
     is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
     if not is_whole:
         name = getattr(cutouts, "split", None)
-        return as_tensors(cutouts), _info_of(cutouts), None if name is None else str(name)
+        return cutouts, info_of(cutouts), None if name is None else str(name)
     splits, info = open_splits(cutouts)
+    if split is None:
+        split = next(iter(splits)) if len(splits) == 1 else "test"
     if split not in splits:
         raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
-    return as_tensors(splits[split]), info, split
+    return splits[split], info, split
 
 
-def _info_of(dataset: Any) -> dict[str, Any]:
-    try:
-        return json.loads(dataset.info.description)
-    except (AttributeError, TypeError, ValueError):
-        return {}
+def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: str | None) -> Path:
+    """
+    Where the evaluation of a run goes: `evaluation/` for the test split of the dataset that it was trained on. Other
+    datasets and splits have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so that the card of the
+    run goes on to speak of its own.
+    """
+    parts, fingerprint = ["evaluation"], str(info.get("fingerprint") or "")
+    if not fingerprint or fingerprint != read_run(run)["data"].get("fingerprint"):
+        parts += [re.sub(r"[^\w.-]+", "_", str(info.get("name") or "unnamed")), fingerprint[:8]]
+    parts += [split or ""] if split != "test" else []
+    return Path(run) / "-".join(part for part in parts if part)
 
 
 def compatibility(
@@ -262,30 +162,19 @@ def compatibility(
     Raises:
         [`InputError`]: another number of bands, or the same bands in another order.
     """
-    bands, given = list(model.get("bands") or ()), list(info.get("bands") or ())
     if not len(tensors):
         raise InputError("the split holds no cutout: choose another one")
     if tensors.pixels.shape[1] != num_bands:
         found = tensors.pixels.shape[1]
         raise InputError(f"the cutouts have {found} bands but {name} takes {num_bands}: choose --bands")
-    if bands and given and bands != given and sorted(bands) == sorted(given):
-        raise InputError(f"{name} takes bands in the order {' '.join(bands)}, not {' '.join(given)}: choose --bands")
-    warnings = []
-    if bands and given and bands != given:
-        warnings.append(f"{name} was trained on bands {' '.join(bands)}, these cutouts have {' '.join(given)}")
-    if model.get("stretch") and info.get("stretch") and model["stretch"] != info["stretch"]:
-        warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with")
-    scales = model.get("pixel_scale"), info.get("pixel_scale")
-    if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
-        warnings.append(f"{name} was trained on {scales[0]:.4g} arcsec pixels, these cutouts have {scales[1]:.4g}")
-    return warnings
+    return differences(model, info, name)
 
 
 def evaluate(
     model: Any,
     cutouts: Any = None,
     output_dir: str | os.PathLike | None = None,
-    split: str = "test",
+    split: str | None = None,
     prevalence: float = 1e-3,
     num_bootstrap: int = 1000,
     seed: int = 0,
@@ -302,8 +191,8 @@ def evaluate(
         cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a `.safetensors` file, *optional*):
             The labelled cutouts. With predictions given they are only needed for the contact sheet.
         output_dir (`str` or `os.PathLike`, *optional*):
-            Where to write; by default `evaluation/` of the run, nowhere for another model.
-        split (`str`, *optional*, defaults to `"test"`): which split of a whole data set.
+            Where to write; by default the [`evaluation_folder`] of the run, nowhere for another model.
+        split (`str`, *optional*): which split of a whole data set; test by default, or the only one.
         prevalence (`float`, *optional*, defaults to `1e-3`): share of lenses on the sky, for the expected purity.
         num_bootstrap (`int`, *optional*, defaults to `1000`): draws of the bootstrap over groups.
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
@@ -318,20 +207,21 @@ def evaluate(
         [`InputError`]: no labels, one class only, another number of bands, or an unwritable `output_dir`.
     """
     run = Path(model) if isinstance(model, str | os.PathLike) and (Path(model) / "run.json").is_file() else None
-    output_dir = Path(output_dir) if output_dir is not None else run / "evaluation" if run else None
     settings = {"prevalence": prevalence, "num_bootstrap": num_bootstrap, "seed": seed}
     if run and read_run(run)["task"] == "pretrain":
         from .probes import probe
 
-        return probe(run, cutouts, output_dir, split=split, device=device, **settings)
+        return probe(run, cutouts, output_dir, split=split or "test", device=device, **settings)
     predictions, classifier = _predictions_of(model), None
     if predictions is None:
         if cutouts is None:
             raise InputError("cutouts are missing: give a data set, or a file of predictions in place of the model")
         classifier = Classifier.load(model)
-    tensors, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
+    chosen, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
+    tensors = None if chosen is None else as_tensors(chosen)
     if predictions is None:
-        predictions = predict(classifier, ({split: tensors}, info), batch_size, device, split)
+        predictions = predict(classifier, ({"chosen": tensors}, info), batch_size, device)
+        predictions.columns = other_columns(chosen)
     if tensors is not None and tensors.ids != predictions.id:
         raise InputError("the predictions are not of these cutouts (the ids differ): predict again")
     report = {
@@ -342,9 +232,11 @@ def evaluate(
         else [],
         **report_on(predictions, **settings),
     }
+    if output_dir is None and run:
+        output_dir = evaluation_folder(run, info, name)
     if output_dir is not None:
         crop_size = classifier.crop_size if classifier else None
-        _write(output_dir, report, predictions, tensors, info, crop_size)
+        _write(Path(output_dir), report, predictions, tensors, info, crop_size)
     return report
 
 
@@ -410,11 +302,13 @@ def _write(
 ) -> None:
     from .plots import contact_sheet, plot_roc
 
-    predictions.save(output_dir / "predictions.parquet")
     title = title_of(report)
     known = predictions.labelled()
-    plot_roc({"classifier": known}, output_dir / "roc.png", {"classifier": report["metrics"]}, title)
-    if tensors is not None:
-        pixels = tensors.pixels[torch.from_numpy(predictions.label >= 0)].cpu().numpy()
-        contact_sheet(pixels, known, output_dir / "contact_sheet.png", info.get("bands"), crop_size, title)
-    write_json(output_dir / "metrics.json", report)  # last: it says that the evaluation is whole
+    with alone_in(output_dir):
+        predictions.save(output_dir / "predictions.parquet")
+        plot_roc({"classifier": known}, output_dir / "roc.png", {"classifier": report["metrics"]}, title)
+        if tensors is not None:
+            pixels = tensors.pixels[torch.from_numpy(predictions.label >= 0)].cpu().numpy()
+            facts = info.get("bands"), crop_size, title, info.get("pixel_scale")
+            contact_sheet(pixels, known, output_dir / "contact_sheet.png", *facts)
+        write_json(output_dir / "metrics.json", report)  # last: it says that the evaluation is whole

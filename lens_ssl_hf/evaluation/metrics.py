@@ -8,7 +8,6 @@ all with their intervals.
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import datasets
@@ -17,11 +16,13 @@ import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from ..errors import InputError
+from .intervals import Spread, draw_groups, percentiles
 
 NUM_CALIBRATION_BINS = 15
 MIN_SUBCLASS = 5  # cutouts, fewer give no AUC worth a number
 # TPR0 and TPR10 of small sets say nothing about rare objects: the allowed false positives must be at most one in 100.
 MAX_FPR_OF_COUNTS = 1e-2
+MIN_FALSE_POSITIVES = 2  # allowed ones, for an interval of completeness that covers 95 %
 
 
 class Ranked:
@@ -95,6 +96,14 @@ class LensMetric(evaluate.Metric):
     def weighted(self, ranked: Ranked) -> np.ndarray:
         raise NotImplementedError
 
+    def interval(self, draws: np.ndarray, spread: Spread) -> tuple[float, float]:
+        """95 % interval from [`weighted`] of the bootstrap's draws."""
+        return spread.interval(draws)
+
+    def note(self, labels: np.ndarray) -> str | None:
+        """What a reader of the value and its interval must know; `None` where they are what they seem."""
+        return None
+
 
 class Accuracy(LensMetric):
     """Share of right answers at P(lens) >= 0.5. It depends on the share of lenses in the set."""
@@ -155,6 +164,15 @@ class Completeness(LensMetric):
     def weighted(self, ranked: Ranked) -> np.ndarray:
         return ranked.completeness(self.fpr * ranked.negatives)
 
+    def note(self, labels: np.ndarray) -> str | None:
+        negatives = int((labels == 0).sum())
+        if self.fpr * negatives >= MIN_FALSE_POSITIVES:
+            return None
+        return (
+            f"{negatives} non-lenses place the threshold badly, and nothing in the draws shows it: the interval lies "
+            f"too high and covers 80 to 90 %, not 95 %; have {round(MIN_FALSE_POSITIVES / self.fpr)}"
+        )
+
 
 class CompletenessBefore(LensMetric):
     """
@@ -179,6 +197,9 @@ class CompletenessBefore(LensMetric):
 
     def weighted(self, ranked: Ranked) -> np.ndarray:
         return ranked.completeness(np.full(len(ranked.weights), self.false_positive - 1.0))
+
+    def note(self, labels: np.ndarray) -> str | None:
+        return "an extreme value of this set: it falls as the set grows, and its interval lies too high"
 
 
 class Purity(LensMetric):
@@ -229,6 +250,17 @@ class Purity(LensMetric):
         tpr = ranked.weights @ (accepted & (ranked.labels == 1)) / ranked.positives
         return self._purity(tpr, ranked.weights @ (accepted & (ranked.labels == 0)) / ranked.negatives)
 
+    def interval(self, draws: np.ndarray, spread: Spread) -> tuple[float, float]:
+        if self.completeness is None:
+            return percentiles(draws)  # no share of anything: draws without a false positive have purity 1
+        others = (1 - self.prevalence) * self.completeness.fpr
+        tpr = others * draws / (self.prevalence * (1 - draws))
+        low, high = self.completeness.interval(tpr, spread)
+        return self._purity(low, self.completeness.fpr), self._purity(high, self.completeness.fpr)
+
+    def note(self, labels: np.ndarray) -> str | None:
+        return None if self.completeness is None else self.completeness.note(labels)
+
 
 class CalibrationError(LensMetric):
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599) of P(lens), over 15 bins of equal width."""
@@ -249,6 +281,9 @@ class CalibrationError(LensMetric):
         members = np.eye(NUM_CALIBRATION_BINS)[self.bins(ranked.scores)]
         gaps = ranked.weights @ (members * (ranked.labels - ranked.scores)[:, None])
         return np.abs(gaps).sum(axis=1) / ranked.weights.sum(axis=1)
+
+    def note(self, labels: np.ndarray) -> str | None:
+        return "chance alone makes gaps: it falls as the set grows, and its interval lies too high"
 
 
 class BrierScore(LensMetric):
@@ -303,8 +338,8 @@ def measure(
         seed (`int`, *optional*, defaults to `0`): seed of the draws.
 
     Returns:
-        `dict[str, dict]`: per measure `title`, `value`, `low` and `high` (2.5 and 97.5 percentile); `value` is `None`
-        and `reason` says why where the set is too small for it.
+        `dict[str, dict]`: per measure `title`, `value`, `low` and `high` (95 %); `value` is `None` and `reason` says
+        why where the set is too small for it; `note` says what is wrong with an interval that does not cover 95 %.
 
     Raises:
         [`InputError`]: a class is missing, a score is no probability, or the prevalence does not lie between 0 and 1.
@@ -375,7 +410,10 @@ def _measure_all(
     found = {}
     for metric in metrics:
         value = metric.compute(prediction_scores=scores, references=labels)[metric.key]
-        found[metric.key] = _entry(metric.title, value, *intervals.get(metric.key, (None, None)), reasons[metric.key])
+        ends = intervals.get(metric.key, (None, None))
+        found[metric.key] = _entry(metric.title, value, *ends, reasons[metric.key])
+        if metric.key in intervals and (note := metric.note(labels)):
+            found[metric.key]["note"] = note
     return found
 
 
@@ -399,8 +437,9 @@ def bootstrap(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """
-    95 % percentile intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley
-    1997), so that cutouts of the same sky do not count as independent. Draws without both classes are drawn again.
+    95 % intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley 1997), so that
+    cutouts of the same sky do not count as independent. Draws without both classes are drawn again. From the draws to
+    the interval, see [`~lens_ssl_hf.evaluation.intervals.Spread`].
 
     Args:
         metrics (`list[LensMetric]`): what is computed on each draw.
@@ -419,24 +458,8 @@ def bootstrap(
         ranked = Ranked(labels, scores, draw_groups(rng, labels, groups, draws))
         for metric in metrics:
             values[metric.key].append(metric.weighted(ranked))
-    ends = partial(np.percentile, q=(2.5, 97.5))
-    return {key: tuple(ends(np.concatenate(parts)).tolist()) for key, parts in values.items()}
-
-
-def draw_groups(rng: np.random.Generator, labels: np.ndarray, groups: np.ndarray, draws: int) -> np.ndarray:
-    """How often each cutout is in each draw of whole groups, `(draws, n)` float64; every draw holds both classes."""
-    groups = np.unique(groups, return_inverse=True)[1]
-    num_groups = int(groups.max()) + 1
-    counts = np.empty((draws, num_groups))
-    lenses = np.bincount(groups, weights=labels == 1, minlength=num_groups)
-    others = np.bincount(groups, weights=labels == 0, minlength=num_groups)
-    missing = np.ones(draws, dtype=bool)
-    while missing.any():
-        again = int(missing.sum())
-        drawn = rng.integers(num_groups, size=(again, num_groups)) + num_groups * np.arange(again)[:, None]
-        counts[missing] = np.bincount(drawn.ravel(), minlength=again * num_groups).reshape(again, num_groups)
-        missing = (counts @ lenses == 0) | (counts @ others == 0)
-    return counts[:, groups]
+    spread = Spread(labels, groups)
+    return {metric.key: metric.interval(np.concatenate(values[metric.key]), spread) for metric in metrics}
 
 
 def threshold_at_fpr(labels: np.ndarray, scores: np.ndarray, fpr: float) -> float | None:

@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..quoting import in_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +51,7 @@ def plot_roc(
         most_negatives = max(most_negatives, negatives)
         auc = (metrics or {}).get(name, {}).get("roc_auc") or {"value": roc_auc_score(one.label, one.score)}
         interval = f" [{auc['low']:.3f}, {auc['high']:.3f}]" if auc.get("low") is not None else ""
-        label = f"{name}: AUC {auc['value']:.3f}{interval}"
+        label = f"{in_figure(name)}: AUC {auc['value']:.3f}{interval}"
         linear.step(fpr, tpr, where="post", color=colour, label=label, linewidth=1.8)
         seen = fpr > 0  # no false positive is drawn at half of one
         first = tpr[~seen].max(initial=0)
@@ -69,7 +71,7 @@ def plot_roc(
     note = f"1 of {most_negatives} non-lenses"
     top_of_axes = logarithmic.get_xaxis_transform()
     logarithmic.text(resolution, 1.01, note, fontsize=8, color="0.4", ha="left", transform=top_of_axes)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(in_figure(title), fontsize=11)
     return _save(figure, path)
 
 
@@ -80,9 +82,11 @@ def contact_sheet(
     bands: Sequence[str] | None = None,
     crop_size: int | None = None,
     title: str = "",
+    pixel_scale: float | None = None,
 ) -> Path:
     """
-    The best-ranked cutouts, then the worst mistakes: non-lenses that score highest and lenses that score lowest.
+    The best-ranked cutouts, then the worst mistakes: non-lenses that score highest and lenses that score lowest. Each
+    with its score, kind and id, which is shortened where it is long.
 
     Args:
         pixels (`np.ndarray` of shape `(n, bands, H, W)`): display units, 0 to 255.
@@ -91,6 +95,7 @@ def contact_sheet(
         bands (`Sequence[str]`, *optional*): their names, from which the colours follow.
         crop_size (`int`, *optional*): side of what the model sees, marked by a thin square.
         title (`str`, *optional*): above the sheet.
+        pixel_scale (`float`, *optional*): arcsec per pixel, for a scale bar in the first cutout of each section.
     """
     columns = 10
     ranked = np.argsort(-predictions.score, kind="stable")
@@ -101,15 +106,16 @@ def contact_sheet(
         "Lenses that score lowest": ranked[is_lens][::-1][:columns],
     }
     rows = sum(-(-len(chosen) // columns) for chosen in sections.values())
-    # In inches from the top: a header, then per section a heading, then rows of cutouts with two lines of text each.
-    cell, gap, text, heading, header = 1.15, 0.1, 0.36, 0.3, 0.62 if title else 0.4
+    # In inches from the top: a header, then per section a heading, then rows of cutouts with three lines of text each.
+    cell, gap, text, heading, header = 1.15, 0.1, 0.45, 0.3, 0.62 if title else 0.4
     width = columns * (cell + gap) + gap
     height = header + len(sections) * heading + rows * (cell + text) + gap
     figure = _figure((width, height), layout=None)
     legend = "frame: green solid = lens, orange dashed = non-lens; number = P(lens)"
     if crop_size and crop_size < pixels.shape[-1]:
         legend += f"; square = the {crop_size} pixels that the model sees"
-    figure.text(0.5, 1 - 0.12 / height, f"{title}\n" * bool(title) + legend, fontsize=10, ha="center", va="top")
+    head = f"{in_figure(title)}\n" * bool(title) + legend
+    figure.text(0.5, 1 - 0.12 / height, head, fontsize=10, ha="center", va="top")
     top = header
     for name, chosen in sections.items():
         figure.text(gap / width, 1 - (top + 0.2) / height, name, fontsize=10, fontweight="bold")
@@ -118,8 +124,10 @@ def contact_sheet(
             for column, index in enumerate(chosen[start : start + columns]):
                 left = gap + column * (cell + gap)
                 box = (left / width, 1 - (top + cell) / height, cell / width, cell / height)
-                image = colour_image(pixels[index], bands)
-                _draw_cutout(figure.add_axes(box), image, predictions, int(index), crop_size)
+                image, axes = colour_image(pixels[index], bands), figure.add_axes(box)
+                _draw_cutout(axes, image, predictions, int(index), crop_size)
+                if pixel_scale and index == chosen[0]:
+                    _draw_scale_bar(axes, len(image), pixel_scale)
             top += cell + text
     return _save(figure, path)
 
@@ -137,7 +145,24 @@ def _draw_cutout(axes: Any, image: np.ndarray, predictions: "Predictions", index
         corner = ((size - crop_size) // 2 - 0.5,) * 2
         axes.add_patch(Rectangle(corner, crop_size, crop_size, fill=False, color="w", alpha=0.45, linewidth=0.7))
     kind = predictions.subclass[index] or ("lens" if is_lens else "non-lens")
-    axes.set_xlabel(f"{format_score(predictions.score[index])}\n{_shorten(kind, 17)}", fontsize=7, labelpad=2)
+    axes.set_xlabel(
+        f"{format_score(predictions.score[index])}\n{in_figure(_shorten(kind, 17))}", fontsize=7, labelpad=2
+    )
+    name = in_figure(_shorten_id(predictions.id[index], 20))
+    axes.annotate(name, (0.5, 0), (0, -19.5), "axes fraction", "offset points", fontsize=6, ha="center", va="top")
+
+
+def _draw_scale_bar(axes: Any, size: int, pixel_scale: float) -> None:
+    """At the lower left, white on black so that it shows on any sky: of a round length, at most 0.4 of the side."""
+    from matplotlib.patheffects import withStroke
+
+    lengths = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
+    length = max((one for one in lengths if one <= 0.4 * size * pixel_scale), default=lengths[0])
+    left, row = 0.06 * size, 0.92 * size
+    outline = [withStroke(linewidth=3, foreground="k")]
+    axes.plot([left, left + length / pixel_scale], [row, row], color="w", linewidth=1.5, path_effects=outline)
+    axes.text(left, row - 0.04 * size, f"{length:g} arcsec", color="w", fontsize=6, va="bottom", path_effects=outline)
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
 
 
 def colour_image(pixels: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
@@ -212,7 +237,7 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
             axes.legend(fontsize=8)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(_describe(facts), fontsize=11)
+    figure.suptitle(in_figure(_describe(facts)), fontsize=11)
     return _save(figure, path or run / "curves.png")
 
 
@@ -263,6 +288,16 @@ def format_score(value: float) -> str:
 
 def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _shorten_id(text: str, length: int) -> str:
+    """What is too long loses its folders, then its suffix, then its middle: survey and number stand at the ends."""
+    name = PurePath(text).name
+    for shorter in (text, name, re.sub(r"\.(fits?|fits\.[a-z0-9]+|np[yz]|png|jpe?g|tiff?)$", "", name)):
+        if len(shorter) <= length:
+            return shorter
+    half = (length - 1) // 2
+    return f"{shorter[:half]}…{shorter[half + 1 - length :]}"
 
 
 def _figure(size: tuple[float, float], layout: str | None = "constrained") -> "Figure":
@@ -342,13 +377,19 @@ def plot_study_roc(
                 curves.append(tpr[last])
             axes.plot(rates, np.mean(curves, axis=0), label=METHOD_NAMES[method], linewidth=1.6, **_style(method))
         axes.plot([0, 1], [0, 1], color="0.7", linestyle=":", linewidth=1)
-        axes.set(xlabel="False-positive rate", ylabel="True-positive rate", title=name, xlim=(0, 1), ylim=(0, 1.01))
+        axes.set(
+            xlabel="False-positive rate",
+            ylabel="True-positive rate",
+            title=in_figure(name),
+            xlim=(0, 1),
+            ylim=(0, 1.01),
+        )
         axes.set_aspect("equal")
         axes.grid(color="0.92")
         axes.legend(loc="lower right", fontsize=8)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(in_figure(title), fontsize=11)
     return _save(figure, path)
 
 
@@ -385,13 +426,13 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
                         x, value, [[max(0, value[0] - low[0])], [max(0, high[0] - value[0])]], color=style["color"]
                     )
             ticks = sorted(budgets)
-            axes.set(xlabel="Labels", ylabel=text, xscale="log", title=backbone)
+            axes.set(xlabel="Labels", ylabel=text, xscale="log", title=in_figure(backbone))
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
             axes.set_xticks([], minor=True)
             axes.grid(color="0.92")
     entries = {name: one for axes in grid.flat for one, name in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=4)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(in_figure(title), fontsize=11)
     return _save(figure, path)
 
 
@@ -430,11 +471,11 @@ def plot_calibration(
                 linewidth=1.4,
                 **_style(method),
             )
-        axes.set(xlabel="P(lens)", ylabel="Share of lenses", title=name, xlim=(0, 1), ylim=(-0.01, 1.01))
+        axes.set(xlabel="P(lens)", ylabel="Share of lenses", title=in_figure(name), xlim=(0, 1), ylim=(-0.01, 1.01))
         axes.set_aspect("equal")
         axes.grid(color="0.92")
         axes.legend(loc="upper left", fontsize=8)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(in_figure(title), fontsize=11)
     return _save(figure, path)

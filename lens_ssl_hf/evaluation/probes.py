@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, splits_and_info
+from ..files import alone_in, write_json
 from ..training.loop import extract_cls
 from ..training.monitors import knn_scores, roc_auc
-from ..training.run_directory import read_run, write_json
-from .evaluate import Predictions, compatibility, describe, report_on, title_of
+from ..training.run_directory import read_run
+from .evaluate import compatibility, describe, evaluation_folder, report_on, title_of
+from .predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ def probe(
     Args:
         run (`str` or `os.PathLike`): a pretraining run.
         cutouts (`DatasetDict` or path of a `.safetensors` file): with train, validation and `split`.
-        output_dir (`str` or `os.PathLike`, *optional*): where to write, by default `evaluation/` of the run.
+        output_dir (`str` or `os.PathLike`, *optional*): where to write, by default the [`evaluation_folder`].
         settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate`].
 
     Returns:
@@ -163,7 +165,7 @@ def probe(
     for name, strength in strengths.items():
         reports[name]["C"] = strength
     report = {**describe(info, split), "model": str(run), "warnings": warnings, "probes": reports}
-    output_dir = Path(run) / "evaluation" if output_dir is None else Path(output_dir)
+    output_dir = evaluation_folder(run, info, split) if output_dir is None else Path(output_dir)
     _write(output_dir, report, predictions)
     return report
 
@@ -172,8 +174,9 @@ def _write(output_dir: Path, report: dict[str, Any], predictions: dict[str, Pred
     from .plots import plot_roc
 
     metrics = {PROBE_NAMES[name]: found["metrics"] for name, found in report["probes"].items()}
-    for name, prediction in predictions.items():
-        prediction.save(output_dir / f"predictions_{name}.parquet")
     curves = {PROBE_NAMES[name]: one for name, one in predictions.items()}
-    plot_roc(curves, output_dir / "roc.png", metrics, title_of(report))
-    write_json(output_dir / "metrics.json", report)
+    with alone_in(output_dir):
+        for name, prediction in predictions.items():
+            prediction.save(output_dir / f"predictions_{name}.parquet")
+        plot_roc(curves, output_dir / "roc.png", metrics, title_of(report))
+        write_json(output_dir / "metrics.json", report)

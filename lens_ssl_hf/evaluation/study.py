@@ -22,13 +22,15 @@ from transformers import ViTForImageClassification
 
 from ..data.tensors import center_crop, labelled_splits, splits_and_info
 from ..errors import InputError, Interrupted
+from ..files import make_folder, write_json
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
-from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
+from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, makes_no_difference, recipe
 from ..training.finetune import finetune, label_subset
-from ..training.loop import autocast, process_state
+from ..training.loop import autocast, native_precision, process_state
 from ..training.pretrain import pretrain
-from ..training.run_directory import make_folder, read_run, write_json
+from ..training.progress import format_time
+from ..training.run_directory import read_run
 from .comparison import METHODS, PRETRAINED
 from .evaluate import Predictions, predict
 from .metrics import measure
@@ -174,7 +176,8 @@ class Study:
         record = _read(self.directory(cell) / "cell.json")
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
         made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self._recorded(cell)
-        differs = [f"{n} {made[n]}, now {v}" for n, v in wanted.items() if n not in _FREE and made[n] != v]
+        checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
+        differs = [f"{n} {made[n]}, now {wanted[n]}" for n in checked if made[n] != wanted[n]]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
             now, then = read_run(arguments.init)["run_id"], record["continued_from"].get("run_id")
             differs += [f"earlier_study's run {then}, now {now}"] if then not in (None, now) else []
@@ -291,6 +294,9 @@ class Study:
         with self.lock("study"):
             write_data(self)
         plan = self.plan()
+        if _is_main():
+            for cell in filter(self.is_done, plan):
+                self._tidy(cell)
         costs = {cell: self.cost(cell) * _weight(cell) for cell in plan}
         spent = spent_cost = 0.0
         done = sum(map(self.is_done, plan))
@@ -361,7 +367,7 @@ class Study:
             yield _agreed(held and not self.is_done(cell))  # by another, since we looked
 
     def do(self, cell: Cell) -> None:
-        """Train and test one cell; its cell.json, written last, says that it is whole."""
+        """Train and test one cell; its cell.json, written when all else is there, says that it is whole."""
         directory, cutouts = self.directory(cell), self.data[cell.fold]
         settings = self._recorded(cell)
         record: dict[str, Any] = {**asdict(cell), "directory": str(directory), "settings": settings}
@@ -385,11 +391,15 @@ class Study:
                 kept = ("seconds", "precision", "device", "num_processes", "num_labels", "num_train_images",
                         "num_parameters", "validation_auc", "best_step", "versions", "git_revision")  # fmt: skip
                 record |= {name: facts[name] for name in kept if name in facts}
-                shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-                if not cell.is_pretraining and cell.subset:  # weights of one subset are enough to publish
-                    shutil.rmtree(directory / "model", ignore_errors=True)
             write_json(directory / "cell.json", record)
+            self._tidy(cell)
         process_state().wait_for_everyone()
+
+    def _tidy(self, cell: Cell) -> None:
+        """Remove what a cell no longer needs once its cell.json stands: a killed process may leave that undone."""
+        shutil.rmtree(self.directory(cell) / "checkpoints", ignore_errors=True)
+        if not cell.is_pretraining and cell.subset:  # weights of one subset are enough to publish
+            shutil.rmtree(self.directory(cell) / "model", ignore_errors=True)
 
     def _test(self, directory: Path, predictions_of: Callable[[str], Predictions]) -> dict[str, Any]:
         record = {}
@@ -547,19 +557,11 @@ def _time_left(spent: float, spent_cost: float, left: float) -> str:
     return f"{format_time(spent * left / spent_cost)} left" if spent_cost else ""
 
 
-def format_time(seconds: float) -> str:
-    """`"2 h 10 min"`, `"12 min"`, `"40 s"`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 @lru_cache
 def _seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -> float:
     """
-    Measured on this machine: forward and backward of one batch, in the faster precision, per token pass (of the small
-    CNN per as many as a ViT would make).
+    Measured on this machine: forward and backward of one batch, in the precision that auto gives, per token pass (of
+    the small CNN per as many as a ViT would make).
     """
     device = process_state().device
     if name == "cnn":
@@ -569,13 +571,12 @@ def _seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -
         use_fast_attention(model)
     images = torch.randn(64, bands, crop_size, crop_size, device=device)
     seconds = []
-    for precision in ("fp32", "bf16"):
-        for _ in range(3):
-            start = time.perf_counter()
-            with autocast(device, precision):
-                loss = model(images).logits.float().square().mean()
-            loss.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+    for _ in range(3):
+        start = time.perf_counter()
+        with autocast(device, native_precision(device)):
+            loss = model(images).logits.float().square().mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
     return min(seconds) / (64 * 3 * _tokens(crop_size, patch_size))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..training.run_directory import write_json, write_text
+from ..files import write_json, write_text
 from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare, rectangles
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc

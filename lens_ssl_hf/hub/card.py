@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,17 +11,18 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
+from markupsafe import Markup
 
 from .. import __version__
 from ..data.processing import cutout_info
 from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
+from ..training.run_directory import read_run
+from .clean import escape, fenced, one_line, without_local_paths
 
 METHOD_NAMES = {"dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam", "scratch": "from scratch"}
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
-# A path from the root or a home directory, but no URL, fraction or relative path.
-_ABSOLUTE_PATH = re.compile(r"(?<![\w./:~-])~?(?:/[^\s/'\"=,;:()]+)+/?")
 
 
 @dataclass
@@ -59,15 +59,16 @@ class CardFacts:
     def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":
         """Collect run.json, metrics.jsonl and evaluation/ of a run, without the local paths in them."""
         run = Path(run)
-        facts = json.loads((run / "run.json").read_text())
+        facts, evaluation = read_run(run), read_evaluation(run)
         init = str(facts.get("init", ""))
         is_hub_id = re.fullmatch(HUB_ID, init) and not Path(init).exists()
         return cls(
             name=name,
-            run=without_local_paths(facts),
-            reports=_reports(read_evaluation(run)),
+            run=one_line(without_local_paths(dict(facts))),
+            reports=_reports(one_line(evaluation)),
             monitor=_last_monitor(run / "metrics.jsonl"),
-            pictures=[file.name for file in (*run.glob("evaluation/*.png"), *run.glob("curves.png"))],
+            pictures=[file.name for file in run.glob("evaluation/*.png") if evaluation]
+            + [file.name for file in run.glob("curves.png")],
             base_model=base_model or (init if is_hub_id and "init_run" not in facts else None),
             **options,
         )
@@ -80,6 +81,11 @@ class CardFacts:
     @property
     def is_classifier(self) -> bool:
         return self.run["task"] == "finetune"
+
+    @property
+    def is_cnn(self) -> bool:
+        """Whether it is the convolutional baseline, whose code is published beside its weights."""
+        return self.run["backbone"] == "cnn"
 
     @property
     def method(self) -> str:
@@ -116,7 +122,7 @@ class CardFacts:
     def metadata(self) -> ModelCardData:
         """The card's YAML header, with accuracy and ROC AUC as the `model-index` that the Hub reads."""
         bands = len(self.data["bands"])
-        tags = ["astronomy", "gravitational-lensing", "vit", "lens_ssl_hf"]
+        tags = ["astronomy", "gravitational-lensing", "cnn" if self.is_cnn else "vit", "lens_ssl_hf"]
         if self.method != "from scratch":
             tags += ["self-supervised-learning", str(self.run.get("method") or self.run.get("init_method"))]
         tags += ["simulated-data"] if self.data["simulated"] else []
@@ -168,11 +174,13 @@ def render_card(facts: CardFacts) -> ModelCard:
     """The card as a `huggingface_hub.ModelCard`."""
     return _render(
         "classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja",
-        metadata=facts.metadata().to_yaml(),
+        metadata=Markup(facts.metadata().to_yaml()),
         facts=facts,
         cell=format_cell,
         reproduction=reproduction,
         bands=facts.data["bands"],
+        band_names=_code_spans(facts.data["bands"]),
+        study=Markup(facts.study),
     )
 
 
@@ -200,14 +208,15 @@ def render_dataset_card(
     }
     return _render(
         "dataset.md.jinja",
-        metadata=yaml_dump(metadata, sort_keys=False).strip(),
+        metadata=Markup(yaml_dump(metadata, sort_keys=False).strip()),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
         info=info,
+        band_names=_code_spans(info.bands),
         splits={name: Counter(split["label"][:]) for name, split in cutouts.items()},
         columns=next(iter(cutouts.values())).column_names,
-        meanings=_FEATURES,
-        origin=origin,
+        meanings={name: Markup(text) for name, text in _FEATURES.items()},
+        origin=without_local_paths(origin),
         source=_SOURCES.get(info.source, info.source),
         license=license,
         version=__version__,
@@ -240,7 +249,12 @@ def _render(template: str, **values: Any) -> ModelCard:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_templates()), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_templates()),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=True,  # marks what macros return as done
+        finalize=escape,
     )
     environment.globals.update(values)  # macros of other files see them too
     text = environment.get_template(template).render()
@@ -263,7 +277,7 @@ def _number(value: float) -> str:
 def reproduction(run: dict[str, Any]) -> str:
     """The command, or the call of the Python API, that made a run, as a Markdown block."""
     if run["command"]:
-        return f"```bash\n{run['command']}\n```"
+        return fenced(run["command"], "bash")
     from ..training.arguments import FinetuneArguments, PretrainArguments, recipe
 
     pretraining = run["task"] == "pretrain"
@@ -273,33 +287,39 @@ def reproduction(run: dict[str, Any]) -> str:
     folder = settings.pop("output_dir", defaults["output_dir"])
     settings.pop("resume", None)
     call = ", ".join([f"cutouts, {folder!r}", *(f"{name}={value!r}" for name, value in settings.items())])
-    return f"```python\nlens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})\n```"
+    return fenced(f"lens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})", "python")
+
+
+def _code_spans(names: list[str]) -> Markup:
+    """``g`, `r`, `i``, without the outer quotes."""
+    return Markup("`, `").join(escape(name) for name in names)
+
+
+def check_license(license: str) -> None:
+    """
+    Raises:
+        [`InputError`]: the Hub has no licence of such a name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", license):
+        raise InputError(f"license {license!r} is no name of the Hub's: give one such as cc-by-4.0, or other")
 
 
 def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
-    """The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated."""
+    """
+    The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated, or where
+    that is of another dataset than the run's own.
+    """
     path = Path(run) / "evaluation" / "metrics.json"
     if not path.is_file():
         return None
     try:
-        return without_local_paths(json.loads(path.read_text()))
-    except ValueError as error:
+        report = json.loads(path.read_text())
+        is_own = report["fingerprint"] == read_run(run)["data"].get("fingerprint")
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is damaged: evaluate the run again") from error
-
-
-def without_local_paths(value: Any, key: str = "") -> Any:
-    """Records as they can be published: of paths from the root or a home directory only the last part is left."""
-    if isinstance(value, dict):
-        return {name: without_local_paths(one, name) for name, one in value.items()}
-    if isinstance(value, list):
-        return [without_local_paths(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    if key == "command":
-        return shlex.join(without_local_paths(word) for word in shlex.split(value))
-    if Path(value).is_absolute():
-        return Path(value).name
-    return _ABSOLUTE_PATH.sub(lambda path: Path(path.group()).name, value)
+    return without_local_paths(report) if is_own else None
 
 
 def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -4,23 +4,27 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from ..data.processing import save_processor
 from ..errors import InputError
 from ..evaluation.plots import plot_curves
+from ..files import replacing, write_json
 from ..models.backbones import load_encoder
-from ..training.run_directory import read_run, write_json
-from .card import CardFacts, read_evaluation, without_local_paths, write_card
+from ..models.loading import load_classifier
+from ..training.run_directory import read_run
+from .card import HUB_ID, CardFacts, check_license, read_evaluation, write_card
+from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
-_FILES = r"(preprocessor_)?config\.json|lens_image_processor\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
+_FILES = (
+    r"(preprocessor_)?config\.json|(lens_image_processor|cnn)\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
+)
 _FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
 RECIPE, METRICS, HEADS = "recipe.json", "metrics.json", "pretraining"
 
@@ -35,7 +39,7 @@ def export(
 ) -> Path:
     """
     Export a run as a stock transformers model in float32: a pretraining run as a `ViTModel` whose `pooler_output` is
-    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`.
+    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as our [`CNN`] with its code beside it.
 
     Args:
         run (`str` or `os.PathLike`): a finished run directory.
@@ -51,8 +55,8 @@ def export(
 
     Returns:
         `Path`: the folder, with weights, config.json, preprocessor_config.json (for other than three bands also
-        lens_image_processor.py), README.md, pictures, recipe.json (the run's run.json) and, where the run was
-        evaluated, metrics.json; the last two without local paths.
+        lens_image_processor.py, for a CNN cnn.py), README.md, pictures, recipe.json (the run's run.json) and, where
+        the run was evaluated on its own dataset, metrics.json; the last two without local paths.
 
     Raises:
         [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.
@@ -61,6 +65,9 @@ def export(
     facts = read_run(run)
     if not (run / "model" / "config.json").is_file():
         raise InputError(f"the {facts['task']} run {run} has no final model: go on with it with --resume auto")
+    if base_model is not None and not re.fullmatch(HUB_ID, base_model):
+        raise InputError(f"base_model {base_model!r} is no id of the Hub: give one such as me/lens-dino-vits8")
+    check_license(license)
     if with_heads and facts["task"] != "pretrain":
         raise InputError(f"{run} is a fine-tuning run, without SSL heads: leave them out, or give a pretraining run")
     if folder.exists() and not _may_be_replaced(folder):
@@ -69,17 +76,19 @@ def export(
         model = backbone_of(run)
         model.config.init_method = facts["method"]  # for the records of what is fine-tuned from it
     else:
-        model = classifier_of(run)
+        model, _ = load_classifier(run)
     with replace_folder(folder) as partial:
         model.save_pretrained(partial)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
+        evaluation = read_evaluation(run)
+        is_foreign = evaluation is None and (run / "evaluation" / METRICS).is_file()  # of another dataset
         for picture in PICTURES:
-            if (run / picture).is_file():
+            if (run / picture).is_file() and not (is_foreign and picture.startswith("evaluation/")):
                 shutil.copy(run / picture, partial)
         if (run / "metrics.jsonl").is_file():
             plot_curves(run, partial / "curves.png")  # the run may be read-only
         write_json(partial / RECIPE, without_local_paths(facts))
-        if (evaluation := read_evaluation(run)) is not None:
+        if evaluation is not None:
             write_json(partial / METRICS, evaluation)
         if with_heads:
             shutil.copytree(run / "model", partial / HEADS)
@@ -93,28 +102,20 @@ def export(
 def replace_folder(folder: Path) -> Iterator[Path]:
     """
     A new folder, to be filled in the block, which takes the place of `folder` where the block ends well and vanishes
-    where it does not.
+    where it does not. Where `folder` is a link, it takes the place of what the link points to.
 
     Raises:
         [`InputError`]: `folder` cannot be written, or the disk is full.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
-    try:
-        yield partial
-        for path in (partial, *partial.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        _replace(partial, folder)
+        with replacing(Path(os.path.realpath(folder))) as new:
+            new.mkdir()
+            yield new
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is None:  # not of the file system
             raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {folder} ({reason}): make room, or choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def backbone_of(run: str | os.PathLike) -> ViTModel:
@@ -135,14 +136,6 @@ def backbone_of(run: str | os.PathLike) -> ViTModel:
     return model
 
 
-def classifier_of(run: str | os.PathLike) -> ViTForImageClassification:
-    """The classifier of a fine-tuning run, in float32."""
-    try:
-        return ViTForImageClassification.from_pretrained(Path(run) / "model", dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the model of {run} cannot be read ({error}): train again") from error
-
-
 def is_of_export(path: str) -> bool:
     """Whether a path, relative to the folder of an export, is that of one of its files."""
     return bool(re.fullmatch(rf"({HEADS}/)?({_FILES})|{RECIPE}|{METRICS}", path))
@@ -158,17 +151,3 @@ def _may_be_replaced(folder: Path) -> bool:
     if not {"config.json", "README.md"} <= set(names) or not all(map(is_of_export, names)):
         return False
     return '"cutouts"' in (folder / "config.json").read_text()
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    """Put `partial` in the place of `folder`; what was there is only removed once the new one stands."""
-    old = partial.with_name(partial.name + ".old")
-    try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise InputError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,9 +4,8 @@ import io
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.arguments import DataArguments
 from ..data.processing import CutoutInfo, cutout_info
 from ..errors import InputError
+from ..files import temporary_folder
 from ..training.run_directory import read_run
-from .card import render_dataset_card
+from .card import check_license, read_evaluation, render_dataset_card
 from .export import export, is_of_export
 from .upload import upload
 
@@ -59,10 +60,9 @@ def push_to_hub(
     run = Path(run)
     facts = read_run(run)
     check_repo_id(repo_id, facts["task"] == "finetune", needs_token=dry_run is None)
-    if not (run / "evaluation" / "metrics.json").is_file():
+    if read_evaluation(run) is None:
         raise InputError(
-            f"{run} has not been evaluated, and no model is published without numbers: run "
-            f"python scripts/run_eval.py {shlex.quote(str(run))} --dataset {_dataset_of(facts)}"
+            f"{run} has not been evaluated, and no model is published without numbers: {_evaluation_of(run, facts)}"
         )
 
     def write(folder: Path) -> None:
@@ -110,6 +110,7 @@ def push_dataset(
             "cc-by-4.0, or other"
         )
     license = license or "apache-2.0"
+    check_license(license)
     origin = origin or ("simulated" if info.simulated else "not stated by the publisher")
 
     def write(folder: Path) -> None:
@@ -153,12 +154,17 @@ def check_repo_id(repo_id: str, is_classifier: bool | None = None, needs_token: 
         )
 
 
-def _dataset_of(facts: dict[str, Any]) -> str:
-    """What `--dataset` was when the run was made."""
-    words = shlex.split(facts["command"] or "")
-    if "--dataset" in words[:-1]:
-        return shlex.quote(words[words.index("--dataset") + 1])
-    return "simulated" if facts["data"]["simulated"] else "ITS_DATA"
+def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
+    """How to evaluate a run on the dataset that it was made with: with the options of its own command."""
+    if not facts.get("command"):
+        return f"call lens_ssl_hf.evaluate({str(run)!r}, cutouts) with the cutouts that it was trained on"
+    names = {item.name for item in fields(DataArguments)}
+    options, is_of_data = [], False
+    for word in shlex.split(facts["command"]):
+        if word.startswith("--"):
+            is_of_data = word[2:].split("=")[0].replace("-", "_") in names
+        options += [word] if is_of_data else []
+    return f"run {shlex.join(['python', 'scripts/run_eval.py', str(run), *options])}"
 
 
 def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, origin: str) -> None:
@@ -166,9 +172,9 @@ def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, o
 
     from ..data.cutouts import card_header, save_cutouts
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder("lens_ssl_hf-pictures") as temporary:
         shown = DatasetDict(
-            {name: _with_pictures(split, info, Path(temporary) / f"{name}.arrow") for name, split in cutouts.items()}
+            {name: _with_pictures(split, info, temporary / f"{name}.arrow") for name, split in cutouts.items()}
         )
         card = render_dataset_card(shown, card_header(shown), repo_id=info.name, license=license, origin=origin)
         save_cutouts(shown, folder, str(card))
@@ -214,8 +220,8 @@ def publish(
     dry_run: str | os.PathLike | None,
 ) -> str:
     """Let `write` fill `dry_run`, or a temporary folder that is then uploaded."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / repo_id.split("/")[-1] if dry_run is None else Path(dry_run)
+    with temporary_folder("lens_ssl_hf-push") as temporary:
+        folder = temporary / repo_id.split("/")[-1] if dry_run is None else Path(dry_run)
         try:
             write(folder)
         except OSError as error:

@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, interrupted_later
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +110,8 @@ class _Target:
             head = self.api.repo_info(**self.repo)
         except RepositoryNotFoundError:
             sdk = "gradio" if self.repo["repo_type"] == "space" else None
-            self.api.create_repo(**self.repo, private=private or None, space_sdk=sdk)
-            self.made.append((self.api.delete_repo, {}, lambda info: _files(info) <= {".gitattributes"}))
+            create = partial(self.api.create_repo, private=private or None, space_sdk=sdk)
+            self._make(create, self.api.delete_repo, {}, lambda info: _files(info) <= {".gitattributes"})
             head = self.api.repo_info(**self.repo)
         if private and not head.private:
             raise InputError(
@@ -122,10 +123,27 @@ class _Target:
         try:
             return self.api.repo_info(**self.repo, revision=self.revision)
         except RevisionNotFoundError:
-            self.api.create_branch(**self.repo, branch=self.revision)
             options = {"branch": self.revision}
-            self.made.append((self.api.delete_branch, options, lambda info: info.sha == head.sha))
+            self._make(self.api.create_branch, self.api.delete_branch, options, lambda info: info.sha == head.sha)
             return head
+
+    def _make(
+        self, create: Callable, remove: Callable, options: dict[str, str], is_untouched: Callable[[Any], bool]
+    ) -> None:
+        """
+        Make a repository or a branch and note it: a signal waits until it is known whether it is there, and where the
+        answer is lost it may be.
+        """
+        failure = None
+        with interrupted_later():
+            try:
+                create(**self.repo, **options)
+            except Exception as error:
+                failure = error
+            if not isinstance(failure, HfHubHTTPError):  # the Hub's own refusal
+                self.made.append((remove, options, is_untouched))
+        if failure is not None:
+            raise failure
 
     def take_back(self) -> None:
         """Remove the branch and the repository that were made for a commit that did not come about."""
@@ -134,6 +152,8 @@ class _Target:
             try:
                 if is_untouched(self.api.repo_info(**self.repo, revision=options.get("branch"))):
                     remove(**self.repo, **options)
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                continue  # it was not made, after all
             except (HTTPError, OSError) as error:
                 logger.warning("%s stays on the Hub, empty (%s)", self.repo["repo_id"], _reason(error))
 

@@ -9,6 +9,7 @@ import numpy as np
 from ..data.processing import to_display
 from ..data.readers import RawCutout, read_raw, read_raw_bands
 from ..errors import InputError
+from ..models.loading import check_cutouts, read_config
 
 
 def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | str | None = None) -> np.ndarray:
@@ -43,6 +44,7 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
         raise InputError(
             f"{_name(like)} does not say how its cutouts were made (config.cutouts): give display units to it"
         )
+    check_cutouts(cutouts, config.get("num_channels"), _name(like))
     if isinstance(path, str | Path):
         raw, name = read_raw(path, hdu), path
     else:
@@ -71,12 +73,7 @@ def model_config(like: Any) -> dict[str, Any]:
         like = like.config
     if hasattr(like, "to_dict"):
         return like.to_dict()
-    from transformers import PreTrainedConfig
-
-    try:
-        return PreTrainedConfig.get_config_dict(str(like))[0]
-    except OSError as error:
-        raise InputError(f"{like} is neither the folder nor the Hub id of a model: correct it") from error
+    return read_config(like).to_dict()
 
 
 def _name(like: Any) -> str:

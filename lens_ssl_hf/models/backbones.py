@@ -1,20 +1,16 @@
 """The Vision Transformers that are pretrained: stock transformers ViTs under the names that the study uses."""
 
-import contextlib
 import functools
-import json
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from types import MethodType
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification, ViTModel
-from transformers.utils import logging
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from ..errors import InputError
+from .loading import load_any_vit
 
 # name -> (hidden size, attention heads); all have 12 layers (Dosovitskiy et al. 2021; Touvron et al. 2021 for T and S)
 BACKBONES = {"vitt8": (192, 3), "vits8": (384, 6), "vitb8": (768, 12)}
@@ -132,38 +128,12 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
         source (`str` or `os.PathLike`): a run directory, a folder written by `save_pretrained`, or a Hub id.
 
     Raises:
-        [`InputError`]: nothing is there, weights are missing, or it is no ViT.
+        [`InputError`]: nothing is there, it is damaged or not whole, or it is no ViT.
     """
-    folder = Path(source)
-    if (folder / "run.json").is_file():
-        folder = folder / "model"
-        if not folder.is_dir():
-            task = json.loads((folder.parent / "run.json").read_text())["task"]
-            raise InputError(f"the {task} run {source} has not finished: go on with it with --resume auto")
-    name = str(folder) if folder.exists() else str(source)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type == "vit":
-            is_classifier = "ViTForImageClassification" in (config.architectures or [])
-            cls, kwargs = (
-                (ViTForImageClassification, {}) if is_classifier else (ViTModel, {"add_pooling_layer": False})
-            )
-        elif config.model_type.startswith("lens_"):
-            cls, kwargs = AutoModel, {}
-        else:
-            raise InputError(f"{source} is a {config.model_type} model: give a ViT")
-        with _without_report():
-            model, loading = cls.from_pretrained(name, output_loading_info=True, dtype=torch.float32, **kwargs)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot load a model from {source} ({_first_line(error)}): give a run or a model") from error
-    if loading["missing_keys"]:
-        raise InputError(
-            f"{source} lacks the weights {sorted(loading['missing_keys'])[0]} and others: it is no whole ViT"
-        )
-    cutouts = getattr(config, "cutouts", None)
-    encoder = model if isinstance(model, ViTModel) else model.vit if config.model_type == "vit" else model.encoder
+    model = load_any_vit(source)
+    cutouts = getattr(model.config, "cutouts", None)
+    is_classifier = isinstance(model, ViTForImageClassification)
+    encoder = model if isinstance(model, ViTModel) else model.vit if is_classifier else model.encoder
     if cutouts is not None:
         encoder.config.cutouts = cutouts
     return encoder
@@ -208,18 +178,3 @@ def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
         )
     resized.load_state_dict(state)
     return resized
-
-
-@contextlib.contextmanager
-def _without_report() -> Iterator[None]:
-    """Without transformers' report of unexpected keys: an export's pooler is left out on purpose."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,4 +1,8 @@
-"""A small convolutional classifier, trained from scratch: what few labels give without a Vision Transformer."""
+"""
+A small convolutional classifier, trained from scratch: what few labels give without a Vision Transformer. In one file
+that needs nothing from the package: it is published beside the weights, whose `auto_map` names it for those who trust
+remote code.
+"""
 
 import torch
 from torch import nn
@@ -15,6 +19,7 @@ class CNNConfig(PreTrainedConfig):
     """
 
     model_type = "lens_cnn"
+    _auto_class = "AutoConfig"  # save_pretrained writes auto_map and copies this file
 
     def __init__(self, image_size=32, num_channels=3, hidden_sizes=(32, 64, 128), **kwargs):
         self.image_size = image_size
@@ -27,10 +32,11 @@ class CNN(PreTrainedModel):
     """
     Two 3x3 convolutions with batch norm per stage, halved resolution between the stages, the mean over positions and a
     linear classifier: a VGG (Simonyan & Zisserman 2015) in small, 0.3 M parameters. The study's baseline without
-    attention; it is not published.
+    attention.
     """
 
     config_class = CNNConfig
+    _auto_class = "AutoModelForImageClassification"
     main_input_name = "pixel_values"
 
     def __init__(self, config: CNNConfig):

@@ -25,6 +25,7 @@ from ..evaluation.plots import colour_image
 from ..evaluation.probes import extract_features
 from ..hub.export import replace_folder
 from ..hub.push import check_repo_id, publish
+from ..quoting import in_markdown
 from ..training.run_directory import write_json, write_text
 from .finder import FACTS_FILE, INDEX_FILE, MODEL_FOLDER
 
@@ -84,6 +85,8 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
         raise InputError(
             f"{model} does not say how its cutouts were made (config.cutouts): export it with this package"
         )
+    if not hasattr(classifier.model, "vit"):
+        raise InputError(f"{model} is a CNN, which has no attention to show: give a ViT classifier")
     splits, info = splits_and_info(cutouts, "train", split)
     train, held_out = (_labelled(splits, name) for name in ("train", split))
     scores = predict(classifier, (splits, info), split=split)
@@ -245,12 +248,14 @@ def _card(facts: dict[str, Any]) -> SpaceCard:
     )
     warning = "**Evaluated on simulated cutouts, not on the sky.**" if facts["data"]["simulated"] else ""
     text = CARD.format(
-        title=data.title,
-        split=facts["split"],
-        data=facts["data"]["name"],
+        title=in_markdown(data.title),
+        split=in_markdown(facts["split"]),
+        data=in_markdown(facts["data"]["name"]),
         warning=f"\n{warning}\n" if warning else "",
-        model=f"[{facts['model']}](https://huggingface.co/{facts['model']})" if is_hub_id else f"`{MODEL_FOLDER}/`",
-        fingerprint=facts["data"]["fingerprint"],
+        model=f"[{in_markdown(facts['model'])}](https://huggingface.co/{facts['model']})"
+        if is_hub_id
+        else f"`{MODEL_FOLDER}/`",
+        fingerprint=in_markdown(facts["data"]["fingerprint"]),
         version=__version__,
         gradio=GRADIO_VERSION,
     )

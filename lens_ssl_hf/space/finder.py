@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..data.readers import read_raw
 from ..errors import InputError
 from ..evaluation.plots import colour_image
 from ..inference.pipeline import LensPipeline
+from .limits import MAX_PIXELS, PICTURE_SIZE
 
 FACTS_FILE = "space.json"
 INDEX_FILE = "neighbours.safetensors"
@@ -44,7 +46,8 @@ class Finding:
 
     Args:
         score (`float`): P(lens).
-        picture (`np.ndarray` of shape `(H, W, 3)`): uint8 colour rendering of the whole cutout.
+        picture (`np.ndarray` of shape `(H, W, 3)`): uint8 colour rendering, of a large cutout only the centre.
+        is_whole (`bool`): whether `picture` shows the whole cutout.
         crop (`np.ndarray` of shape `(size, size, 3)`): uint8, the centre that the model sees.
         attention (`np.ndarray` of shape `(rows, columns)`):
             What the [CLS] token of the last layer takes from each patch, the mean over the heads (Caron et al. 2021,
@@ -54,6 +57,7 @@ class Finding:
 
     score: float
     picture: np.ndarray
+    is_whole: bool
     crop: np.ndarray
     attention: np.ndarray
     neighbours: list[Neighbour]
@@ -104,8 +108,12 @@ class Finder:
             units (`str`, *optional*, defaults to `"flux"`): what its float values are, see [`LensPipeline`].
 
         Raises:
-            [`InputError`]: the file cannot be read, or not by this model.
+            [`InputError`]: the file cannot be read, or not by this model, or has more than `MAX_PIXELS`.
         """
+        height, width = read_raw(path).pixels.shape[1:]  # looked at before anything is done with the pixels
+        if height * width > MAX_PIXELS:
+            side = math.isqrt(MAX_PIXELS)
+            raise InputError(f"{path} is {height} x {width} pixels, more than {side} x {side}: cut the object out")
         display = self.pipeline.display(path, units=units)
         model, processor = self.pipeline.classifier.model, self.pipeline.classifier.image_processor
         output = model.vit(**processor(display, return_tensors="pt").to(model.device), output_attentions=True)
@@ -113,9 +121,11 @@ class Finder:
         attention = output.attentions[-1][0, :, 0, 1:].mean(dim=0)
         rows = model.config.image_size // model.config.patch_size
         crop = center_crop(display, model.config.image_size)
+        shown = _centre(display, model.config.image_size)
         return Finding(
             score=model.classifier(feature).double().softmax(dim=-1)[1].item(),
-            picture=colour_image(display, self.bands),
+            picture=colour_image(shown, self.bands),
+            is_whole=shown.shape == display.shape,
             crop=colour_image(crop, self.bands),
             attention=(attention / attention.mean()).reshape(rows, -1).cpu().numpy(),
             neighbours=self._nearest(feature.cpu(), num_neighbours),
@@ -133,6 +143,16 @@ class Finder:
             Neighbour(value, self._labels[i], self._subclasses[i] or ("non-lens", "lens")[self._labels[i]], picture)
             for value, i, picture in zip(values.tolist(), indices.tolist(), self._pictures[indices.numpy()])
         ]
+
+
+def _centre(pixels: np.ndarray, size: int) -> np.ndarray:
+    """What is shown of `(bands, H, W)`: `PICTURE_SIZE` a side, with the model's `size` pixels in the middle."""
+    side = max(size, PICTURE_SIZE + size % 2)
+    rows, columns = (
+        slice((length - side) // 2, (length + side) // 2) if length > side else slice(None)
+        for length in pixels.shape[1:]
+    )
+    return pixels[:, rows, columns]
 
 
 def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -9,7 +9,9 @@ python -m lens_ssl_hf.space.page demo/space
 import base64
 import html
 import io
+import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ from PIL import Image
 
 from ..errors import InputError, exit_on_input_error
 from ..evaluation.plots import format_score
+from ..quoting import in_markdown
 from .finder import Finder, Finding, at_prevalence, calibration
+from .limits import MAX_FILE_SIZE, MAX_FILES, MAX_PIXELS, MAX_SECONDS, LimitedUploads, check_files
 
-MAX_FILES = 32
-MAX_FILE_SIZE = "64mb"
 PREVALENCE = 1e-3  # the default of run_eval.py
 UNITS = {"flux, in the units of the training data": "flux", "display units, 0 to 255": "display"}
 ATTENTION_COLOUR = np.array([255, 60, 172])  # unlike any galaxy's
@@ -61,7 +63,10 @@ def launch(folder: Path) -> None:
     """
     finder = Finder(folder)
     page = make_page(finder, folder)
-    page.launch(css=CSS, footer_links=[], max_file_size=MAX_FILE_SIZE, share=False, ssr_mode=False)
+    from starlette.middleware import Middleware  # comes with gradio
+
+    limits = {"max_file_size": MAX_FILE_SIZE, "app_kwargs": {"middleware": [Middleware(LimitedUploads)]}}
+    page.launch(css=CSS, footer_links=[], share=False, ssr_mode=False, **limits)
 
 
 def make_page(finder: Finder, folder: Path) -> Any:
@@ -69,12 +74,12 @@ def make_page(finder: Finder, folder: Path) -> Any:
     try:
         import gradio as gr
     except ImportError as error:
-        raise InputError("gradio is not installed: pip install 'lens-ssl-hf[space]', or make space") from error
+        raise InputError("gradio is not installed: in a checkout, pip install '.[space]' or make space") from error
 
     examples = sorted((folder / "examples").iterdir())
-    # What is dropped here is deleted after an hour.
-    with gr.Blocks(title="Lens finder", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(introduction(finder.facts))
+    # What is dropped here is deleted after ten to twenty minutes.
+    with gr.Blocks(title="Lens finder", analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.Markdown(introduction(finder.facts), latex_delimiters=[])
         with gr.Row():
             files = gr.File(label="Cutouts: FITS, .npy, .npz, PNG, JPEG or TIFF", file_count="multiple", scale=2)
             units = gr.Radio(
@@ -92,7 +97,7 @@ def make_page(finder: Finder, folder: Path) -> Any:
         )
         results = gr.HTML(elem_id="results")
         with gr.Accordion("What this model reads, and what the numbers mean", open=False):
-            gr.Markdown(explanation(finder))
+            gr.Markdown(explanation(finder), latex_delimiters=[])
         gr.on(
             [files.change, units.change],
             lambda paths, unit: render(finder, paths or [], unit),
@@ -105,15 +110,16 @@ def make_page(finder: Finder, folder: Path) -> Any:
 
 def render(finder: Finder, paths: list[str], units: str) -> str:
     """The results of some files as HTML: what cannot be read first, then by falling score."""
-    if len(paths) > MAX_FILES:
-        sentence = (
-            f"{len(paths)} files are more than {MAX_FILES} at once: drop fewer, or use the package for large sets."
-        )
-        return _error_card("Too many files", sentence)
-    errors, found = [], []
+    try:
+        check_files(paths)
+    except InputError as error:
+        return _error_card("Too much at once", str(error))
+    errors, found, start = [], [], time.monotonic()
     for path in paths:
         name = Path(path).name
         try:
+            if time.monotonic() - start > MAX_SECONDS:
+                raise InputError(f"{name} was not read, as the others took {MAX_SECONDS} seconds: drop it again")
             finding = finder.look(path, units)
             found.append((finding.score, _card(name, finding, finder.facts)))
         except InputError as error:
@@ -127,7 +133,7 @@ def _error_card(name: str, sentence: str) -> str:
 
 
 def _card(name: str, finding: Finding, facts: dict[str, Any]) -> str:
-    rendering, square = "Colour rendering", ""
+    rendering, square = "Colour rendering" + ("" if finding.is_whole else " of the centre"), ""
     height, width = finding.picture.shape[:2]
     size = len(finding.crop)
     if min(height, width) > size:
@@ -165,9 +171,10 @@ def _figure(picture: np.ndarray, caption: str, kind: str = "", square: str = "")
     return f'<figure class="{kind}"><div>{image}</div><figcaption>{text}</figcaption></figure>'
 
 
-def overlay(crop: np.ndarray, attention: np.ndarray, scale: int = 8) -> np.ndarray:
+def overlay(crop: np.ndarray, attention: np.ndarray) -> np.ndarray:
     """
-    The crop, enlarged, under a glow that grows with the attention: none where a patch gets the even share or less.
+    The crop, enlarged up to eight times and 512 pixels, under a glow that grows with the attention: none where a patch
+    gets the even share or less.
 
     Args:
         crop (`np.ndarray` of shape `(size, size, 3)`): uint8.
@@ -176,6 +183,7 @@ def overlay(crop: np.ndarray, attention: np.ndarray, scale: int = 8) -> np.ndarr
     Returns:
         `np.ndarray` of shape `(scale * size, scale * size, 3)`: uint8.
     """
+    scale = max(1, min(8, 512 // len(crop)))
     large = np.kron(crop, np.ones((scale, scale, 1), np.uint8))
     strength = Image.fromarray(np.maximum(attention - 1, 0).astype(np.float32))
     strength = np.asarray(strength.resize(large.shape[1::-1], Image.Resampling.BILINEAR))
@@ -219,23 +227,26 @@ def introduction(facts: dict[str, Any]) -> str:
     )
     return f"""# Lens finder
 
-Drop cutouts of galaxies. For each, `{facts["name"]}` tells how probable a strong gravitational lens is, where it
-looks, and which training cutouts are most similar. Calibration and training cutouts: {data["name"]}. {warning}
+Drop up to {MAX_FILES} cutouts of galaxies. For each, **{in_markdown(facts["name"])}** tells how probable a strong
+gravitational lens is, where it looks, and which training cutouts are most similar.
+Calibration and training cutouts: {in_markdown(data["name"])}. {warning}
 """
 
 
 def explanation(finder: Finder) -> str:
     """What the model accepts, and how each part of a result is to be read, as Markdown."""
     cutouts, facts = finder.pipeline.cutouts, finder.facts
+    bands, split = ", ".join(map(in_markdown, finder.bands)), in_markdown(facts["split"])
+    side = math.isqrt(MAX_PIXELS)
     size, scale, zero_point = finder.pipeline.min_size, cutouts.get("pixel_scale"), cutouts.get("zero_point")
     return f"""
-- **Cutouts** have {len(finder.bands)} bands ({", ".join(finder.bands)}), in this order where the file does not name
-  them, and at least {size} x {size} pixels {f"of {scale:.4g} arcsec" if scale else ""} around the object. Flux has
+- **Cutouts** have {len(finder.bands)} bands ({bands}), in this order where the file does not name them, and {size} x
+  {size} to {side} x {side} pixels {f"of {scale:.4g} arcsec" if scale else ""} around the object. Flux has
   {f"the zero point {zero_point:.4g}" if zero_point else "the zero point of the training data"} and becomes display
   units by the model's {cutouts["stretch"]["kind"]} stretch. Where a FITS header states another scale or zero point, it
   is converted.
 - **P(lens)** is the softmax of the classifier.
-- **Calibration**: of the cutouts of the {facts["split"]} split ({facts["num_lenses"]} lenses, {facts["num_nonlenses"]}
+- **Calibration**: of the cutouts of the {split} split ({facts["num_lenses"]} lenses, {facts["num_nonlenses"]}
   non-lenses) whose score lies in the same of {len(facts["calibration"])} bins, the share that are lenses, with its
   95 % Wilson interval. On the sky lenses are far rarer; Bayes' rule turns the share into that for one lens in
   {1 / PREVALENCE:,.0f} galaxies.

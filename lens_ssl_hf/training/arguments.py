@@ -1,5 +1,6 @@
 """Settings of pretraining and fine-tuning as dataclasses: the scripts' options and the Python API's keywords."""
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,10 @@ class ViewArguments:
 
 @dataclass
 class PretrainArguments(ViewArguments):
-    """Settings of a self-supervised pretraining. A recipe per method sets the numbers; the command line wins."""
+    """
+    Settings of a self-supervised pretraining. A recipe per method sets the numbers; the command line wins. The
+    defaults here are those of dino.
+    """
 
     output_dir: str = _option("runs/pretrain", "The run directory to write.")
     method: str = _option("dino", "simsiam, dino or ibot.")
@@ -67,7 +71,7 @@ class PretrainArguments(ViewArguments):
     backbone: str = _option("vits8", "vitt8, vits8 or vitb8 (only for --init scratch).")
     patch_size: int = _option(8, "Side of a patch in pixels.")
     epochs: int = _option(100, "Passes over the training images.")
-    batch_size: int = _option(128, "Images per optimizer step, over all processes and accumulation steps.")
+    batch_size: int = _option(32, "Images per optimizer step, over all processes and accumulation steps.")
     gradient_accumulation_steps: int = _option(1, "Forward and backward passes per optimizer step.")
     optimizer: str = _option("adamw", "adamw or sgd.")
     learning_rate: float = _option(5e-4, "Peak learning rate, for the batch size that is given.")
@@ -76,11 +80,11 @@ class PretrainArguments(ViewArguments):
     weight_decay: float = _option(0.04, "Weight decay at the start; none on norms and biases.")
     final_weight_decay: float = _option(0.04, "Weight decay at the end of the cosine.")
     clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
-    global_scale_min: float = _option(0.4, "Smallest area of a global view, as a fraction of the central field.")
-    num_local_views: int = _option(4, "Small views per image (dino, ibot).")
-    local_size: int = _option(16, "Side in pixels of a local view.")
-    local_scale_min: float = _option(0.05, "Smallest area of a local view, as a fraction of the central field.")
-    local_scale_max: float = _option(0.4, "Largest area of a local view, as a fraction of the central field.")
+    global_scale_min: float = _option(0.6, "Smallest area of a global view, as a fraction of the central field.")
+    num_local_views: int = _option(2, "Small views per image (dino, ibot).")
+    local_size: int = _option(24, "Side in pixels of a local view.")
+    local_scale_min: float = _option(0.4, "Smallest area of a local view, as a fraction of the central field.")
+    local_scale_max: float = _option(0.8, "Largest area of a local view, as a fraction of the central field.")
     mask_ratio: float = _option(0.3, "Share of the patches that are masked (ibot).")
     head_hidden_size: int = _option(512, "Width of the head's MLP (dino, ibot).")
     head_bottleneck_size: int = _option(128, "Bottleneck of the head (dino, ibot).")
@@ -88,8 +92,8 @@ class PretrainArguments(ViewArguments):
     projection_size: int = _option(2048, "Width of the projector (simsiam).")
     prediction_hidden_size: int = _option(512, "Bottleneck of the predictor (simsiam).")
     student_temperature: float = _option(0.1, "Softmax temperature of the student (dino, ibot).")
-    teacher_temperature: float = _option(0.04, "Softmax temperature of the teacher (dino, ibot).")
-    warmup_teacher_temperature: float = _option(0.04, "The teacher's temperature at the start.")
+    teacher_temperature: float = _option(0.03, "Softmax temperature of the teacher (dino, ibot).")
+    warmup_teacher_temperature: float = _option(0.03, "The teacher's temperature at the start.")
     patch_teacher_temperature: float = _option(0.07, "The teacher's temperature on patches (ibot).")
     warmup_patch_teacher_temperature: float = _option(
         0.04, "The teacher's temperature on patches at the start (ibot)."
@@ -109,7 +113,7 @@ class PretrainArguments(ViewArguments):
     stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
-    precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    precision: str = _option("auto", "auto (bf16 where the device computes in it), bf16 or fp32.")
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
@@ -120,12 +124,13 @@ class PretrainArguments(ViewArguments):
         _choose("stream", self.stream, ("auto", "yes", "no"))
         _check_common(self)
         _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every")
-        _positive(self, "num_prototypes", "head_hidden_size", "head_bottleneck_size")
-        _positive(self, "projection_size", "prediction_hidden_size")
+        _positive(self, "head_hidden_size", "prediction_hidden_size")
+        _at_least_two(self, "num_prototypes", "head_bottleneck_size", "projection_size")
         _positive(self, "student_temperature", "teacher_temperature", "warmup_teacher_temperature")
         _positive(self, "patch_teacher_temperature", "warmup_patch_teacher_temperature")
         _positive(self, "global_scale_min", "local_scale_min", "mask_ratio")
         _not_negative(self, "final_learning_rate", "warmup_fraction", "final_weight_decay", "num_local_views")
+        _at_most(self, 10, "final_learning_rate", "final_weight_decay")
         _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_fraction", "eval_every")
         _at_most_one(self, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
         _at_most_one(self, "warmup_fraction", "freeze_last_layer_fraction")
@@ -173,7 +178,7 @@ class FinetuneArguments(ViewArguments):
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
     report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
     seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
-    precision: str = _option("auto", "auto (bf16 where a short measurement shows it pays), bf16 or fp32.")
+    precision: str = _option("auto", "auto (bf16 where the device computes in it), bf16 or fp32.")
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")
     resume: str = _option("never", "auto goes on from the newest checkpoint in output_dir; never refuses a used one.")
 
@@ -184,6 +189,7 @@ class FinetuneArguments(ViewArguments):
             raise InputError("backbone cnn is trained from scratch as a whole: leave init and linear_probe out")
         _positive(self, "steps", "eval_every", "scale_min")
         _not_negative(self, "head_learning_rate", "warmup_fraction")
+        _at_most(self, 10, "head_learning_rate")
         _at_most_one(self, "scale_min", "warmup_fraction")
         _positive(self, "layer_decay")
         _at_most_one(self, "layer_decay")
@@ -198,6 +204,15 @@ def recipe(method: str) -> dict[str, Any]:
     return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
 
 
+_OF_TEACHERS = ("num_local_views", "local_size", "local_scale_min", "local_scale_max")
+_OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature")
+
+
+def makes_no_difference(name: str, method: str | None) -> bool:
+    """Whether a method does not use a setting whose default was once another one."""
+    return method == "simsiam" and name in _OF_TEACHERS
+
+
 def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
     """`cls(**settings)` with a sentence instead of a traceback for an unknown setting."""
     names = [item.name for item in fields(cls)]
@@ -208,6 +223,7 @@ def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
 
 
 def _check_common(arguments: Any) -> None:
+    _finite(arguments)
     _choose("precision", arguments.precision, ("auto", "bf16", "fp32"))
     _choose("resume", arguments.resume, ("auto", "never"))
     if isinstance(arguments.report_to, str):
@@ -219,6 +235,8 @@ def _check_common(arguments: Any) -> None:
     if arguments.seed >= 2**32:
         raise InputError(f"seed must be below 2^32, not {arguments.seed}")
     _at_most_one(arguments, "gain", "band_jitter", "blur_probability")
+    _at_most(arguments, 10, "learning_rate", "weight_decay", "offset", "noise_sigma")
+    _at_most(arguments, arguments.crop_size, "blur_sigma_max")
     if getattr(arguments, "init", "scratch") == "scratch" and arguments.crop_size % arguments.patch_size:
         raise InputError(f"crop_size {arguments.crop_size} is not a multiple of patch_size {arguments.patch_size}")
 
@@ -242,6 +260,22 @@ def _not_negative(arguments: Any, *names: str) -> None:
 
 
 def _at_most_one(arguments: Any, *names: str) -> None:
+    _at_most(arguments, 1, *names)
+
+
+def _at_most(arguments: Any, limit: float, *names: str) -> None:
     for name in names:
-        if not getattr(arguments, name) <= 1:
-            raise InputError(f"{name} must be at most 1, not {getattr(arguments, name)}")
+        if not getattr(arguments, name) <= limit:
+            raise InputError(f"{name} must be at most {limit}, not {getattr(arguments, name)}")
+
+
+def _at_least_two(arguments: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(arguments, name) >= 2:  # one output alone is the same for all images
+            raise InputError(f"{name} must be at least 2, not {getattr(arguments, name)}")
+
+
+def _finite(arguments: Any) -> None:
+    for name, value in vars(arguments).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be a finite number, not {value}")

@@ -7,7 +7,7 @@ Data order and views are functions of the step, so that nothing else is needed t
 import contextlib
 import json
 import logging
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..data.tensors import checksum
 from ..errors import InputError
+from ..files import write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Any] | None = None,
     score: float | None = None,
+    run_id: str | None = None,
 ) -> Path:
     """
     Write `directory/step-<step>.safetensors` atomically, and delete all but the newest two and the best one.
@@ -40,7 +41,8 @@ def save_checkpoint(
     Args:
         step (`int`): optimizer steps done.
         extra (`Mapping`, *optional*): JSON-able values, and tensors under string keys, that come back from loading.
-        score (`float`, *optional*): the larger the better; decides which checkpoint is the best.
+        score (`float`, *optional*): the larger the better; decides which checkpoint is the best. NaN is no score.
+        run_id (`str`, *optional*): of the run; no other one goes on from the checkpoint.
 
     Raises:
         [`InputError`]: the disk is full or cannot be written; the checkpoints before are untouched.
@@ -54,19 +56,13 @@ def save_checkpoint(
     tensors |= {f"extra.{name}": value for name, value in extra.items() if isinstance(value, torch.Tensor)}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     values = {name: value for name, value in extra.items() if not isinstance(value, torch.Tensor)}
-    header = json.dumps({"step": step, "values": values, "score": score})
+    score = score if score is not None and math.isfinite(score) else None
+    header = json.dumps({"step": step, "values": values, "score": score, "run_id": run_id})
     metadata = {"header": header, "checksum": str(checksum(header, tensors))}
     path = directory / f"step-{step:08d}.safetensors"
-    partial = directory / f".{path.name}.partial"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=metadata)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_directory(directory)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        write_safetensors(path, tensors, metadata)
+    except OSError as error:
         raise InputError(
             f"cannot write the checkpoint {path} ({error}): make room, then go on with --resume auto"
         ) from error
@@ -74,18 +70,19 @@ def save_checkpoint(
     return path
 
 
-def newest_checkpoint(directory: Path, accelerator: Accelerator) -> Path | None:
+def newest_checkpoint(directory: Path, accelerator: Accelerator, run_id: str | None = None) -> Path | None:
     """
     The newest whole `step-*.safetensors` in `directory`, or `None` where there is none. Newer damaged ones are
     renamed to `*.damaged` with a warning. Every process must call it; the main one looks for all.
 
     Raises:
-        [`InputError`]: all are damaged, or a process does not see what the main one does.
+        [`InputError`]: all are damaged, the newest is of another run than `run_id`, or a process does not see what the
+            main one does.
     """
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            found[0] = _newest_whole(directory)
+            found[0] = _newest_whole(directory, run_id)
         except InputError as error:
             found[1] = str(error)
     path, problem = broadcast_object_list(found)
@@ -96,17 +93,22 @@ def newest_checkpoint(directory: Path, accelerator: Accelerator) -> Path | None:
     return path
 
 
-def _newest_whole(directory: Path) -> Path | None:
+def _newest_whole(directory: Path, run_id: str | None) -> Path | None:
     paths = sorted(directory.glob("step-*.safetensors"), reverse=True)
     for path in paths:
         try:
-            _read(path)
+            owner = _read(path)[0].get("run_id")
         except OSError as error:
             raise InputError(f"cannot read the checkpoint {path} ({error.strerror}): try again") from error
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("%s is damaged (%s): set aside as .damaged", path, error)
             path.rename(path.with_name(f"{path.name}.damaged"))
         else:
+            if owner not in (None, run_id):  # earlier versions noted none
+                raise InputError(
+                    f"the checkpoint {path} is of another run ({owner}, not {run_id}): take it away, or choose "
+                    "another output_dir"
+                )
             return path
     if paths:
         raise InputError(
@@ -145,20 +147,9 @@ def _delete_old(directory: Path) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
             with safe_open(path, framework="pt") as file:
                 score = json.loads(file.metadata()["header"])["score"]
-            if score is not None:
+            if score is not None and math.isfinite(score):
                 scores[path] = score
-    for partial in directory.glob(".step-*.partial"):  # of a save that was killed
-        partial.unlink()
     best = max(scores, key=scores.get, default=None)
     for path in paths[:-_KEEP]:
         if path != best:
             path.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            os.fsync(descriptor)  # makes the rename itself survive a power cut
-    finally:
-        os.close(descriptor)

@@ -32,18 +32,10 @@ from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
 from .arguments import FinetuneArguments, make_arguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from .loop import (
-    Averages,
-    Faults,
-    StopRequest,
-    autocast,
-    choose_precision,
-    lens_probabilities,
-    make_accelerator,
-    optimizer_step,
-    progress_bar,
-)
-from .monitors import roc_auc
+from .faults import BuffersBefore, Faults, optimizer_step
+from .loop import Averages, StopRequest, autocast, choose_precision, lens_probabilities, make_accelerator
+from .monitors import accuracy, roc_auc
+from .progress import Forecast, progress_bar
 from .run_directory import RunDirectory, origin
 from .schedules import cosine
 
@@ -84,12 +76,7 @@ def finetune(
     center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
     subset = train.select(label_subset(train.labels, arguments.labels, subset_seed))
-    batch_size = min(arguments.batch_size, len(subset))
-    if batch_size % accelerator.num_processes:
-        raise InputError(
-            f"a batch of {batch_size} labelled cutouts is not a multiple of {accelerator.num_processes} processes: "
-            "change batch_size, labels or the number of processes"
-        )
+    batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
     set_seed(arguments.seed)
     model, mean, std = _make_classifier(arguments, info, train)
     facts = {
@@ -107,7 +94,9 @@ def finetune(
         "samples": digest(subset.ids),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_processes": accelerator.num_processes,
+        "batch_size": batch_size,
         "device": str(accelerator.device.type),
+        "precision": choose_precision(accelerator, arguments.precision),
         "seed": arguments.seed,
     }
     model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
@@ -122,15 +111,26 @@ def finetune(
         validation_images = normalise(
             center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
         )
-        samples = ResidentImages(images, subset.ids, arguments.batch_size, arguments.seed)
+        samples = ResidentImages(images, subset.ids, batch_size, arguments.seed)
         outcome = _train(
             model, samples, subset.labels, validation_images, validation.labels, arguments, accelerator, run
         )
         if accelerator.is_main_process:
-            run.save_model(lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
+            run.save_model(model, lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
         run.add_facts(outcome)
         accelerator.wait_for_everyone()
         return run.path
+
+
+def _batch_size(wanted: int, accelerator: Accelerator) -> int:
+    """`wanted`, or the next smaller number that the processes can share equally."""
+    processes = accelerator.num_processes
+    shared = wanted - wanted % processes
+    if not shared:
+        raise InputError(f"{processes} processes cannot share a batch of {wanted}: start fewer, or give more labels")
+    if shared != wanted:
+        accelerator.print(f"batches of {shared} cutouts instead of {wanted}, so that {processes} processes share them")
+    return shared
 
 
 def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
@@ -244,14 +244,7 @@ def _train(
     if arguments.linear_probe:
         model.vit.requires_grad_(False)
 
-    def trial_loss() -> torch.Tensor:
-        batch, chosen, _ = samples.batch(0, accelerator.process_index, accelerator.num_processes)
-        return F.cross_entropy(model(views.make(batch, chosen, settings, 0, 0)).logits.float(), labels[chosen])
-
-    newest = newest_checkpoint(run.checkpoints, accelerator)
-    if "precision" not in run.facts:
-        run.add_facts({"precision": choose_precision(accelerator, arguments.precision, trial_loss)})
-        model.zero_grad(set_to_none=True)
+    newest = newest_checkpoint(run.checkpoints, accelerator, run.facts["run_id"])
     groups = layer_decay_groups(
         model,
         arguments.learning_rate,
@@ -282,10 +275,12 @@ def _train(
     warmup = round(arguments.warmup_fraction * arguments.steps)
     trainable = [p for p in model.parameters() if p.requires_grad]
     with StopRequest() as stop, progress_bar(accelerator, "finetune", first_step, arguments.steps) as bar:
+        forecast = Forecast(accelerator, bar, arguments.steps)
         for step in range(first_step, arguments.steps):
             factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
+            buffers = BuffersBefore(model)
             batch, chosen, epoch = samples.batch(step, accelerator.process_index, accelerator.num_processes)
             batch = views.make(batch, chosen, settings, epoch, 0)
             with autocast(device, run.facts["precision"]):
@@ -293,8 +288,8 @@ def _train(
             loss = F.cross_entropy(logits.float(), labels[chosen])
             accelerator.backward(loss)
             gradient_norm = accelerator.clip_grad_norm_(trainable, arguments.clip_grad_norm or math.inf)
-            fault = faults.note(accelerator, step, loss, gradient_norm)
-            optimizer_step(optimizer, skip=fault)
+            fault = faults.note(accelerator, step, loss, gradient_norm, buffers)
+            optimizer_step(optimizer, fault, buffers)
             averages.add({"loss": loss, "gradient_norm": gradient_norm}, fault)
             done = step + 1
             bar.update()
@@ -306,14 +301,15 @@ def _train(
                 rate = arguments.learning_rate * factor
                 run.log(done, {"epoch": epoch, **means, "learning_rate": rate, "skipped": skipped})
                 run.log_time(done, {"seconds": time.perf_counter() - start})
+                forecast.update(done)
             if evaluates:
                 scores = lens_probabilities(model, validation_images)
                 model.train()
                 auc = roc_auc(validation_labels, scores)
-                accuracy = ((scores.cpu() >= 0.5).long() == validation_labels).float().mean().item()
-                run.log(done, {"epoch": epoch, "validation_auc": auc, "validation_accuracy": accuracy})
+                found = {"validation_auc": auc, "validation_accuracy": accuracy(validation_labels, scores)}
+                run.log(done, {"epoch": epoch, **found})
                 bar.set_postfix(validation_auc=f"{auc:.3f}", refresh=False)
-                if auc > best["validation_auc"]:
+                if auc > best["validation_auc"]:  # never where it is NaN
                     best = {"validation_auc": auc, "best_step": done}
                     best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
             stops = stop.seen_by_any(accelerator, logs)
@@ -325,12 +321,17 @@ def _train(
                     **averages.state(),
                     **best_weights,
                 }
-                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra)
+                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra, run_id=run.facts["run_id"])
             if stops and done < arguments.steps:
                 raise stop.interruption(accelerator, done, arguments.steps, run.path)
+    skipped = faults.finish(arguments.steps)
+    if not best_weights:
+        raise InputError(
+            "the scores of all evaluations were NaN, so that no model is written: begin again in another output_dir "
+            "with a lower learning_rate or with precision fp32"
+        )
     model.load_state_dict(best_weights)
-    seconds = round(time.perf_counter() - start, 1)
-    return {**best, "skipped_steps": faults.counts()["total"], "seconds": seconds}
+    return {**best, "skipped_steps": skipped, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def _save_classifier(

@@ -4,9 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..errors import InputError, Interrupted, handling_stop_signals
 
@@ -118,32 +115,28 @@ def _processes_asked_for() -> int:
     return launched
 
 
-def choose_precision(accelerator: Accelerator, requested: str, train_step: Callable[[], torch.Tensor]) -> str:
+def choose_precision(accelerator: Accelerator, requested: str) -> str:
     """
-    `"bf16"` or `"fp32"`: what is requested, what Accelerate was configured with, or what a short measurement prefers.
-
-    Args:
-        train_step (`Callable`): makes a loss with gradients; every process calls it equally often.
+    `"bf16"` or `"fp32"`: what Accelerate was configured with, what is requested, or for auto what the device computes
+    in. That is a property of the device, so that one command always trains the same weights there.
     """
     if accelerator.mixed_precision == "bf16":
         return "bf16"
     if requested != "auto":
         return requested
-    seconds = {name: _measure(accelerator.device, name, train_step) for name in ("fp32", "bf16")}
-    choice = ["bf16" if seconds["bf16"] < 0.95 * seconds["fp32"] else "fp32"]
-    return broadcast_object_list(choice)[0]  # the main process decides for all
+    return broadcast_object_list([native_precision(accelerator.device)])[0]  # the main process decides for all
 
 
-def _measure(device: torch.device, precision: str, train_step: Callable[[], torch.Tensor]) -> float:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        with autocast(device, precision):
-            loss = train_step()
-        loss.backward()
-        loss.item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return min(times)
+def native_precision(device: torch.device) -> str:
+    """`"bf16"` where a device has instructions for it, `"fp32"` where it would have to emulate them."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # compute capability 8.0 and later
+    elif device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    else:
+        has_bf16 = False
+    return "bf16" if has_bf16 else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -195,73 +188,6 @@ class Averages:
         }
 
 
-MAX_CONSECUTIVE_FAULTS = 10
-
-
-class Faults:
-    """
-    Steps whose loss or gradient is NaN or infinite. They are found, skipped and counted on the device, and the counts
-    read now and then, so that no step waits for the host.
-
-    Args:
-        device (`torch.device`): where losses are.
-        total, consecutive (`int`, *optional*): steps skipped so far, and in a row up to the last one.
-    """
-
-    def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0):
-        # of these, the most in a row since the last check, and the last step that was skipped
-        self._total, self._consecutive, self._longest, self._last = torch.tensor(
-            [total, consecutive, consecutive, 0], device=device
-        )
-
-    def note(self, accelerator: Accelerator, step: int, loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        """Whether `step` is to be skipped, as a bool on the device, the same in every process."""
-        fault = ~(loss.detach().isfinite() & torch.as_tensor(norm, device=loss.device).isfinite())
-        if accelerator.num_processes > 1:
-            fault = accelerator.reduce(fault.float(), "sum") > 0
-        self._total = self._total + fault
-        self._consecutive = (self._consecutive + 1) * fault
-        self._longest = torch.maximum(self._longest, self._consecutive)
-        self._last = torch.where(fault, step, self._last)
-        return fault
-
-    def counts(self) -> dict[str, int]:
-        """`total` and `consecutive`, for a checkpoint."""
-        return {"total": int(self._total), "consecutive": int(self._consecutive)}
-
-    def check(self, ids: Callable[[int], Sequence[str]]) -> int:
-        """
-        The number of steps skipped so far.
-
-        Args:
-            ids (`Callable`): gives the ids of the samples of a step.
-
-        Raises:
-            [`InputError`]: too many in a row.
-        """
-        total, longest, last = torch.stack([self._total, self._longest, self._last]).tolist()
-        self._longest = self._consecutive
-        if longest < MAX_CONSECUTIVE_FAULTS:
-            return total
-        raise InputError(
-            f"{longest} steps in a row gave a loss or gradient that is NaN or infinite and were skipped (the batch of "
-            f"step {last + 1} holds {', '.join(ids(last)[:3])} and others): look at these cutouts, or begin anew in "
-            "another output_dir with a lower learning_rate or with precision fp32"
-        )
-
-
-def optimizer_step(optimizer: Any, skip: torch.Tensor) -> None:
-    """Step a fused optimizer unless `skip`, decided on the device; gradients are dropped either way."""
-    # The interface of GradScaler: fused optimizers leave weights and state alone where found_inf is 1.
-    inner = getattr(optimizer, "optimizer", optimizer)
-    inner.grad_scale, inner.found_inf = None, skip.float()
-    try:
-        optimizer.step()
-    finally:
-        del inner.grad_scale, inner.found_inf
-    optimizer.zero_grad(set_to_none=True)
-
-
 class StopRequest:
     """Notes Ctrl-C and SIGTERM, so that a loop can save before it leaves. A second Ctrl-C leaves at once."""
 
@@ -303,19 +229,6 @@ class StopRequest:
             f"{run} is saved at step {done} of {total}; do the same again with --resume auto to go on",
             self.signal_number,
         )
-
-
-def progress_bar(accelerator: Accelerator, description: str, start: int, total: int) -> tqdm:
-    """A bar with an estimate of the time left, on the main process; a line every 30 s outside of terminals."""
-    return tqdm(
-        desc=description,
-        initial=start,
-        total=total,
-        disable=not accelerator.is_main_process,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-        unit="step",
-    )
 
 
 @torch.no_grad()

@@ -16,8 +16,10 @@ def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
         scores (`torch.Tensor` of shape `(n,)`): higher is more lens-like.
 
     Returns:
-        `float` in [0, 1]; nan where a class is missing.
+        `float` in [0, 1]; nan where a class is missing or a score is NaN, which has no rank.
     """
+    if scores.isnan().any():
+        return math.nan
     positive = labels.cpu() == 1
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     if not num_positive or not num_negative:
@@ -27,6 +29,16 @@ def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
     mean_rank = last_rank - (counts.double() - 1) / 2
     rank_sum = mean_rank[inverse][positive].sum().item()
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def accuracy(labels: torch.Tensor, scores: torch.Tensor) -> float:
+    """
+    Share of the `scores` `(n,)`, 0 to 1, that are on the same side of 0.5 as their `labels` `(n,)`, 1 lens or 0
+    non-lens: a `float`, nan where a score is NaN, which is on neither side.
+    """
+    if scores.isnan().any():
+        return math.nan
+    return ((scores >= 0.5).long().cpu() == labels.cpu()).float().mean().item()
 
 
 _MAX_SIMILARITIES = 2**26  # computed at a time, 256 MiB
@@ -48,7 +60,8 @@ def knn_scores(
         features (`torch.Tensor` of shape `(n, d)`): what is scored.
 
     Returns:
-        `torch.Tensor` of shape `(n,)`: share of the vote for lens, 0 to 1.
+        `torch.Tensor` of shape `(n,)`: share of the vote for lens, 0 to 1; NaN where the features or any of
+            `train_features` are NaN.
     """
     bank = F.normalize(train_features.float(), dim=-1)
     votes = []

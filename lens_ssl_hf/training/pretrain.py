@@ -24,19 +24,10 @@ from ..models import METHODS, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
 from .arguments import PretrainArguments, make_arguments, recipe
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from .loop import (
-    Averages,
-    Faults,
-    StopRequest,
-    autocast,
-    choose_precision,
-    extract_cls,
-    make_accelerator,
-    optimizer_step,
-    parameter_groups,
-    progress_bar,
-)
-from .monitors import CollapseWatch, knn_scores, roc_auc
+from .faults import BuffersBefore, Faults, check_outputs, optimizer_step
+from .loop import Averages, StopRequest, autocast, choose_precision, extract_cls, make_accelerator, parameter_groups
+from .monitors import CollapseWatch, accuracy, knn_scores, roc_auc
+from .progress import Forecast, progress_bar
 from .run_directory import RunDirectory, origin, read_run
 from .schedules import cosine, linear
 
@@ -91,10 +82,12 @@ def pretrain(
         "image_std": statistics[1],
         "crop_size": arguments.crop_size,
         "num_train_images": len(images),
+        "num_train_labels": int((labelled["train"].labels >= 0).sum()) if "train" in labelled else 0,
         "samples": images.digest,
         "num_parameters": sum(p.numel() for p in model.encoder.parameters()),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
+        "precision": choose_precision(accelerator, arguments.precision),
         "seed": arguments.seed,
     }
     with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
@@ -108,7 +101,7 @@ def pretrain(
         del labelled  # what is needed of it is on the device
         outcome = Pretraining(model, images, monitor, arguments, accelerator, run).run()
         if accelerator.is_main_process:
-            run.save_model(model.save_pretrained)
+            run.save_model(model, model.save_pretrained)
         run.add_facts(outcome)
         accelerator.wait_for_everyone()
         return run.path
@@ -241,7 +234,11 @@ class _KNNMonitor:
             split = splits.get(name)
             labelled = split.labels >= 0 if split is not None else torch.zeros(0, dtype=torch.bool)
             if len(split.labels[labelled].unique() if labelled.any() else ()) < 2:
-                logger.warning("no kNN monitor: the %s split lacks labelled lenses or non-lenses", name)
+                logger.warning(
+                    "the %s split has no labelled lenses and non-lenses, so that no nearest neighbours are evaluated "
+                    "while training; pretraining itself needs no labels",
+                    name,
+                )
                 self.sets = []
                 return
             chosen = labelled.nonzero().flatten()
@@ -256,8 +253,7 @@ class _KNNMonitor:
         (train, train_labels), (validation, labels) = self.sets
         scores = knn_scores(extract_cls(encoder, train), train_labels, extract_cls(encoder, validation))
         encoder.train(was_training)
-        accuracy = ((scores > 0.5).long() == labels).float().mean().item()
-        return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy}
+        return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy(labels, scores)}
 
 
 class Pretraining:
@@ -290,6 +286,7 @@ class Pretraining:
             StopRequest() as stop,
             progress_bar(accelerator, f"pretrain {arguments.method}", first_step, self.total_steps) as bar,
         ):
+            forecast = Forecast(accelerator, bar, self.total_steps)
             for done in range(first_step + 1, self.total_steps + 1):
                 self.step(done - 1)
                 bar.update()
@@ -298,6 +295,7 @@ class Pretraining:
                 logs = done % arguments.log_every == 0 or not is_mid_epoch
                 if logs:
                     self._log(done, bar)
+                    forecast.update(done)
                     self.run_directory.log_time(done, {"seconds": time.perf_counter() - start})
                 score = None
                 if not is_mid_epoch and ((arguments.eval_every and epoch % arguments.eval_every == 0) or is_last):
@@ -308,19 +306,16 @@ class Pretraining:
                     self._save(done, time.perf_counter() - start, score)
                 if stops and not is_last:
                     raise stop.interruption(accelerator, done, self.total_steps, self.run_directory.path)
-        seconds = round(time.perf_counter() - start, 1)
-        return {"skipped_steps": self.faults.counts()["total"], "seconds": seconds}
+        skipped = self.faults.finish(self.total_steps)
+        images, _, _ = self.images.batch(0, accelerator.process_index, accelerator.num_processes)
+        check_outputs(extract_cls(self.model.encoder, center_crop(images, arguments.crop_size)))
+        return {"skipped_steps": skipped, "seconds": round(time.perf_counter() - start, 1)}
 
     def begin(self) -> tuple[int, float]:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done and the seconds they took."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
         use_fast_attention(model.to(accelerator.device).train())
-        newest = newest_checkpoint(self.run_directory.checkpoints, accelerator)
-        if "precision" not in self.run_directory.facts:
-            precision = choose_precision(accelerator, arguments.precision, self._trial_loss)
-            self.run_directory.add_facts({"precision": precision})
-            model.zero_grad(set_to_none=True)
-            _reset_batch_norm(model)
+        newest = newest_checkpoint(self.run_directory.checkpoints, accelerator, self.run_directory.facts["run_id"])
         self.wrapped, self.optimizer = accelerator.prepare(model, _make_optimizer(model, arguments))
         if newest is None:
             self.faults = Faults(accelerator.device)
@@ -335,13 +330,6 @@ class Pretraining:
         accelerator.print(f"resuming from {newest}")
         return step, extra["seconds"]
 
-    def _trial_loss(self) -> torch.Tensor:
-        images, indices, _ = self.images.batch(0, self.accelerator.process_index, self.accelerator.num_processes)
-        # A CPU is busy with 32 images; a GPU shows its speed on a whole batch only.
-        number = len(images) // self.arguments.gradient_accumulation_steps
-        number = number if images.is_cuda else min(number, 32)
-        return self.model(**self.make_views(images[:number], indices[:number], 0)).loss
-
     def step(self, step: int) -> None:
         """One optimizer step on one global batch."""
         arguments, accelerator, model = self.arguments, self.accelerator, self.model
@@ -353,7 +341,7 @@ class Pretraining:
             if group["decayed"]:
                 group["weight_decay"] = scheduled["weight_decay"]
         temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
-        buffers_before = [buffer.clone() for buffer in model.buffers()]  # centres and batch norm: a few kB
+        buffers = BuffersBefore(model)
         number = arguments.gradient_accumulation_steps
         outputs = []
         for i, micro_batch in enumerate(zip(images.chunk(number), indices.chunk(number))):
@@ -373,14 +361,12 @@ class Pretraining:
             limit = arguments.clip_grad_norm or math.inf
             gradient_norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
             means = _mean_outputs(outputs, accelerator)
-            fault = self.faults.note(accelerator, step, means.loss, gradient_norm)
-            optimizer_step(self.optimizer, skip=fault)
+            if model.has_teacher:
+                model.update_centre(means)
+            fault = self.faults.note(accelerator, step, means.loss, gradient_norm, buffers)
+            optimizer_step(self.optimizer, fault, buffers)
             if model.has_teacher:
                 model.update_teacher(scheduled["teacher_momentum"], skip=fault)
-                model.update_centre(means)
-            with torch.no_grad():
-                for buffer, before in zip(model.buffers(), buffers_before):
-                    buffer.copy_(torch.where(fault, before, buffer))
         watched = {name: means[name] for name in _WATCHED if name in means}
         self.averages.add({**watched, "gradient_norm": gradient_norm}, fault)
 
@@ -417,17 +403,12 @@ class Pretraining:
             "collapsed_windows": self.collapse.count,
             **self.averages.state(),
         }
-        save_checkpoint(self.run_directory.checkpoints, done, self.model, self.optimizer.optimizer, extra, score)
+        run = self.run_directory
+        optimizer = self.optimizer.optimizer
+        save_checkpoint(run.checkpoints, done, self.model, optimizer, extra, score, run.facts["run_id"])
 
 
 _WATCHED = ("loss", "cls_loss", "patch_loss", "teacher_entropy", "output_std")
-
-
-def _reset_batch_norm(model: torch.nn.Module) -> None:
-    # The measurement of the precision has moved the running statistics.
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            module.reset_running_stats()
 
 
 def _make_optimizer(model: torch.nn.Module, arguments: PretrainArguments) -> torch.optim.Optimizer:

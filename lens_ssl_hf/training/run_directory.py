@@ -1,19 +1,16 @@
 """The run directory: resolved settings, data fingerprint, versions, metrics and final weights of one training."""
 
-import contextlib
 import fcntl
-import itertools
 import json
 import logging
+import math
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +21,9 @@ from safetensors import SafetensorError
 
 from ..data.tensors import checksum
 from ..errors import InputError
-from .arguments import FinetuneArguments, PretrainArguments
+from ..files import make_folder, remove_leftovers, replacing, write_json, write_text
+from .arguments import FinetuneArguments, PretrainArguments, makes_no_difference
+from .faults import check_model
 from .tracking import Trackers
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,8 @@ class RunDirectory:
         report_to (`Sequence[str]`, *optional*): trackers that get the lines of metrics.jsonl too.
 
     Raises:
-        [`InputError`]: the directory cannot be written, or holds a run and `resume` is `"never"`.
+        [`InputError`]: the directory cannot be written, holds a run and `resume` is `"never"`, or holds checkpoints of
+            nobody knows which run.
     """
 
     def __init__(
@@ -70,6 +70,11 @@ class RunDirectory:
                     f"output_dir {self.path} already holds a run: choose another one, or go on with --resume auto"
                 )
             self._earlier = read_run(self.path)
+        elif any(self.checkpoints.glob("step-*.safetensors")):
+            raise InputError(
+                f"output_dir {self.path} holds checkpoints without the run.json of their run: choose another one, or "
+                "take them away"
+            )
         make_folder(self.path, "output_dir")
         self._lock_file: TextIO | None = None
 
@@ -97,6 +102,8 @@ class RunDirectory:
         except OSError as error:
             logger.warning("%s cannot be locked (%s): make sure that no other run uses it", self.path, error.strerror)
             return
+        for folder in (self.path, self.checkpoints):
+            remove_leftovers(folder)
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
@@ -125,11 +132,13 @@ class RunDirectory:
         differences = [
             f"{name} is {new.get(name)}, was {old.get(name)}"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)
+            if old.get(name) != new.get(name) and not makes_no_difference(name, facts["method"])
         ]
         others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
         others |= {"init_run": "the run that init names is another", "init_weights": "the weights of init are others"}
         differences += [text for name, text in others.items() if self._earlier.get(name) != facts.get(name)]
+        if self._earlier.get("batch_size", facts.get("batch_size")) != facts.get("batch_size"):
+            differences.append("the batches are others: give as many processes")
         if differences:
             raise InputError(
                 f"output_dir {self.path} holds a run that was begun otherwise ({'; '.join(differences)}): "
@@ -177,8 +186,14 @@ class RunDirectory:
             write_json(self.path / "run.json", self.facts)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, and report it; floats are rounded to 6 significant digits."""
-        values = _rounded(values)
+        """
+        Append one line to metrics.jsonl, and report it; floats are rounded to 6 significant digits, and what is NaN or
+        infinite is left out with a warning.
+        """
+        unknown = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        if unknown and self.is_main_process:
+            logger.warning("step %d: %s is NaN or infinite", step, ", ".join(unknown))
+        values = _rounded({name: value for name, value in values.items() if name not in unknown})
         self._append("metrics.jsonl", step, values)
         self._trackers.log(step, values)
 
@@ -204,22 +219,23 @@ class RunDirectory:
         """
         for path in (self.path / "metrics.jsonl", self.path / "timing.jsonl"):
             if self.is_main_process and path.exists():
-                # A killed run may leave half a line; what follows it is newer than any checkpoint.
-                whole = itertools.takewhile(lambda line: line.endswith("}\n"), path.read_text().splitlines(True))
-                write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+                kept = [text for text, line in _lines(path) if line["step"] <= step]
+                write_text(path, "".join(kept))
         if self.is_main_process:
             self._trackers.start(self.path, self.facts["run_id"], self.facts["arguments"], step)
 
-    def save_model(self, save: Any) -> None:
-        """Call `save(folder)` on an empty folder that then becomes `model/` in one rename."""
-        partial = self.path / ".model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+    def save_model(self, model: torch.nn.Module, save: Callable[[Path], None]) -> None:
+        """
+        Call `save(folder)` on an empty folder that then becomes `model/` in one rename.
+
+        Raises:
+            [`InputError`]: a weight of `model` is NaN or infinite, or the disk is full.
+        """
+        check_model(model)
         try:
-            save(partial)
-            shutil.rmtree(self.model, ignore_errors=True)
-            os.replace(partial, self.model)
+            with replacing(self.model) as folder:
+                save(folder)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise InputError(
                 f"cannot write {self.model} ({error}): make room, then go on with --resume auto"
             ) from error
@@ -239,45 +255,65 @@ def origin(init: str, encoder: torch.nn.Module | None) -> dict[str, Any]:
     return {"init": init, "init_method": method, "init_weights": checksum("", encoder.state_dict())}
 
 
-def read_run(run: str | os.PathLike) -> dict[str, Any]:
-    """The facts in a run's run.json."""
-    try:
-        return json.loads((Path(run) / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} is no run directory (no readable run.json): give one") from error
+class RunFacts(dict):
+    """The content of a run.json, which says in a sentence what it lacks."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]):
+        super().__init__(facts)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise InputError(f"{self.path} is damaged, it lacks {name!r}: train again in another output_dir")
 
 
-def make_folder(path: Path, argument: str) -> None:
+_KINDS = {"arguments": dict, "data": dict, "versions": dict, "init_run": dict, "resumed": list, "crop_size": int}
+_KINDS |= {"image_mean": list, "image_std": list, "seconds": int | float, "run_id": str}
+
+
+def read_run(run: str | os.PathLike) -> RunFacts:
     """
-    Make a folder, with its parents, where it is missing.
+    The facts in a run's run.json.
 
     Raises:
-        [`InputError`]: it cannot be written to; names the `argument` that gave it.
+        [`InputError`]: there is none, or it is damaged.
     """
+    path = Path(run) / "run.json"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise InputError(f"{argument} {path} cannot be written ({error.strerror}): choose another one") from error
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{run} is no run directory (no readable run.json): give one") from error
+    if not isinstance(facts, dict) or facts.get("task") not in ("pretrain", "finetune"):
+        raise InputError(f"{path} is damaged or of something else, it names no task: give a run directory")
+    wrong = [name for name, kind in _KINDS.items() if name in facts and not isinstance(facts[name], kind)]
+    if facts.get("precision", "fp32") not in ("bf16", "fp32"):
+        wrong.append("precision")
+    if wrong:
+        value = repr(facts[wrong[0]])[:40]
+        raise InputError(f"{path} is damaged, {wrong[0]} is {value}: train again in another output_dir")
+    return RunFacts(path, facts)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically; its folder is made if it is missing."""
-    partial = path.with_name(f".{path.name}.partial")
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl or timing.jsonl; none where there is no such file."""
+    return [line for _, line in _lines(path)] if path.is_file() else []
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole lines of a log, as they stand and as they read. Damaged ones are left out with a warning."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        os.replace(partial, path)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise InputError(f"cannot write {path} ({error.strerror}): choose a writable place") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+        raise InputError(f"cannot read {path} ({error.strerror}): take it away, or choose another run") from error
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+            is_whole = isinstance(line, dict) and isinstance(line.get("step"), int) and text.endswith("\n")
+        except (ValueError, RecursionError):
+            is_whole = False
+        if is_whole:
+            yield text, line
+        elif number < len(lines):  # a killed run may leave half a line at the end
+            logger.warning("line %d of %s is damaged and left out", number, path)
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

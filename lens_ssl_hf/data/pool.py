@@ -1,0 +1,66 @@
+"""Work on many files in several processes, with the results and the errors of one."""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+from ..errors import InputError, interrupted_later
+from ..processes import obey_the_main_process
+
+CHUNK = 16  # items that travel together between processes
+FEW = 300  # below so many items a pool costs more than it saves
+
+
+def number_of_processes(num_proc: int | None, num_items: int) -> int:
+    """`num_proc`, by default one for each core on Linux (one for few items, and elsewhere); never more than chunks."""
+    if num_proc is None:
+        num_proc = len(os.sched_getaffinity(0)) if sys.platform == "linux" and num_items >= FEW else 1
+    return max(1, min(num_proc, -(-num_items // CHUNK)))
+
+
+def map_chunks(
+    function: Callable[[list], list], items: Sequence[Any], num_proc: int | None = None, settings: tuple = ()
+) -> Iterator[Any]:
+    """
+    The results of `function(chunk, *settings)`, a list for each chunk of items, one after the other and in order.
+
+    Args:
+        function (`Callable`): a function of a module, which processes can find by its name.
+        items (`Sequence`): what it is applied to.
+        num_proc (`int`, *optional*): see [`number_of_processes`].
+        settings (`tuple`): its further arguments.
+
+    Raises:
+        [`InputError`]: a process was killed; and whatever `function` raises, where its chunk is due.
+    """
+    chunks = [list(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
+    num_proc = number_of_processes(num_proc, len(items))
+    if num_proc == 1:
+        for chunk in chunks:
+            yield from function(chunk, *settings)
+        return
+    from . import lens_image_processor  # noqa: F401  imports torch: once here, not in every process
+
+    # Forked as in the simulation. The children read files and call numpy: no torch, no OpenMP.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=obey_the_main_process) as executor:
+        pending: deque[Future] = deque()
+        try:
+            for chunk in chunks:
+                with interrupted_later():  # a pool that is cut off while it starts leaves its workers behind
+                    pending.append(executor.submit(function, chunk, *settings))
+                if len(pending) > 2 * num_proc:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that read cutouts was killed (too little memory?): give fewer with num_proc"
+            ) from error
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,140 @@
+"""What a classifier says of one split, as a table: in memory, as .parquet, or as .csv."""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import replacing
+from ..quoting import from_spreadsheet, in_spreadsheet
+
+COLUMNS = ("id", "label", "group", "subclass", "score")
+_NOT_COPIED = {*COLUMNS, "pixels", "image"}
+
+
+@dataclass
+class Predictions:
+    """
+    What a classifier says of one split.
+
+    Args:
+        id, group, subclass (`list[str]`): per cutout.
+        label (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens, -1 unlabelled.
+        score (`np.ndarray` of shape `(n,)`): P(lens), float64.
+        columns (`dict[str, list]`): what else the data set knows of each cutout, such as `ra` and `dec` in degrees.
+    """
+
+    id: list[str]
+    label: np.ndarray
+    group: list[str]
+    subclass: list[str]
+    score: np.ndarray
+    columns: dict[str, list] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def labelled(self) -> "Predictions":
+        """Without the unlabelled cutouts."""
+        keep = np.flatnonzero(self.label >= 0)
+
+        def chosen(column: Sequence) -> list:
+            return [column[i] for i in keep]
+
+        columns = {name: chosen(column) for name, column in self.columns.items()}
+        return Predictions(
+            chosen(self.id),
+            self.label[keep],
+            chosen(self.group),
+            chosen(self.subclass),
+            self.score[keep],
+            columns,
+        )
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write .parquet, or .csv on machines without pyarrow; `columns` follow the others."""
+        path = Path(path)
+        table = {name: getattr(self, name) for name in COLUMNS} | self.columns
+        try:
+            with replacing(path) as new:
+                (_write_parquet if path.suffix == ".parquet" else _write_csv)(new, table)
+        except OSError as error:
+            raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Predictions":
+        """
+        Read what [`~Predictions.save`] wrote.
+
+        Raises:
+            [`InputError`]: the file is missing or damaged, or lacks a column.
+        """
+        path = Path(path)
+        try:
+            table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+            missing = [name for name in COLUMNS if name not in table]
+            if missing:
+                raise InputError(f"{path} has no column {missing[0]!r}: write it with run_eval.py or Predictions.save")
+            label, score = np.array(table["label"], dtype=np.int64), np.array(table["score"], dtype=np.float64)
+        except (OSError, ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"cannot read predictions from {path} ({error}): write them again") from error
+        columns = {name: column for name, column in table.items() if name not in COLUMNS}
+        return cls(table["id"], label, table["group"], table["subclass"], score, columns)
+
+
+def other_columns(split: Any) -> dict[str, list]:
+    """
+    The columns of a `datasets.Dataset` beside those of [`Predictions`], such as `ra`, `dec` and what else stood in the
+    table that it was made from; lists and columns without any value are left out.
+    """
+    if not hasattr(split, "column_names"):
+        return {}
+    names = [
+        name
+        for name in split.column_names
+        if name not in _NOT_COPIED and type(split.features[name]).__name__ in ("Value", "ClassLabel")
+    ]
+    if not names:
+        return {}
+    found = split.select_columns(names).with_format(None)[:]
+    return {name: values for name, values in found.items() if any(_is_known(value) for value in values)}
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and value == value and value != ""  # NaN differs from itself
+
+
+def _write_parquet(path: Path, table: dict[str, Any]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(table), path)
+
+
+def _write_csv(path: Path, table: dict[str, Any]) -> None:
+    columns = [getattr(column, "tolist", lambda column=column: column)() for column in table.values()]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([in_spreadsheet(name) for name in table])
+        writer.writerows([in_spreadsheet(value) for value in row] for row in zip(*columns))
+
+
+def _read_parquet(path: Path) -> dict[str, list]:
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pydict()
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    return {from_spreadsheet(name): [from_spreadsheet(row[name]) for row in rows] for name in reader.fieldnames or ()}

@@ -1,0 +1,42 @@
+"""Whether cutouts in display units were made as those that a model was trained on."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+
+
+def info_of(dataset: Any) -> dict[str, Any]:
+    """The fields of the `CutoutInfo` that a `datasets.Dataset` carries; empty where it carries none."""
+    try:
+        info = json.loads(dataset.info.description)
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    return info if isinstance(info, dict) and "stretch" in info else {}
+
+
+def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) -> list[str]:
+    """
+    Sentences on what differs between the cutouts that a model was trained on and those it is given.
+
+    Args:
+        model (`Mapping`): `config.cutouts`.
+        info (`Mapping`): the fields of the cutouts' `CutoutInfo`, as far as they are known.
+        name (`str`): how to call the model.
+
+    Raises:
+        [`InputError`]: the same bands in another order.
+    """
+    bands, given = list(model.get("bands") or ()), list(info.get("bands") or ())
+    if bands and given and bands != given and sorted(bands) == sorted(given):
+        raise InputError(f"{name} takes bands in the order {' '.join(bands)}, not {' '.join(given)}: choose --bands")
+    warnings = []
+    if bands and given and bands != given:
+        warnings.append(f"{name} was trained on bands {' '.join(bands)}, these cutouts have {' '.join(given)}")
+    if model.get("stretch") and info.get("stretch") and model["stretch"] != info["stretch"]:
+        warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with")
+    scales = model.get("pixel_scale"), info.get("pixel_scale")
+    if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
+        warnings.append(f"{name} was trained on {scales[0]:.4g} arcsec pixels, these cutouts have {scales[1]:.4g}")
+    return warnings

@@ -1,0 +1,28 @@
+"""What worker processes owe the main process."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+CHECK_EVERY = 0.5  # seconds
+
+
+def obey_the_main_process() -> None:
+    """
+    Initializer of a pool's workers, forked or spawned: a worker leaves Ctrl-C to the main process, and ends when that
+    terminates it (a fork has that one's handlers) or is gone. A pool's own pipes do not tell that the main process was
+    killed, since forked workers hold each other's ends: they would wait for work for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    main = multiprocessing.parent_process()
+    if main is not None:
+        threading.Thread(target=_leave_with, args=(main.pid,), daemon=True).start()
+
+
+def _leave_with(main_process: int) -> None:
+    while os.getppid() == main_process:  # orphans get another parent
+        time.sleep(CHECK_EVERY)
+    os._exit(1)
