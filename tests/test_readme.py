@@ -16,6 +16,7 @@ import pytest
 from tiny_runs import write_classifier_run, write_pretrain_run
 
 from lens_ssl_hf import cli, export
+from lens_ssl_hf.data.headers import Headers, facts_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -136,6 +137,15 @@ def test_ten_lines_train_a_model_from_a_folder(tmp_path):
     assert "runs/dino-300" in result.stdout and "'value'" in result.stdout, result.stderr
     for name in ("lens-dino-vitt8", "lens-dino-vitt8-classifier"):
         assert (tmp_path / name / "model.safetensors").is_file() and (tmp_path / name / "README.md").is_file()
+
+
+def test_units_have_the_zero_points_of_the_table():
+    rows = re.findall(r"^\| ((?:`\w+`, )+`\w+`) \| ([\d., ]+) \|$", TEXTS["docs/data.md"], re.MULTILINE)
+    assert len(rows) == 2
+    for units, numbers in rows:
+        for unit, number in zip(re.findall(r"\w+", units), numbers.split(", "), strict=True):
+            facts = facts_of(Headers({"BUNIT": unit}, {}, unit), (1, 40, 40))
+            assert facts.zero_points == (pytest.approx(float(number), abs=0.01),), unit
 
 
 def load_script(name):
