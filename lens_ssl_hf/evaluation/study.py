@@ -528,7 +528,8 @@ def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a table says of the pretraining that another goes on from."""
     kept = {name: facts.get(name) for name in ("run_id", "num_train_images", "seconds", "precision", "device")}
-    return {"data": facts["data"]["name"], "epochs": facts["arguments"]["epochs"], **kept}
+    data = {"data": facts["data"]["name"], "simulator_version": facts["data"].get("simulator_version")}
+    return {**data, "epochs": facts["arguments"]["epochs"], **kept}
 
 
 def _values(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
