@@ -47,9 +47,7 @@ def test_files_have_the_permissions_of_new_files(umask, tmp_path):
             write_safetensors(new / "a.safetensors", {"a": torch.ones(2)}, {})
     finally:
         os.umask(previous)
-    modes = {
-        path.name: stat.S_IMODE(path.stat().st_mode) for path in (*tmp_path.iterdir(), *tmp_path.glob("folder/*"))
-    }
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
     assert modes == {"a.json": 0o666 & ~umask, "a.safetensors": 0o666 & ~umask, "folder": 0o777 & ~umask}
     assert torch.equal(load_file(tmp_path / "folder" / "a.safetensors")["a"], torch.ones(2))
 
@@ -68,7 +66,7 @@ def test_a_run_clears_its_directory_of_leftovers(tiny_cutouts, tmp_path):
     """Those of safetensors and of earlier versions too; only a run at work has the lock of its directory."""
     run = tmp_path / "run"
     for name in (
-        ".model.partial/model.safetensors",
+        ".model.partial/a.safetensors",
         "checkpoints/.tmpA1b2C3",
         "checkpoints/.step-1.safetensors.partial",
     ):
