@@ -66,7 +66,7 @@ def main() -> None:
     if arguments.worker:
         print("RESULT", json.dumps(WORKERS[arguments.worker](arguments)))
         return
-    from lens_ssl_hf.training.run_directory import write_json
+    from lens_ssl_hf.files import write_json
 
     path = Path(arguments.output)
     results = json.loads(path.read_text()) if path.is_file() else {}

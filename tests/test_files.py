@@ -62,6 +62,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write_text(tmp_path / "a" / "b", "text")
 
 
+def test_a_path_that_safetensors_cannot_read_is_refused_before_anything_is_written(tiny_cutouts, tmp_path):
+    with pytest.raises(InputError, match="no UTF-8"):
+        finetune(tiny_cutouts, tmp_path / os.fsdecode(b"caf\xe9") / "run", **LABELS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_clears_its_directory_of_leftovers(tiny_cutouts, tmp_path):
     """Those of safetensors and of earlier versions too; only a run at work has the lock of its directory."""
     run = tmp_path / "run"
