@@ -30,7 +30,7 @@ from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments,
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
 from lens_ssl_hf.training.loop import native_precision
 from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, roc_auc
-from lens_ssl_hf.training.run_directory import read_run
+from lens_ssl_hf.training.run_directory import RunDirectory, read_run
 from lens_ssl_hf.training.schedules import cosine, linear
 
 FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
@@ -107,6 +107,16 @@ def test_a_run_is_not_continued_with_other_settings_or_data(dino_run, tiny_cutou
     with pytest.raises(InputError, match="the cutouts are others"):
         pretrain((swapped, info), dino_run, "dino", resume="auto", **SSL)
     assert (dino_run / "run.json").read_bytes() == before
+
+
+def test_settings_that_a_method_does_not_use_may_have_had_other_defaults(tmp_path):
+    arguments = vars(PretrainArguments(**recipe("simsiam"), method="simsiam"))
+    facts = {"task": "pretrain", "method": "simsiam", "arguments": arguments, "data": {}}
+    begun = {**facts, "arguments": {**arguments, "num_local_views": 4, "local_size": 16}}
+    (tmp_path / "run.json").write_text(json.dumps(begun))
+    RunDirectory(tmp_path, "auto").check_same(facts)
+    with pytest.raises(InputError, match="epochs is 7"):
+        RunDirectory(tmp_path, "auto").check_same({**facts, "arguments": {**arguments, "epochs": 7}})
 
 
 def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(dino_run, tiny_cutouts, tmp_path):
