@@ -204,11 +204,11 @@ def test_help_comes_without_torch(script):
     ],
 )
 def test_help_shows_the_defaults_that_hold(command, shown):
-    entries = " ".join(run(f"scripts/{command}").stdout.split()).split(" --")
-    found = {entry.split()[0]: entry for entry in entries}
+    entries = run(f"scripts/{command}").stdout.split("\n  --")
+    found = {entry.split()[0]: " ".join(entry.split("\n\n")[0].split()) for entry in entries}
     for name, value in shown:
-        assert found[name].split(" Names may")[0].rstrip("):").endswith(f"(default: {value}")
-    assert found["no_rotate"] == "no_rotate The same as"  # --rotate no
+        assert found[name].endswith(f"(default: {value})")
+    assert found["no_rotate"] == "no_rotate The same as --rotate no."
 
 
 @pytest.mark.parametrize(
