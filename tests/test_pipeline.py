@@ -185,7 +185,7 @@ def test_what_load_cutouts_gives_is_known_to_be_display_units(of_split, split, c
 
 def test_bare_lists_of_numbers_do_not_tell_their_units(split, classify, expected):
     pixels = split[2]["pixels"]
-    with pytest.raises(InputError, match="cutout 0 is a list of numbers, .*: give units='display'"):
+    with pytest.raises(InputError, match=r"cutout 0 is a list of numbers, .*: give units='display'"):
         classify(pixels)
     assert lens_score(classify(pixels, units="display")) == pytest.approx(expected[2], abs=1e-6)
     assert lens_score(classify(make_flux(2).tolist(), units="flux")) == pytest.approx(expected[2], abs=1e-5)
