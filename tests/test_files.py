@@ -89,3 +89,19 @@ def current_umask():
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def test_where_folders_cannot_be_exchanged_the_next_writer_puts_the_old_one_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("lens_ssl_hf.files.ctypes.CDLL", lambda name: object())  # of another system
+    path = tmp_path / "folder"
+    for text in ("first", "second"):
+        with replacing(path) as new:
+            new.mkdir()
+            (new / "a").write_text(text)
+    assert (path / "a").read_text() == "second" and list(tmp_path.iterdir()) == [path]
+    dead = tmp_path / ".folder.0.partial"  # of a writer that was killed between its two renames
+    dead.mkdir()
+    path.rename(dead / "replaced")
+    with pytest.raises(ZeroDivisionError), replacing(path):
+        raise ZeroDivisionError
+    assert (path / "a").read_text() == "second" and list(tmp_path.iterdir()) == [path]
