@@ -76,9 +76,10 @@ class TrainingPushArguments:
         if not self.push_to_hub or not process_state().is_main_process:
             return
         from . import evaluate, load_cutouts, push_to_hub
+        from .hub.card import read_evaluation
 
         try:
-            if not (run / "evaluation" / "metrics.json").is_file():
+            if read_evaluation(run) is None:
                 is_directory = isinstance(cutouts, str) and Path(cutouts).is_dir()
                 evaluate(run, load_cutouts(cutouts) if is_directory else cutouts)
             print(push_to_hub(run, self.push_to_hub, private=self.hub_private))

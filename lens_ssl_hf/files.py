@@ -89,8 +89,13 @@ def make_folder(path: Path, argument: str) -> None:
     Make a folder, with its parents, where it is missing.
 
     Raises:
-        [`InputError`]: it cannot be written to; names the `argument` that gave it.
+        [`InputError`]: it cannot be written to, or what is written there not be read again; names the `argument` that
+            gave it.
     """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{argument} {path} is no UTF-8, which safetensors needs: choose another one") from error
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

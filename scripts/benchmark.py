@@ -66,7 +66,7 @@ def main() -> None:
     if arguments.worker:
         print("RESULT", json.dumps(WORKERS[arguments.worker](arguments)))
         return
-    from lens_ssl_hf.training.run_directory import write_json
+    from lens_ssl_hf.files import write_json
 
     path = Path(arguments.output)
     results = json.loads(path.read_text()) if path.is_file() else {}
@@ -115,7 +115,7 @@ def our_step(arguments: BenchmarkArguments, method: str, backbone: str, folder: 
     """A pretraining of ours that has begun, on noise."""
     from lens_ssl_hf.training import pretrain as module
     from lens_ssl_hf.training.arguments import PretrainArguments, recipe
-    from lens_ssl_hf.training.loop import make_accelerator
+    from lens_ssl_hf.training.loop import choose_precision, make_accelerator
     from lens_ssl_hf.training.run_directory import RunDirectory
 
     settings = {"num_local_views": arguments.num_local_views, "batch_size": arguments.batch_size, **LOCAL, **settings}
@@ -126,7 +126,8 @@ def our_step(arguments: BenchmarkArguments, method: str, backbone: str, folder: 
     images, labelled, info, statistics = module._open_images(tensors, pretraining_arguments, accelerator)
     model = module._make_model(pretraining_arguments, info, *statistics)
     run = RunDirectory(folder, "auto", accelerator.is_main_process)
-    run.write_facts({"arguments": asdict(pretraining_arguments), "num_processes": accelerator.num_processes})
+    facts = {"arguments": asdict(pretraining_arguments), "num_processes": accelerator.num_processes}
+    run.write_facts({**facts, "precision": choose_precision(accelerator, pretraining_arguments.precision)})
     monitor = module._KNNMonitor(labelled, pretraining_arguments, statistics, accelerator)
     pretraining = module.Pretraining(model, images, monitor, pretraining_arguments, accelerator, run)
     pretraining.begin()

@@ -78,9 +78,9 @@ def main() -> None:
     from lens_ssl_hf.evaluation.comparison import PRETRAINED
     from lens_ssl_hf.evaluation.study import Study, describe_plan
     from lens_ssl_hf.evaluation.study_report import write_report
+    from lens_ssl_hf.files import make_folder
     from lens_ssl_hf.hub.study_cards import write_cards
     from lens_ssl_hf.training.loop import process_state
-    from lens_ssl_hf.training.run_directory import make_folder
 
     quiet()
     report = Path(arguments.report_dir or arguments.output_dir)

@@ -82,7 +82,7 @@ def main() -> None:
     from lens_ssl_hf import load_cutouts
     from lens_ssl_hf.data.tensors import splits_and_info
     from lens_ssl_hf.evaluation.study import Study
-    from lens_ssl_hf.training.run_directory import make_folder, write_json
+    from lens_ssl_hf.files import make_folder, write_json
 
     quiet()
     log_file = Path(arguments.log)

@@ -642,6 +642,10 @@ def test_windows_of_real_stamps_keep_clear_of_the_test_split(real_data, monkeypa
         rows = list(csv.DictReader(file))
     windows = [row for row in rows if row["kind"] == "window"]
     assert len(windows) > 1000
+    results = json.loads((SCRIPTS.parent / "model_cards" / "results" / "cfhtls" / "results.json").read_text())
+    options = {"subclass_column": "kind", "bands": ["i", "r", "g"], "validation_fraction": 0.2, "test_fold": 0}
+    config = cutouts_module.CutoutsConfig(name="catalogue", dataset="out/cfhtls.csv", **options)
+    assert config.create_config_id({}) == f"catalogue-{results['data']['fingerprint']}"
     for options in ({}, {"test_fold": 1}):
         cutouts = load_cutouts("out/cfhtls.csv", subclass_column="kind", **options)
         test_groups = set(cutouts["test"]["group"])

@@ -5,7 +5,9 @@ import json
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,12 +21,14 @@ from sklearn.preprocessing import StandardScaler
 from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
-from lens_ssl_hf import InputError, evaluate, predict
+from lens_ssl_hf import InputError, evaluate, export, predict
+from lens_ssl_hf.data.processing import CutoutInfo
 from lens_ssl_hf.data.tensors import CutoutTensors, save_tensors
 from lens_ssl_hf.evaluation import plots
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.plots import colour_image, contact_sheet, plot_curves, plot_roc
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
+from lens_ssl_hf.hub.card import read_evaluation
 from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.quoting import in_figure
 
@@ -135,6 +139,54 @@ def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp
     monkeypatch.setattr(module, "as_tensors", spy)
     assert evaluate(run, cutouts, tmp_path, num_bootstrap=0)["num_lenses"] == 24
     assert len(converted) == 1 and converted[0] is cutouts["test"]
+
+
+def test_only_the_test_split_of_its_own_dataset_is_the_evaluation_of_a_run(tiny_cutouts, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    own = evaluate(run, tiny_cutouts, num_bootstrap=20)
+    splits, info = tiny_cutouts
+    evaluate(run, tiny_cutouts, split="validation", num_bootstrap=0)
+    for fingerprint in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
+        evaluate(run, (splits, {**info, "name": "other / survey", "fingerprint": fingerprint}), num_bootstrap=0)
+    evaluate(run, splits["test"], num_bootstrap=0)  # nobody knows of what it is
+    names = ("other_survey-aaaaaaaa", "other_survey-bbbbbbbb", "unnamed", "validation")
+    assert sorted(path.name for path in run.glob("evaluation*")) == ["evaluation", *(f"evaluation-{n}" for n in names)]
+    assert read_evaluation(run)["metrics"] == own["metrics"]
+    # and one of another dataset that was written there is not taken for it
+    evaluate(run, (splits, {**info, "fingerprint": "c"}), run / "evaluation", num_bootstrap=0)
+    assert read_evaluation(run) is None
+    folder = export(run, tmp_path / "lens-toy-classifier")
+    assert "has not been evaluated" in (folder / "README.md").read_text() and not (folder / "roc.png").exists()
+
+
+def test_predictions_carry_the_columns_of_the_dataset(run, tiny_cutouts, tmp_path):
+    split = tiny_cutouts[0]["test"]
+    count = len(split)
+    columns = {"pixels": split.pixels.numpy(), "label": [-1] * count, "id": [f"={i}" for i in range(count)]}
+    columns |= {"ra": [1.5 * i for i in range(count)], "dec": [None] * count, "seeing": [[1.0]] * count}
+    columns |= {"object": [2**60 + i for i in range(count)], "field": [f"-{i}" for i in range(count)]}
+    cutouts = datasets.DatasetDict(unlabelled=datasets.Dataset.from_dict(columns))
+    cutouts["unlabelled"].info.description = CutoutInfo(**tiny_cutouts[1]).to_json()
+    found = predict(run, cutouts)  # the only split
+    assert found.columns == {name: columns[name] for name in ("ra", "object", "field")}
+    for name in ("a.parquet", "a.csv"):
+        again = Predictions.load(found.save(tmp_path / name))
+        assert again.id == columns["id"] and again.columns["field"] == columns["field"]
+        assert [int(value) for value in again.columns["object"]] == columns["object"]
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines[0] == "id,label,group,subclass,score,ra,object,field"
+    assert all(line.startswith("'=") and line.rsplit(",", 1)[1].startswith("'-") for line in lines[1:])
+    with pytest.raises(InputError, match="none of the cutouts has a label"):
+        evaluate(run, cutouts)
+
+
+def test_evaluations_of_one_run_at_the_same_time_do_not_mix(tiny_cutouts, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: evaluate(run, tiny_cutouts, num_bootstrap=10, seed=seed), range(4)))
+    names = {"metrics.json", "predictions.parquet", "roc.png", "contact_sheet.png"}
+    assert {file.name for file in (run / "evaluation").iterdir()} == names
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["seed"] in range(4)
 
 
 def test_evaluation_can_start_from_predictions(run, report, tmp_path):

@@ -5,6 +5,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,17 @@ from conftest import make_split
 from tiny_runs import BANDS, write_classifier_run, write_pretrain_run
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTModel
 
-from lens_ssl_hf import InputError, LensImageProcessor, export, predict
+import lens_ssl_hf
+from lens_ssl_hf import (
+    InputError,
+    LensImageProcessor,
+    evaluate,
+    export,
+    finetune,
+    predict,
+    push_space,
+    push_to_hub,
+)
 from lens_ssl_hf.hub.export import backbone_of
 from lens_ssl_hf.models.backbones import load_encoder
 
@@ -204,3 +217,69 @@ def test_bf16_weights_are_exported_as_float32(tmp_path):
     assert {parameter.dtype for parameter in backbone_of(run).parameters()} == {torch.float32}
     config = json.loads((export(run, tmp_path / "out") / "config.json").read_text())
     assert config["dtype"] == "float32"
+
+
+def test_a_cnn_is_published_with_its_code(tiny_cutouts, tmp_path):
+    run = finetune(tiny_cutouts, tmp_path / "run", backbone="cnn", precision="fp32", steps=2, eval_every=1)
+    evaluate(run, tiny_cutouts, num_bootstrap=10)
+    folder = push_to_hub(run, "me/lens-cnn-classifier", dry_run=tmp_path / "lens-cnn-classifier")
+    split = tiny_cutouts[0]["test"]
+    scores = predict(run, split).score
+    assert np.array_equal(predict(folder, split).score, scores)
+    found = lens_ssl_hf.pipeline(folder)(split.pixels[0], units="display")
+    assert next(r["score"] for r in found if r["label"] == "lens") == pytest.approx(scores[0], abs=1e-6)
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False)
+    assert type(model).__module__ == "lens_ssl_hf.models.cnn"
+    np.save(tmp_path / "cutout.npy", split.pixels[0].numpy())
+    code = FIVE_BANDS.format(before="sys.modules['lens_ssl_hf'] = None", trust=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, folder, "cutout.npy"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and float(done.stdout.split()[-1]) == pytest.approx(scores[0], abs=1e-5), done.stderr
+    card = (Path(folder) / "README.md").read_text()
+    assert "a small convolutional network" in card and "a Vision Transformer" not in card and "- cnn\n" in card
+    assert 'model="me/lens-cnn-classifier", trust_remote_code=True)' in card
+    with pytest.raises(InputError, match="is a CNN, which has no attention to show"):
+        push_space(folder, tiny_cutouts, "me/lens-space", dry_run=tmp_path / "space")
+    with pytest.raises(InputError, match="is a CNN, which has no tokens"):
+        load_encoder(folder)
+    assert export(run, folder) == Path(folder)  # with the code in it, it is still an export
+
+
+def test_a_reader_finds_an_export_at_every_moment(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    folder = export(run, tmp_path / "lens-classifier")
+    missing, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            if not (folder / "config.json").is_file():
+                missing.append(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look)
+        for _ in range(5):
+            export(run, folder)
+        stop.set()
+    assert not missing
+
+
+def test_an_export_to_a_link_goes_where_it_points(tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "lens-link").symlink_to(tmp_path / "disk" / "lens-classifier")
+    for _ in range(2):  # a new one and an earlier one
+        assert export(run, tmp_path / "lens-link") == tmp_path / "lens-link"
+        assert (tmp_path / "lens-link").is_symlink() and (
+            tmp_path / "disk" / "lens-classifier" / "README.md"
+        ).is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["lens-classifier"]
+
+
+@pytest.mark.parametrize("option", [{"base_model": "/home/alice/ssl"}, {"license": "mine\ntags: x"}])
+def test_what_the_hub_could_not_read_is_refused(option, tmp_path):
+    with pytest.raises(InputError, match=r"is no (id of the Hub|name of the Hub's)"):
+        export(write_classifier_run(tmp_path / "run"), tmp_path / "out", **option)

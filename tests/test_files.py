@@ -47,9 +47,7 @@ def test_files_have_the_permissions_of_new_files(umask, tmp_path):
             write_safetensors(new / "a.safetensors", {"a": torch.ones(2)}, {})
     finally:
         os.umask(previous)
-    modes = {
-        path.name: stat.S_IMODE(path.stat().st_mode) for path in (*tmp_path.iterdir(), *tmp_path.glob("folder/*"))
-    }
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
     assert modes == {"a.json": 0o666 & ~umask, "a.safetensors": 0o666 & ~umask, "folder": 0o777 & ~umask}
     assert torch.equal(load_file(tmp_path / "folder" / "a.safetensors")["a"], torch.ones(2))
 
@@ -64,11 +62,17 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write_text(tmp_path / "a" / "b", "text")
 
 
+def test_a_path_that_safetensors_cannot_read_is_refused_before_anything_is_written(tiny_cutouts, tmp_path):
+    with pytest.raises(InputError, match="no UTF-8"):
+        finetune(tiny_cutouts, tmp_path / os.fsdecode(b"caf\xe9") / "run", **LABELS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_clears_its_directory_of_leftovers(tiny_cutouts, tmp_path):
     """Those of safetensors and of earlier versions too; only a run at work has the lock of its directory."""
     run = tmp_path / "run"
     for name in (
-        ".model.partial/model.safetensors",
+        ".model.partial/a.safetensors",
         "checkpoints/.tmpA1b2C3",
         "checkpoints/.step-1.safetensors.partial",
     ):
@@ -85,3 +89,19 @@ def current_umask():
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def test_where_folders_cannot_be_exchanged_the_next_writer_puts_the_old_one_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("lens_ssl_hf.files.ctypes.CDLL", lambda name: object())  # of another system
+    path = tmp_path / "folder"
+    for text in ("first", "second"):
+        with replacing(path) as new:
+            new.mkdir()
+            (new / "a").write_text(text)
+    assert (path / "a").read_text() == "second" and list(tmp_path.iterdir()) == [path]
+    dead = tmp_path / ".folder.0.partial"  # of a writer that was killed between its two renames
+    dead.mkdir()
+    path.rename(dead / "replaced")
+    with pytest.raises(ZeroDivisionError), replacing(path):
+        raise ZeroDivisionError
+    assert (path / "a").read_text() == "second" and list(tmp_path.iterdir()) == [path]

@@ -343,6 +343,18 @@ def test_no_card_without_numbers(hub, tmp_path):
     assert not hub.repositories and not (tmp_path / "dry").exists()
 
 
+def test_the_command_that_is_missing_names_the_runs_own_dataset(tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    for command, wanted in (
+        ("python scripts/run_ssl.py --epochs 9 --train_size=90 --bands g r --seed 1", "--train_size=90 --bands g r$"),
+        (None, r"call lens_ssl_hf\.evaluate\(.*, cutouts\) with the cutouts that it was trained on$"),
+    ):
+        (run / "run.json").write_text(json.dumps({**facts, "command": command}))
+        with pytest.raises(InputError, match=wanted):
+            push_to_hub(run, BACKBONE, dry_run=tmp_path / "dry")
+
+
 def test_offline_is_said(hub, runs, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set: unset it to publish"):

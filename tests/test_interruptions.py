@@ -295,6 +295,15 @@ def test_one_run_at_a_time_writes_a_directory(tiny_cutouts, tmp_path):
     finetune(tiny_cutouts, tmp_path / "run", **{**LABELS, "steps": 1})
 
 
+def test_a_run_of_data_that_stated_less_goes_on(tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    settings = {**LABELS, "steps": 1, "resume": "auto"}
+    finetune(tiny_cutouts, tmp_path / "run", **settings)
+    finetune((splits, {**info, "of_a_later_version": None}), tmp_path / "run", **settings)
+    with pytest.raises(InputError, match="the data is another"):
+        finetune((splits, {**info, "of_a_later_version": "3"}), tmp_path / "run", **settings)
+
+
 def poison(monkeypatch, from_epoch):
     make = Views.make
 

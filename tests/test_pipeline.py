@@ -3,12 +3,14 @@ import pytest
 import torch
 import transformers
 from astropy.io import fits
+from datasets import Array3D, Dataset, DatasetDict, Features, Value
 from PIL import Image
+from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import lens_ssl_hf
 from lens_ssl_hf.data.lens_image_processor import LensImageProcessor
-from lens_ssl_hf.data.processing import Stretch
+from lens_ssl_hf.data.processing import CutoutInfo, Stretch
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.read_cutout import read_cutout
 
@@ -139,3 +141,102 @@ def test_a_model_without_stretch_is_named(tmp_path):
         read_cutout(tmp_path / "a.npy", like=tmp_path)
     with pytest.raises(InputError, match=r"cannot load a model from .*missing"):
         read_cutout(tmp_path / "a.npy", like=str(tmp_path / "missing"))
+
+
+def split_of(displays, bands=BANDS, stretch=STRETCH):
+    """A split as load_cutouts returns it."""
+    count, size = len(displays), displays[0].shape[-1]
+    features = {"pixels": Array3D((len(bands), size, size), "float32"), "label": Value("int64")}
+    columns = {"pixels": np.stack(displays), "label": [0] * count}
+    for name in ("id", "group", "subclass"):
+        columns[name], features[name] = [str(i) for i in range(count)], Value("string")
+    split = Dataset.from_dict(columns, features=Features(features))
+    split.info.description = CutoutInfo("folder", "toy", False, list(bands), size, 0.2, 27.0, stretch).to_json()
+    return split
+
+
+@pytest.fixture(scope="module")
+def split(classify):
+    return split_of([classify.display(make_flux(i)) for i in range(5)])
+
+
+@pytest.fixture(scope="module")
+def expected(classify):
+    return [lens_score(result) for result in classify([make_flux(i) for i in range(5)])]
+
+
+@pytest.mark.parametrize(
+    "of_split",
+    [
+        lambda split: split,
+        lambda split: split["pixels"],
+        lambda split: split[:5],
+        lambda split: split.to_iterable_dataset(),
+        lambda split: (row for row in split),
+        lambda split: [split[i] for i in range(5)],
+        lambda split: DataLoader(split.with_format("torch"), batch_size=2),
+        lambda split: Subset(split, range(5)),
+    ],
+)
+def test_what_load_cutouts_gives_is_known_to_be_display_units(of_split, split, classify, expected):
+    assert [lens_score(result) for result in classify(of_split(split))] == pytest.approx(expected, abs=1e-6)
+    assert lens_score(classify(split[3])) == pytest.approx(expected[3], abs=1e-6)
+
+
+def test_bare_lists_of_numbers_do_not_tell_their_units(split, classify, expected):
+    pixels = split[2]["pixels"]
+    with pytest.raises(InputError, match=r"cutout 0 is a list of numbers, .*: give units='display'"):
+        classify(pixels)
+    assert lens_score(classify(pixels, units="display")) == pytest.approx(expected[2], abs=1e-6)
+    assert lens_score(classify(make_flux(2).tolist(), units="flux")) == pytest.approx(expected[2], abs=1e-5)
+    several = classify(split[:2]["pixels"], units="display")
+    assert [lens_score(result) for result in several] == pytest.approx(expected[:2], abs=1e-6)
+
+
+def test_a_split_of_other_cutouts_than_the_models(split, classify, caplog):
+    with pytest.raises(InputError, match="takes bands in the order i r g, not g r i"):
+        classify(split_of(list(split.with_format("numpy")["pixels"]), BANDS[::-1]))
+    with pytest.raises(InputError, match="are display units: leave units out"):
+        classify(split, units="flux")
+    classify(split_of(list(split.with_format("numpy")["pixels"]), stretch={"kind": "none"}))
+    assert "another stretch" in caplog.text
+
+
+def test_a_generator_is_streamed(classify, expected):
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield make_flux(len(read) - 1)
+
+    results = classify(endless(), batch_size=2)
+    assert [lens_score(next(results)) for _ in range(2)] == pytest.approx(expected[:2], abs=1e-6) and len(read) == 2
+
+
+def test_a_batch_is_bounded_in_bytes(tmp_path, monkeypatch, model):
+    assert lens_ssl_hf.pipeline(model).classifier._batch_size == 64
+    monkeypatch.setattr("lens_ssl_hf.inference.pipeline.BATCH_BYTES", 5 * 4 * 3 * 32**2)
+    assert lens_ssl_hf.pipeline(model).classifier._batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("cutouts", "message"),
+    [
+        (lambda split, folder: folder, r"is a folder: give its files, such as sorted\(Path\("),
+        (lambda split, folder: DatasetDict(train=split, test=split), "the cutouts are in train, test: give one"),
+        (lambda split, folder: split.remove_columns("pixels"), "has no column 'pixels'"),
+        (lambda split, folder: DataLoader(split, batch_size=2), r"make it of data.with_format\('torch'\)"),
+    ],
+)
+def test_what_cannot_be_scored_says_what_can(cutouts, message, split, classify, tmp_path):
+    with pytest.raises(InputError, match=message):
+        classify(cutouts(split, tmp_path))
+
+
+def test_files_of_single_bands_are_one_cutout(tmp_path, classify):
+    flux = np.nan_to_num(make_flux())
+    for band, plane in zip(BANDS, flux):
+        np.save(tmp_path / f"{band}.npy", plane)
+    files = [tmp_path / f"{band}.npy" for band in BANDS]
+    assert [lens_score(result) for result in classify([files])] == pytest.approx([lens_score(classify(flux))])

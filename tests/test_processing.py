@@ -127,7 +127,7 @@ def test_the_raw_processor_equals_read_cutout_and_the_stock_processor(tmp_path, 
     entry, flux = cutouts_entry(kind), make_flux(1, seed=1)[0]
     mean, std = [0.1, 0.2, 0.3], [0.2, 0.3, 0.4]
     np.save(tmp_path / "a.npy", flux)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "cutouts": entry}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 32, "cutouts": entry}))
     stock = ViTImageProcessor(
         do_resize=False, do_center_crop=True, crop_size=32, do_rescale=True, image_mean=mean, image_std=std
     )

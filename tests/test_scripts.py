@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_batches import write_data_set
+from tiny_runs import write_classifier_run
 
 from lens_ssl_hf.cli import PushArguments, parse
 from lens_ssl_hf.data.tensors import save_tensors
@@ -73,6 +74,21 @@ def test_training_and_prediction_need_only_torch_and_transformers(data, bare_pat
     assert "ROC AUC" in measured.stdout and (tmp_path / "evaluation" / "metrics.json").is_file()
     elsewhere = run(f"-S scripts/run_ssl.py --dataset simulated --output_dir {tmp_path}/x", bare_path)
     assert elsewhere.returncode == 2 and "datasets is not installed" in elsewhere.stderr
+
+
+@pytest.mark.slow
+def test_a_script_that_writes_alone_does_so_on_two_processes_too(data, tmp_path):
+    model = write_classifier_run(tmp_path / "run")
+    launched = "-m torch.distributed.run --nproc_per_node 2 scripts"
+    for command in (
+        f"run_eval.py {model} --dataset {data} --num_bootstrap 20",
+        f"export.py {model} {tmp_path}/export",
+    ):
+        done = run(f"{launched}/{command}")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert len(done.stdout.splitlines()) == len(set(done.stdout.splitlines()))  # nothing is said twice
+    assert json.loads((model / "evaluation" / "metrics.json").read_text())["num_lenses"] == 24
+    assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("method", ["simsiam", "dino", "ibot"])
@@ -204,11 +220,11 @@ def test_help_comes_without_torch(script):
     ],
 )
 def test_help_shows_the_defaults_that_hold(command, shown):
-    entries = " ".join(run(f"scripts/{command}").stdout.split()).split(" --")
-    found = {entry.split()[0]: entry for entry in entries}
+    entries = run(f"scripts/{command}").stdout.split("\n  --")
+    found = {entry.split()[0]: " ".join(entry.split("\n\n")[0].split()) for entry in entries}
     for name, value in shown:
-        assert found[name].split(" Names may")[0].rstrip("):").endswith(f"(default: {value}")
-    assert found["no_rotate"] == "no_rotate The same as"  # --rotate no
+        assert found[name].endswith(f"(default: {value})")
+    assert found["no_rotate"] == "no_rotate The same as --rotate no."
 
 
 @pytest.mark.parametrize(

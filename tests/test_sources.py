@@ -4,6 +4,10 @@ import csv
 import json
 import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -373,6 +377,24 @@ def test_processes_give_the_same_data_and_the_same_error():
             load_cutouts_in(root, cache, num_proc)
         messages.append(str(error.value))
     assert messages[0] == messages[1] and "lenses/021.npy" in messages[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_told_to_stop_leaves_nothing_behind(number):
+    make_folder("in", {"lenses": 100, "nonlenses": 100}, size=200)
+    script = Path(__file__).parents[1] / "scripts" / "build_dataset.py"
+    command = [sys.executable, script, "--dataset", "in", "--output", "out", "--cache_dir", "cache", "--num_proc", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    workers: list[str] = []
+    while process.poll() is None and len(workers) < 2:
+        time.sleep(0.01)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in message, message
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not Path("out").exists() and not list(Path().glob(".out*"))
 
 
 def load_cutouts_in(root, cache, num_proc):

@@ -145,7 +145,7 @@ def test_a_cell_that_is_killed_while_it_tidies_up_is_whole(tiny_cutouts, tmp_pat
     remove = shutil.rmtree
 
     def killed(folder, **options):
-        if Path(folder).name != "model":
+        if Path(folder).name != "model" or not Path(folder).exists():
             return remove(folder, **options)
         (Path(folder) / "config.json").unlink()
         raise KeyboardInterrupt
@@ -157,6 +157,20 @@ def test_a_cell_that_is_killed_while_it_tidies_up_is_whole(tiny_cutouts, tmp_pat
     records = make_study(tiny_cutouts, tmp_path, methods=["cnn"]).run()
     assert [record["subset"] for record in records] == [0, 1]
     assert not list(tmp_path.rglob("checkpoints")) and len(list(tmp_path.rglob("model"))) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 10**5, '{"settings": 3}', '{"method": "cnn"}'])
+def test_a_damaged_record_is_named(text, tiny_cutouts, tmp_path):
+    study = make_study(tiny_cutouts, tmp_path, methods=["cnn"])
+    path = study.directory(study.plan()[0]) / "cell.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"cell\.json .*: delete it"):
+        make_study(tiny_cutouts, tmp_path, methods=["cnn"])
+    path.unlink()
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(InputError, match=r"study\.json .*: delete it"):
+        study.run()
 
 
 def test_a_cell_is_taken_by_one_process_only(tiny_cutouts, tmp_path):

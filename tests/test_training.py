@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_runs import tiny_vit
+from tqdm.auto import tqdm
 from transformers import AutoModel, ViTForImageClassification, ViTModel
 
 from lens_ssl_hf import InputError, export, finetune, predict, pretrain
@@ -30,7 +33,8 @@ from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments,
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
 from lens_ssl_hf.training.loop import native_precision
 from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, roc_auc
-from lens_ssl_hf.training.run_directory import read_run
+from lens_ssl_hf.training.progress import Forecast
+from lens_ssl_hf.training.run_directory import RunDirectory, read_run
 from lens_ssl_hf.training.schedules import cosine, linear
 
 FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
@@ -107,6 +111,16 @@ def test_a_run_is_not_continued_with_other_settings_or_data(dino_run, tiny_cutou
     with pytest.raises(InputError, match="the cutouts are others"):
         pretrain((swapped, info), dino_run, "dino", resume="auto", **SSL)
     assert (dino_run / "run.json").read_bytes() == before
+
+
+def test_settings_that_a_method_does_not_use_may_have_had_other_defaults(tmp_path):
+    arguments = vars(PretrainArguments(**recipe("simsiam"), method="simsiam"))
+    facts = {"task": "pretrain", "method": "simsiam", "arguments": arguments, "data": {}}
+    begun = {**facts, "arguments": {**arguments, "num_local_views": 4, "local_size": 16}}
+    (tmp_path / "run.json").write_text(json.dumps(begun))
+    RunDirectory(tmp_path, "auto").check_same(facts)
+    with pytest.raises(InputError, match="epochs is 7"):
+        RunDirectory(tmp_path, "auto").check_same({**facts, "arguments": {**arguments, "epochs": 7}})
 
 
 def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(dino_run, tiny_cutouts, tmp_path):
@@ -351,6 +365,16 @@ def test_layer_decay_reaches_every_parameter_once():
     assert peaks[id(model.vit.layers[0].mlp.fc1.weight)] == 0.5**11
     assert peaks[id(model.vit.embeddings.cls_token)] == 0.5**12
     assert all((group["weight_decay"] > 0) == (p.ndim >= 2) for group in groups for p in group["params"])
+
+
+def test_a_long_training_says_how_long_it_takes(capsys):
+    with tqdm(total=10**9, disable=True) as bar:
+        forecast = Forecast(Accelerator(), bar, 10**9)
+        for done in (10, 20, 30):
+            time.sleep(0.01)
+            forecast.update(done)
+    steps, estimate = capsys.readouterr().out.splitlines()
+    assert steps == "1,000,000,000 steps" and re.fullmatch(r"about \d+ h \d\d min for 999,999,980 steps", estimate)
 
 
 def test_schedules():

@@ -63,4 +63,5 @@ def map_chunks(
                 "a process that read cutouts was killed (too little memory?): give fewer with num_proc"
             ) from error
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            for future in pending:
+                future.cancel()

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 
 from ..errors import InputError
+from ..quoting import in_spreadsheet
 from .pool import map_chunks
 from .readers import check_file
 
@@ -100,7 +101,7 @@ class BadFiles:
             with open(temporary, "w", newline="", encoding="utf-8") as stream:
                 writer = csv.writer(stream)
                 writer.writerow(["file", "problem"])
-                writer.writerows(self.problems.items())
+                writer.writerows(map(in_spreadsheet, row) for row in self.problems.items())
             os.replace(temporary, path)
         except OSError as error:
             raise InputError(

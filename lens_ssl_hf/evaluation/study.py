@@ -173,7 +173,7 @@ class Study:
                 file = self.directory(source) / "cell.json"
                 raise InputError(f"{cell.name} needs the weights of {source.name}, which are gone: delete {file}")
             return
-        record = _read(self.directory(cell) / "cell.json")
+        record = _read(self.directory(cell) / "cell.json", *_RECORDED)
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
         made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self._recorded(cell)
         checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
@@ -454,7 +454,7 @@ class Study:
         """What the finished cells wrote, those of earlier commands on the same directory too: pretrainings first."""
         kinds = ("pretrainings", "cells")
         done = [path for kind in kinds for path in sorted(self.output_dir.glob(f"{kind}/*/cell.json"))]
-        return [{**_read(path), "directory": str(path.parent)} for path in done]
+        return [{**_read(path, *_RECORDED), "directory": str(path.parent)} for path in done]
 
 
 def describe_plan(study: Study) -> str:
@@ -499,7 +499,7 @@ def write_data(study: Study) -> None:
             "num_nonlenses": kinds.total(),
             "nonlenses": {kind: number for kind, number in sorted(kinds.items()) if kind},
         }
-    earlier = _read(path)["data"] if path.is_file() else {}
+    earlier = _read(path, "data")["data"] if path.is_file() else {}
     mixes = bool(earlier) and ("" in earlier) != ("" in data)
     if mixes or any(earlier[fold] != data[fold] for fold in earlier.keys() & data.keys()):
         raise InputError(f"output_dir {study.output_dir} holds a study of other data: choose another output_dir")
@@ -507,11 +507,19 @@ def write_data(study: Study) -> None:
         write_json(path, {"data": dict(sorted({**earlier, **data}.items()))})
 
 
-def _read(path: Path) -> dict[str, Any]:
+_RECORDED = (*(item.name for item in fields(Cell)), "settings")
+
+
+def _read(path: Path, *names: str) -> dict[str, Any]:
+    """A record, which must hold these entries."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete its folder, which is then done anew") from error
+        record = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
+    lacks = [name for name in names if not isinstance(record, dict) or name not in record]
+    if lacks or any(not isinstance(record[name], dict) for name in ("settings", "data") if name in names):
+        raise InputError(f"{path} is damaged ({', '.join(lacks) or 'its entries'}): delete it, and it is made again")
+    return record
 
 
 def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
@@ -528,7 +536,8 @@ def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a table says of the pretraining that another goes on from."""
     kept = {name: facts.get(name) for name in ("run_id", "num_train_images", "seconds", "precision", "device")}
-    return {"data": facts["data"]["name"], "epochs": facts["arguments"]["epochs"], **kept}
+    data = {"data": facts["data"]["name"], "simulator_version": facts["data"].get("simulator_version")}
+    return {**data, "epochs": facts["arguments"]["epochs"], **kept}
 
 
 def _values(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

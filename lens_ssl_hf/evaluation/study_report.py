@@ -75,9 +75,10 @@ def _copy_cells(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
         source = Path(record["directory"])
         target = folder / source.parent.name / source.name
         settings = {name: value for name, value in record["settings"].items() if name not in ("output_dir", "init")}
-        write_json(target / "cell.json", {**record, "directory": source.name, "settings": settings})
         if (source / "predictions.parquet").is_file():
             Predictions.load(source / "predictions.parquet").save(target / "predictions.parquet")
+        # last, since it says that the cell is whole
+        write_json(target / "cell.json", {**record, "directory": source.name, "settings": settings})
 
 
 def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

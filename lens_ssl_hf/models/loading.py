@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from ..data.processing import Stretch
-from ..data.readers import MAX_BANDS
+from ..data.raw import MAX_BANDS
 from ..errors import InputError
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"

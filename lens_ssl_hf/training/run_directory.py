@@ -136,7 +136,7 @@ class RunDirectory:
         ]
         others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
         others |= {"init_run": "the run that init names is another", "init_weights": "the weights of init are others"}
-        differences += [text for name, text in others.items() if self._earlier.get(name) != facts.get(name)]
+        differences += [text for name, text in others.items() if _stated(self._earlier, name) != _stated(facts, name)]
         if self._earlier.get("batch_size", facts.get("batch_size")) != facts.get("batch_size"):
             differences.append("the batches are others: give as many processes")
         if differences:
@@ -239,6 +239,12 @@ class RunDirectory:
             raise InputError(
                 f"cannot write {self.model} ({error}): make room, then go on with --resume auto"
             ) from error
+
+
+def _stated(facts: dict[str, Any], name: str) -> Any:
+    """A fact of a run; of its data what is known, so that fields of later versions change nothing."""
+    fact = facts.get(name)
+    return {key: value for key, value in fact.items() if value is not None} if name == "data" and fact else fact
 
 
 def origin(init: str, encoder: torch.nn.Module | None) -> dict[str, Any]:
