@@ -89,13 +89,16 @@ def study_table(results: dict) -> str:
 def summary_table() -> str:
     """A few ROC AUCs of the studies on simulated and on real cutouts, side by side."""
     lines = [["cutouts", "labels", *SUMMARY_METHODS.values()], ["---"] * (2 + len(SUMMARY_METHODS))]
+    note = "ROC AUC with 95 % intervals, and in brackets seeds x label subsets."
     for study, (title, budgets) in SUMMARY_ROWS.items():
-        rows = json.loads((RESULTS / study / "results.json").read_text())["rows"]
+        results = json.loads((RESULTS / study / "results.json").read_text())
+        if version := results["data"].get("simulator_version"):
+            note += f" Simulator version {version}."
         for budget in budgets:
-            found = {row["method"]: row for row in rows if row["labels"] == budget}
+            found = {row["method"]: row for row in results["rows"] if row["labels"] == budget}
             labels = f"all ({found['supervised']['num_labels']:,})" if budget == "all" else budget
             lines.append([title, labels, *(_auc(found.get(method)) for method in SUMMARY_METHODS)])
-    return _as_markdown(lines) + "\n\nROC AUC with 95 % intervals, and in brackets seeds x label subsets."
+    return f"{_as_markdown(lines)}\n\n{note}"
 
 
 def _auc(row: dict | None) -> str:
