@@ -148,7 +148,7 @@ def test_the_raw_processor_equals_read_cutout_and_the_stock_processor(tmp_path, 
 
 
 def test_of_a_large_cutout_only_the_middle_is_worked_on(tmp_path):
-    """A hole of 2,300 pixels takes no time where the model does not see it; where it sees nothing else, it is refused."""
+    """A large hole takes no time where the model does not see it; where it sees nothing else, it is refused."""
     entry, middle = cutouts_entry(), make_flux(1, 48)[0]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 32, "cutouts": entry}))
     flux = np.full((3, 2301, 2300), np.nan, "f4")
