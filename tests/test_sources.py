@@ -274,15 +274,33 @@ def test_ids_positions_and_further_columns_travel():
     assert parquet.sample("train", 100).ids == as_tensors(data["train"]).ids
 
 
-def test_positions_come_from_the_files_where_the_table_has_none(monkeypatch):
-    from dataclasses import replace
+def write_fits_table(path, header_of, count=20):
+    """FITS files whose headers `header_of` gives, and a table of them without positions."""
+    path.parent.mkdir(parents=True)
+    for i in range(count):
+        fits.PrimaryHDU(flux(i), fits.Header(header_of(i))).writeto(path.parent / f"{i}.fits")
+    rows = [(f"{i}.fits", "lens" if i % 2 else "nonlens") for i in range(count)]
+    with open(path, "w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label"), *rows])
+    return path
 
-    from lens_ssl_hf.data import reading
 
-    read = reading.read_raw
-    monkeypatch.setattr(reading, "read_raw", lambda *given: replace(read(*given), ra=150.0, dec=2.0))
-    data = load(write_table(columns_of(20)))
-    assert set(data["train"]["ra"]) == {150.0} and set(data["train"]["dec"]) == {2.0}
+def test_positions_come_from_the_files_where_the_table_has_none():
+    def wcs(i):
+        axes = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 16.5, "CRPIX2": 16.5}
+        return axes | {"CRVAL1": 150.0 + i, "CRVAL2": 2.0, "CDELT1": -5e-5, "CDELT2": 5e-5}
+
+    data = load(write_fits_table(Path("data/t.csv"), wcs))
+    for split in data.values():
+        assert split["ra"] == pytest.approx([150.0 + int(name.removesuffix(".fits")) for name in split["id"]])
+        assert split["dec"] == pytest.approx([2.0] * len(split))
+
+
+def test_files_without_a_zero_point_beside_others_need_one():
+    table = write_fits_table(Path("data/t.csv"), lambda i: {} if i == 3 else {"BUNIT": "nJy"})
+    with pytest.raises(InputError, match=r"3\.fits states no zero point where .*\.fits does: add MAGZERO or BUNIT"):
+        load(table)
+    load(table, zero_point=31.4)
 
 
 # Nothing of this machine is published
