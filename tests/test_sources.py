@@ -443,15 +443,15 @@ def test_the_summary_tells_what_was_understood():
             pixels = 0.01 * flux(i + 10 * (kind == "lenses"), size=64)
             pixels[:, 30:34, 30:34] += 30
             pixels[:, 4:8, 4:8] += 10  # a quarter of the light lies outside of the central 32 pixels
-            header = fits.Header({"PIXSCALE": 0.1, "BANDS": "gri"} | ({"MAGZERO": 27.0} if i < 4 else {}))
+            header = fits.Header({"MAGZERO": 27.0, "BANDS": "gri"} | ({"PIXSCALE": 0.1} if i < 4 else {}))
             fits.PrimaryHDU(pixels, header).writeto(root / kind / f"{i}.fits")
     text = describe_build(load(root, stretch="linear"), "data")
     for line in (
         "g r i, named by 20 of 20 files",
         "64 x 64 pixels, 6.4 arcsec",
         "3.2 of 6.4 arcsec; 24.8% of the training lenses' light lies outside",
-        "0.1 arcsec, stated by 20 of 20 files",
-        "27 (AB magnitude of flux 1), stated by 8 of 20 files",
+        "0.1 arcsec, stated by 8 of 20 files",
+        "27 (AB magnitude of flux 1), stated by 20 of 20 files",
         "7 lens, 7 nonlens",
         "left out      nothing",
     ):
