@@ -76,13 +76,17 @@ def main() -> None:
     check_target(output)  # before hours of building
     cutouts = load_dataset(data_arguments)
     is_file = arguments.output.endswith(".safetensors")
+    if isinstance(cutouts, str) and not is_file:
+        raise InputError(f"{cutouts} can be written as .safetensors alone: give such an output")
     (save_tensors if is_file else save_cutouts)(cutouts, arguments.output)
-    if not isinstance(cutouts, str):  # a .safetensors file that is there already
-        print(describe_build(cutouts, data_arguments.dataset))
-        examples = output.with_name(f"{output.stem}_examples.png") if is_file else output / "examples.png"
-        draw_examples(cutouts, examples)
-        print(f"{examples}: some of the cutouts")
-        print(f"{arguments.output}: " + ", ".join(f"{len(split)} {name}" for name, split in cutouts.items()))
+    if isinstance(cutouts, str):
+        print(f"{arguments.output}: as {cutouts}")
+        return
+    print(describe_build(cutouts, data_arguments.dataset))
+    examples = output.with_name(f"{output.stem}_examples.png") if is_file else output / "examples.png"
+    draw_examples(cutouts, examples)
+    print(f"{examples}: some of the cutouts")
+    print(f"{arguments.output}: " + ", ".join(f"{len(split)} {name}" for name, split in cutouts.items()))
 
 
 if __name__ == "__main__":

@@ -689,6 +689,11 @@ def test_bad_files_are_skipped_and_listed_by_the_script(monkeypatch, capsys):
     with open("bad.csv", newline="") as file:
         bad = list(csv.DictReader(file))
     assert {Path(row["file"]).name for row in bad} == {"003.npy", "002.npy"} and all(row["problem"] for row in bad)
+    assert Image.open("out/examples.png").size[0] > 8 * 128
+    printed = capsys.readouterr().out
+    assert "What was understood of in:" in printed and "left out" in printed
+    build(monkeypatch, "out", 2)
+    assert capsys.readouterr().err == "error: out exists already: choose another directory or remove it\n"
     splits = load("out")
     assert sum(len(split) for split in splits.values()) == 40 - 2 and cutout_info(splits).left_out == 2
 

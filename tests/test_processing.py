@@ -147,6 +147,25 @@ def test_the_raw_processor_equals_read_cutout_and_the_stock_processor(tmp_path, 
         torch.testing.assert_close(pixels, raw, rtol=0, atol=rounding)
 
 
+def test_of_a_large_cutout_only_the_middle_is_worked_on(tmp_path):
+    """A large hole takes no time where the model does not see it; where it sees nothing else, it is refused."""
+    entry, middle = cutouts_entry(), make_flux(1, 48)[0]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 32, "cutouts": entry}))
+    flux = np.full((3, 2301, 2300), np.nan, "f4")
+    flux[:, :5] = 1
+    np.save(tmp_path / "hole.npy", flux)
+    with pytest.raises(InputError, match=r"the middle of .*hole\.npy, which the model sees, has no valid pixel"):
+        read_cutout(tmp_path / "hole.npy", like=tmp_path)
+    flux[:, 1126:1174, 1126:1174] = middle
+    np.save(tmp_path / "a.npy", flux)
+    np.save(tmp_path / "b.npy", middle)
+    seen = read_cutout(tmp_path / "a.npy", like=tmp_path)
+    assert seen.shape == (3, 513, 512)
+    np.testing.assert_array_equal(
+        seen[:, 240:272, 240:272], read_cutout(tmp_path / "b.npy", like=tmp_path)[:, 8:40, 8:40]
+    )
+
+
 @pytest.mark.parametrize("count", [1, 5, 10])
 def test_processor_saves_and_takes_any_number_of_bands(tmp_path, count):
     bands = [f"b{i}" for i in range(count)]

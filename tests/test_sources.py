@@ -274,15 +274,33 @@ def test_ids_positions_and_further_columns_travel():
     assert parquet.sample("train", 100).ids == as_tensors(data["train"]).ids
 
 
-def test_positions_come_from_the_files_where_the_table_has_none(monkeypatch):
-    from dataclasses import replace
+def write_fits_table(path, header_of, count=20):
+    """FITS files whose headers `header_of` gives, and a table of them without positions."""
+    path.parent.mkdir(parents=True)
+    for i in range(count):
+        fits.PrimaryHDU(flux(i), fits.Header(header_of(i))).writeto(path.parent / f"{i}.fits")
+    rows = [(f"{i}.fits", "lens" if i % 2 else "nonlens") for i in range(count)]
+    with open(path, "w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label"), *rows])
+    return path
 
-    from lens_ssl_hf.data import reading
 
-    read = reading.read_raw
-    monkeypatch.setattr(reading, "read_raw", lambda *given: replace(read(*given), ra=150.0, dec=2.0))
-    data = load(write_table(columns_of(20)))
-    assert set(data["train"]["ra"]) == {150.0} and set(data["train"]["dec"]) == {2.0}
+def test_positions_come_from_the_files_where_the_table_has_none():
+    def wcs(i):
+        axes = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 16.5, "CRPIX2": 16.5}
+        return axes | {"CRVAL1": 150.0 + i, "CRVAL2": 2.0, "CDELT1": -5e-5, "CDELT2": 5e-5}
+
+    data = load(write_fits_table(Path("data/t.csv"), wcs))
+    for split in data.values():
+        assert split["ra"] == pytest.approx([150.0 + int(name.removesuffix(".fits")) for name in split["id"]])
+        assert split["dec"] == pytest.approx([2.0] * len(split))
+
+
+def test_files_without_a_zero_point_beside_others_need_one():
+    table = write_fits_table(Path("data/t.csv"), lambda i: {} if i == 3 else {"BUNIT": "nJy"})
+    with pytest.raises(InputError, match=r"3\.fits states no zero point where .*\.fits does: add MAGZERO or BUNIT"):
+        load(table)
+    load(table, zero_point=31.4)
 
 
 # Nothing of this machine is published
@@ -425,15 +443,15 @@ def test_the_summary_tells_what_was_understood():
             pixels = 0.01 * flux(i + 10 * (kind == "lenses"), size=64)
             pixels[:, 30:34, 30:34] += 30
             pixels[:, 4:8, 4:8] += 10  # a quarter of the light lies outside of the central 32 pixels
-            header = fits.Header({"PIXSCALE": 0.1, "BANDS": "gri"} | ({"MAGZERO": 27.0} if i < 4 else {}))
+            header = fits.Header({"MAGZERO": 27.0, "BANDS": "gri"} | ({"PIXSCALE": 0.1} if i < 4 else {}))
             fits.PrimaryHDU(pixels, header).writeto(root / kind / f"{i}.fits")
     text = describe_build(load(root, stretch="linear"), "data")
     for line in (
         "g r i, named by 20 of 20 files",
         "64 x 64 pixels, 6.4 arcsec",
         "3.2 of 6.4 arcsec; 24.8% of the training lenses' light lies outside",
-        "0.1 arcsec, stated by 20 of 20 files",
-        "27 (AB magnitude of flux 1), stated by 8 of 20 files",
+        "0.1 arcsec, stated by 8 of 20 files",
+        "27 (AB magnitude of flux 1), stated by 20 of 20 files",
         "7 lens, 7 nonlens",
         "left out      nothing",
     ):

@@ -285,7 +285,7 @@ def _common(
     if config.zero_point is None and len(per_file) > 1:
         span = f"{min(points):.4g} to {max(points):.4g}"
         raise InputError(f"the cutouts of {config.dataset} have zero points of {span}: scale them with zero_point")
-    _warn_of_silent_files(_stated(found))
+    _check_silent_files(rows, found, config)
     scale = config.pixel_scale or (float(np.median(scales)) if scales else None)
     common = points.pop() if len(points) == 1 else None
     return bands, all(display), scale, common if config.zero_point is None else config.zero_point
@@ -306,12 +306,22 @@ def _stated(found: list[_Checked]) -> dict[str, Any]:
     }
 
 
-def _warn_of_silent_files(stated: dict[str, Any]) -> None:
-    """Files that say nothing beside others that do are taken to be like these."""
-    for name, words in {"pixel_scale": "pixel scale", "zero_point": "zero point"}.items():
-        if 0 < stated[name] < stated["files"]:
-            silent = stated["files"] - stated[name]
-            logger.warning(f"{silent} of {stated['files']} files state no {words}: they are taken to have the others'")
+def _check_silent_files(rows: list[Row], found: list[_Checked], config: "CutoutsConfig") -> None:
+    """
+    Files that state nothing beside others that do: their pixel scale is taken to be the others', which a look at the
+    pictures would show; their zero point, which nothing shows, must be asked for.
+    """
+    scales = [bool(one.pixel_scale) for one in found]
+    if any(scales) and not all(scales):
+        silent = f"{scales.count(False)} of {len(scales)} files"
+        logger.warning(f"{silent} state no pixel scale: they are taken to have the others'")
+    points = [any(point is not None for point in one.zero_points or ()) for one in found]
+    if config.zero_point is None and any(points) and not all(points):
+        row, other = rows[points.index(False)], rows[points.index(True)]
+        raise InputError(
+            f"{row.name} states no zero point where {other.name} does: add MAGZERO or BUNIT to its header, or give "
+            "zero_point if that of the silent files is known"
+        )
 
 
 def _band_names(bands: list[str] | None, found: _Checked) -> list[str]:

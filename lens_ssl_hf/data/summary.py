@@ -35,7 +35,7 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
     for name, field in {"pixel scale": "pixel_scale", "zero point": "zero_point"}.items():
         lines[name] += _stated(facts, field, "stated")
     for name, split in dataset_dict.items():
-        counts = Counter(split["label"])
+        counts = Counter(split["label"][:])
         names = {1: "lens", 0: "nonlens", -1: "unlabelled"}
         lines[name] = ", ".join(f"{counts[label]} {kind}" for label, kind in names.items() if counts[label])
     further = [name for name in next(iter(dataset_dict.values())).column_names if name not in _OWN]
@@ -58,7 +58,7 @@ def outside_share(dataset_dict: Mapping[str, Any], info: CutoutInfo, crop: int =
     if "train" not in dataset_dict or info.size <= crop:
         return None if "train" not in dataset_dict else 0.0
     train = dataset_dict["train"]
-    lenses = [i for i, label in enumerate(train["label"]) if label == 1][:_LENSES]
+    lenses = [i for i, label in enumerate(train["label"][:]) if label == 1][:_LENSES]
     if not lenses:
         return None
     pixels = np.array(train.select(lenses).with_format("numpy")["pixels"], dtype=np.float32)

@@ -59,6 +59,8 @@ def labelled_splits(splits: Mapping[str, CutoutTensors], *names: str) -> list[Cu
         [`InputError`]: one of them is missing, or does not hold both classes, all labelled.
     """
     for name in names:
+        if name not in splits and set(splits) == {"unlabelled"}:
+            raise InputError("the dataset holds unlabelled cutouts alone: give one with labels")
         if name not in splits:
             raise InputError(f"the data set has no {name} split: add one")
         if set(splits[name].labels.tolist()) != {0, 1}:

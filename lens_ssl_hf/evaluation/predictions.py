@@ -26,7 +26,7 @@ class Predictions:
         id, group, subclass (`list[str]`): per cutout.
         label (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens, -1 unlabelled.
         score (`np.ndarray` of shape `(n,)`): P(lens), float64.
-        columns (`dict[str, list]`): what else the data set knows of each cutout, such as `ra` and `dec` in degrees.
+        columns (`dict[str, list]`): what else the dataset knows of each cutout, such as `ra` and `dec` in degrees.
     """
 
     id: list[str]

@@ -295,15 +295,6 @@ def _code_spans(names: list[str]) -> Markup:
     return Markup("`, `").join(escape(name) for name in names)
 
 
-def check_license(license: str) -> None:
-    """
-    Raises:
-        [`InputError`]: the Hub has no licence of such a name.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", license):
-        raise InputError(f"license {license!r} is no name of the Hub's: give one such as cc-by-4.0, or other")
-
-
 def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
     """
     The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated, or where

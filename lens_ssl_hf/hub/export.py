@@ -18,7 +18,7 @@ from ..files import replacing, write_json
 from ..models.backbones import load_encoder
 from ..models.loading import load_classifier
 from ..training.run_directory import read_run
-from .card import HUB_ID, CardFacts, check_license, read_evaluation, write_card
+from .card import HUB_ID, CardFacts, read_evaluation, write_card
 from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
@@ -67,7 +67,6 @@ def export(
         raise InputError(f"the {facts['task']} run {run} has no final model: go on with it with --resume auto")
     if base_model is not None and not re.fullmatch(HUB_ID, base_model):
         raise InputError(f"base_model {base_model!r} is no id of the Hub: give one such as me/lens-dino-vits8")
-    check_license(license)
     if with_heads and facts["task"] != "pretrain":
         raise InputError(f"{run} is a fine-tuning run, without SSL heads: leave them out, or give a pretraining run")
     if folder.exists() and not _may_be_replaced(folder):

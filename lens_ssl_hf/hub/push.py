@@ -18,7 +18,7 @@ from ..data.processing import CutoutInfo, cutout_info
 from ..errors import InputError
 from ..files import temporary_folder
 from ..training.run_directory import read_run
-from .card import check_license, read_evaluation, render_dataset_card
+from .card import read_evaluation, render_dataset_card
 from .export import export, is_of_export
 from .upload import upload
 
@@ -110,7 +110,6 @@ def push_dataset(
             "cc-by-4.0, or other"
         )
     license = license or "apache-2.0"
-    check_license(license)
     origin = origin or ("simulated" if info.simulated else "not stated by the publisher")
 
     def write(folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ..errors import InputError
 from .compatibility import info_of
 
-# Of load_cutouts, whose `pixels` are display units; plain load_dataset loses what the data set says of itself.
+# Of load_cutouts, whose `pixels` are display units; plain load_dataset loses what the dataset says of itself.
 _OWN_COLUMNS = {"pixels", "id", "label", "group", "subclass"}
 
 
@@ -22,7 +22,7 @@ class Inputs:
         items (iterable): the cutouts, each as [`LensPipeline.display`] takes it.
         is_one (`bool`): whether a single cutout was given.
         is_stream (`bool`): whether their number is not known, as that of a generator.
-        info (`dict`): the fields of the `CutoutInfo` of the data set that they come from, where they come from one.
+        info (`dict`): the fields of the `CutoutInfo` of the dataset that they come from, where they come from one.
         units (`str`, *optional*): `"display"` where the pixels are known to be display units.
     """
 
@@ -38,7 +38,7 @@ def open_inputs(cutouts: Any) -> Inputs:
     Tell one cutout from many, and look through the containers of datasets and torch.
 
     Raises:
-        [`InputError`]: a whole data set instead of one of its splits, or a split without pixels.
+        [`InputError`]: a whole dataset instead of one of its splits, or a split without pixels.
     """
     if isinstance(cutouts, Mapping) and "pixels" in cutouts:
         pixels = cutouts["pixels"]
@@ -77,7 +77,7 @@ def units_of_row(row: Mapping[str, Any]) -> str | None:
 def _open_dataset(dataset: Any) -> Inputs:
     info, names = info_of(dataset), dataset.column_names
     if names is not None and "pixels" not in names:
-        raise InputError(f"the data set has no column 'pixels' (it has {', '.join(names)}): make it with load_cutouts")
+        raise InputError(f"the dataset has no column 'pixels' (it has {', '.join(names)}): make it with load_cutouts")
     units = "display" if info else units_of_row(dict.fromkeys(names or ()))
     if not _has_length(dataset):
         return Inputs(dataset, is_stream=True, info=info, units=units)
@@ -112,7 +112,7 @@ def _as_batch(pixels: Any) -> Any:
 
 
 def _without_subsets(dataset: Any) -> Any:
-    """The data set below the `Subset`s of `random_split`."""
+    """The dataset below the `Subset`s of `random_split`."""
     while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
         dataset = dataset.dataset
     return dataset

@@ -80,7 +80,7 @@ class LensPipeline:
 
         Raises:
             [`InputError`]: unreadable file, wrong number of bands, no valid pixel, smaller than the model's crop,
-                values that cannot be what the model expects, or a data set with the model's bands in another order.
+                values that cannot be what the model expects, or a dataset with the model's bands in another order.
         """
         given = open_inputs(cutouts)
         if given.units and units not in (None, given.units):

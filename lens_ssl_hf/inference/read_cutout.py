@@ -1,15 +1,19 @@
 """Any cutout file -> the display units that a published model reads."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.processing import to_display
-from ..data.readers import RawCutout, read_raw, read_raw_bands
+from ..data.readers import RawCutout, check_valid, read_raw, read_raw_bands
 from ..errors import InputError
 from ..models.loading import check_cutouts, read_config
+
+MIDDLE = 512  # pixels a side that are kept of a larger cutout
 
 
 def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | str | None = None) -> np.ndarray:
@@ -32,7 +36,8 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
             FITS only: see [`~lens_ssl_hf.data.readers.read_raw`].
 
     Returns:
-        `np.ndarray` of shape `(bands, H, W)`: float32 display units, for `transformers.pipeline` or the processor.
+        `np.ndarray` of shape `(bands, H, W)`: float32 display units, for `transformers.pipeline` or the processor; of
+        a cutout larger than `MIDDLE` pixels its middle.
 
     Raises:
         [`InputError`]: unreadable file, wrong bands, no valid pixel, smaller than the model's crop, values that cannot
@@ -55,8 +60,14 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
 def as_display(
     raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path, num_channels: int | None, min_size: int | None
 ) -> np.ndarray:
-    """[`~lens_ssl_hf.data.processing.to_display`], with the model's number of bands and its crop checked."""
-    display = to_display(raw, cutouts, name)
+    """
+    [`~lens_ssl_hf.data.processing.to_display`], with the model's number of bands and its crop checked. Of a large
+    cutout only the middle is worked on, so that what lies around it costs no time.
+    """
+    side = _seen_side(raw, cutouts, min_size or 0)
+    if side:
+        check_valid(_middle(raw.pixels, side), f"the middle of {name}, which the model sees,", raw.bands)
+    display = to_display(replace(raw, pixels=_middle(raw.pixels, max(MIDDLE, 2 * side))), cutouts, name)
     if num_channels and len(display) != num_channels:
         raise InputError(f"{name} has {len(display)} bands, the model needs {num_channels}: give it these")
     height, width = display.shape[1:]
@@ -65,6 +76,18 @@ def as_display(
             f"{name} is {height} x {width} pixels, smaller than the model's {min_size}: cut it out larger"
         )
     return display
+
+
+def _seen_side(raw: RawCutout, cutouts: Mapping[str, Any], min_size: int) -> int:
+    """Side of what the model sees, in pixels of the cutout."""
+    own, wanted = raw.pixel_scale, cutouts.get("pixel_scale")
+    return math.ceil(min_size * wanted / own) if own and wanted else min_size
+
+
+def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle of `(bands, H, W)`, all of it where it is smaller; its own middle is that of the whole."""
+    top, left = (max(0, (length - side) // 2) for length in pixels.shape[1:])
+    return pixels[:, top : pixels.shape[1] - top, left : pixels.shape[2] - left]
 
 
 def model_config(like: Any) -> dict[str, Any]:
