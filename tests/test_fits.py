@@ -166,7 +166,7 @@ def test_all_bands_of_a_file_are_read_and_nothing_else(tmp_path, hdus, primary, 
             "are in adu, electron: give",
         ),
         ([(PLANE, "SCI", {}), (np.ones((5, 5), "i2"), "DQ", {})], r"a mask of shape \(5, 5\) for an image of 20 x 20"),
-        ([(PLANE, "SCI", {}), ((PLANE > -5) * 6, "MASK", {})], "masked in 100% of its pixels by MASK"),
+        ([(PLANE, "SCI", {}), ((PLANE > -5) * 6, "MASK", {})], "masked in 100% of its pixels, its centre too, by MASK, whose bits"),
     ],
 )
 def test_images_that_are_no_cutout_are_refused(tmp_path, hdus, message):

@@ -13,7 +13,7 @@ from astropy.nddata import CCDData
 from astropy.utils.masked import Masked
 from PIL import Image
 
-from lens_ssl_hf.data import fits_files, pictures, raw, readers
+from lens_ssl_hf.data import fits_files, numpy_files, pictures, raw
 from lens_ssl_hf.data.processing import fill_masked, standardise
 from lens_ssl_hf.data.readers import check_file, raw_from_array, read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
@@ -219,7 +219,7 @@ def test_size_is_checked_before_pixels_are_read(tmp_path, monkeypatch, suffix):
         )
     read_raw(path)
     monkeypatch.setattr(raw, "MAX_PIXELS", 399)
-    for module in (readers, fits_files, pictures):
+    for module in (numpy_files, fits_files, pictures):
         monkeypatch.setattr(module, "as_pixels", None)
     with pytest.raises(InputError, match=r"a\.\w+ has shape \((1, )?20, 20\), more than 399 pixels: cut"):
         read_raw(path)
