@@ -1,6 +1,8 @@
 """Masks and weights beside an image of a FITS file: which HDUs they are, and where they say that there is no flux."""
 
+import math
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,29 @@ def read_data(hdu: Any, name: str | Path) -> np.ndarray:
     check_size(hdu.shape, name)
     if getattr(hdu, "compression_type", None) == "HCOMPRESS_1":  # astropy 8.0.2 writes beyond its memory
         raise InputError(f"{name} is HCOMPRESSed, which crashes readers where it is damaged: unpack it with funpack")
+    if hasattr(hdu, "compressed_data"):
+        _check_tiles(hdu, name)
     data = hdu.data
     return data.reshape(data.shape[-3:]) if data.ndim > 3 and np.prod(data.shape[:-3]) == 1 else data
+
+
+def _check_tiles(hdu: Any, name: str | Path) -> None:
+    """Refuse gzipped tiles that unpack to more than there are pixels: memory would be taken for them."""
+    from astropy.io import fits
+
+    place = hdu.fileinfo()
+    if place is None:  # made in memory
+        return
+    most, packed = 8 * math.prod(hdu.shape), 0  # bytes
+    with fits.open(place["file"].name, memmap=False, disable_image_compression=True) as tables:
+        table = next(one for one in tables if one.fileinfo()["hdrLoc"] == place["hdrLoc"])
+        for column in {"COMPRESSED_DATA", "GZIP_COMPRESSED_DATA"} & set(table.columns.names):
+            for tile in map(bytes, table.data[column]):
+                packed += len(tile)
+                is_gzip = tile.startswith(b"\x1f\x8b")
+                is_more = is_gzip and len(zlib.decompressobj(31).decompress(tile, most + 1)) > most
+                if is_more or packed > place["datSpan"]:  # the same bytes for many tiles
+                    raise InputError(f"{name} has tiles that unpack to more than its pixels: save or copy it again")
 
 
 def mask_of(hdus: Sequence[Any], image: Any, chosen: list[Any], name: str | Path) -> np.ndarray | None:
@@ -104,7 +127,7 @@ def _bad_bits(hdu: Any, values: np.ndarray, hdus: Sequence[Any], name: str | Pat
     planes = {key[3:]: header[key] for header in (primary, hdu.header) for key in header if key.startswith("MP_")}
     bits = None
     if planes:
-        bits = sum(1 << int(planes[plane]) for plane in _BAD_PLANES if plane in planes)
+        bits = sum(1 << min(int(planes[plane]), 62) for plane in _BAD_PLANES if plane in planes)
     elif primary.get("TELESCOP") == "JWST":
         bits = _JWST_BITS
     elif "MASKBITS" in words_of(hdu):

@@ -99,11 +99,19 @@ def read_raw_bands(
             raise InputError(f"{path} has {len(one.pixels)} bands where one was expected: give one file per band")
     stated = [one.bands[0] if one.bands else None for one in raws]
     if bands is None:
-        return join_bands(raws, paths, tuple(stated if any(stated) else bands_in_paths(paths) or stated))
+        return join_bands(raws, paths, tuple(_with_names_of_files(stated, paths)))
     for path, band, wanted in zip(paths, stated, bands):
         if band and is_known_band(band) and is_known_band(wanted) and band_name(band) != band_name(wanted):
             raise InputError(f"{path} states the band {band} where {wanted} is expected: correct bands or the header")
     return join_bands(raws, paths, tuple(bands))
+
+
+def _with_names_of_files(stated: list[str | None], paths: Sequence[str | Path]) -> list[str | None]:
+    """The stated bands, and those in the names of the files for the others, where the two do not contradict."""
+    names = bands_in_paths(paths)
+    if names is None or any(band and band_name(band) != band_name(name) for band, name in zip(stated, names)):
+        return stated
+    return [band or name for band, name in zip(stated, names)]
 
 
 def raw_from_array(item: Any, name: str | Path, wanted_bands: int | None = None) -> RawCutout:
@@ -122,20 +130,29 @@ def raw_from_array(item: Any, name: str | Path, wanted_bands: int | None = None)
     """
     if hasattr(item, "convert") and hasattr(item, "getbands"):  # PIL
         raw = from_image(item, name)
-    elif isinstance(item, list) and item and hasattr(item[0], "fileinfo"):  # HDUList
+    elif isinstance(item, list) and hasattr(item, "fileinfo"):  # HDUList
         raw = from_hdus(item, name)
+    elif isinstance(item, list | tuple) and item and all(map(_is_plane, item)):  # with units and masks of their own
+        names = [f"{name}[{i}]" for i in range(len(item))]
+        raws = [raw_from_array(one, label) for one, label in zip(item, names)]
+        raw = join_bands(raws, names, tuple(one.bands[0] if one.bands else None for one in raws))
     else:
         raw = _from_values(item, name, wanted_bands)
     check_valid(raw.pixels, name, raw.bands)
     return raw
 
 
+def _is_plane(item: Any) -> bool:
+    shape = getattr(item, "shape", None)
+    return shape is not None and len(shape) == 2
+
+
 def _from_values(item: Any, name: str | Path, wanted_bands: int | None) -> RawCutout:
     header, wcs = getattr(item, "header", getattr(item, "meta", None)), getattr(item, "wcs", None)
-    mask, unit = getattr(item, "mask", None), getattr(item, "unit", None)
-    values = getattr(item, "unmasked", item)  # astropy's Masked
-    if (header is not None or wcs is not None) and not isinstance(item, np.ndarray):  # HDU, CCDData, NDData, Cutout2D
-        values = values.data
+    is_holder = any(hasattr(item, one) for one in ("header", "meta", "wcs")) and not isinstance(item, np.ndarray)
+    values = item.data if is_holder else item  # of an HDU, CCDData, NDData, Cutout2D
+    mask, unit = (getattr(item, one, getattr(values, one, None)) for one in ("mask", "unit"))
+    values = getattr(values, "unmasked", values)  # astropy's Masked
     array = _as_array(getattr(values, "value", values), name)
     if mask is not None and mask is not np.ma.nomask:
         array = np.ma.masked_array(array, np.broadcast_to(np.asarray(mask, bool), array.shape))

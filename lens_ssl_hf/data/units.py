@@ -79,7 +79,7 @@ def _parse(text: str) -> Any:
     spelled = re.sub(r"\bergs\b", "erg", re.sub(r"/A$", "/AA", spelled))
     spelled = {"MJY/SR": "MJy/sr"}.get(spelled, spelled)  # MJY alone may be mega or milli
     unit = u.Unit(spelled, parse_strict="silent") if spelled else None
-    return None if unit is None or isinstance(unit, u.UnrecognizedUnit) else unit
+    return None if unit is None or isinstance(unit, u.UnrecognizedUnit) or not unit.scale > 0 else unit
 
 
 def _usual_unit(match: re.Match) -> str:
