@@ -1,7 +1,10 @@
 """What FITS files state of a cutout, in the headers where the standard and the surveys put it."""
 
+import gzip
+
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
 from lens_ssl_hf.data.processing import to_display
@@ -9,6 +12,7 @@ from lens_ssl_hf.data.readers import read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
 
 PLANE = np.random.default_rng(0).normal(size=(20, 20)).astype("float32")
+CENTRE = np.pad(np.ones((4, 4), "i4"), 8)
 CUBE = np.stack([PLANE, PLANE + 1, PLANE + 2])
 
 
@@ -33,6 +37,10 @@ def write(path, *hdus, primary=None, data=None):
         ({"EXTNAME": "G"}, {"FILTER": "HSC-R", "MAGZPT": 27, **scale(0.168)}),
         ({"FILTER1": "CLEAR1L", "FILTER2": "g"}, {"ZP": 27.0, "SECPIX": 0.168}),
         ({"BAND": "g", "CUNIT1": "arcsec", "CUNIT2": "arcsec", **scale(0.168, unit=1)}, {"ZEROPT": 27.0}),
+        ({"EXTNAME": "SCI_G", "MAGZPT": 27, "PIXSCALE": 0.168}, {"FILTER": "r", "MAGZERO": 30, **scale(0.3)}),
+        ({"FLUXMAG0": 10**10.8, "FILTER": "OCAM_g_SDSS"}, {"MAGZERO": 30, "PIXSCALE": "0.168 arcsec/pixel"}),
+        ({"MAG_ZEROPOINT": "27.0 mag (AB)", "FILTER": "g_6"}, {"PIXEL_SCALE": 0.168}),
+        ({"MAGZERO_G": "2.7D1", "MAGZERO_R": 30, "FILTER": "ZTF_g"}, {"PIXSCALE": 0.168}),
     ],
 )
 def test_facts_are_read_from_the_own_header_and_then_the_primary_one(tmp_path, own, primary):
@@ -46,6 +54,27 @@ def test_a_header_that_does_not_inherit_stands_alone(tmp_path):
     primary = {"FILTER": "g", "MAGZERO": 27.0, "PIXSCALE": 0.2}
     raw = read_raw(write(tmp_path / "a.fits", (PLANE, "", {"INHERIT": False}), primary=primary))
     assert (raw.bands, raw.zero_points, raw.pixel_scale) == (None, None, None)
+
+
+@pytest.mark.parametrize("system", [{"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}, {"RADESYS": "FK5"}, {"NAXIS3": 1}])
+def test_a_wcs_of_any_kind_gives_scale_and_position(tmp_path, system):
+    is_cube = system.pop("NAXIS3", None)
+    header = scale(0.2) | system | ({"CTYPE3": "FREQ", "CRVAL3": 1e9, "CDELT3": 1.0} if is_cube else {})
+    raw = read_raw(write(tmp_path / "a.fits", (PLANE[None] if is_cube else PLANE, "", header)))
+    frame = "galactic" if "CTYPE1" in system else "icrs"
+    right = SkyCoord(10, 5, unit="deg", frame=frame).icrs
+    assert raw.pixel_scale == pytest.approx(0.2, rel=1e-5)
+    assert (raw.ra, raw.dec) == pytest.approx((right.ra.deg, right.dec.deg), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "header", [{"INSTRUME": "VIRCAM"}, {"TELESCOP": "WISE"}, {"PHOTSYS": "VEGA"}, {"ORIGIN": "2MASS", "BUNIT": "DN"}]
+)
+def test_zero_points_of_vega_are_not_taken_for_ab(tmp_path, header):
+    raw = read_raw(write(tmp_path / "a.fits", (PLANE, "", {"MAGZPT": 23.5, **header})))
+    assert raw.zero_points is None and raw.unit.endswith("of a Vega zero point")
+    with pytest.raises(InputError, match="of a Vega zero point and states no AB zero point"):
+        to_display(raw, {"bands": ["g"], "zero_point": 27.0, "stretch": {"kind": "none"}}, "a")
 
 
 def test_the_wcs_gives_the_position_of_the_centre(tmp_path):
@@ -64,6 +93,15 @@ def test_the_wcs_gives_the_position_of_the_centre(tmp_path):
         ({"BUNIT": "Jy"}, 8.9),
         ({"BUNIT": "nanomaggy"}, 22.5),
         ({"BUNIT": "NANOMAGGIES"}, 22.5),
+        ({"BUNIT": "nMgy"}, 22.5),
+        ({"BUNIT": "AB nanomaggies"}, 22.5),
+        ({"BUNIT": "nanomaggies/pixel"}, 22.5),
+        ({"BUNIT": "[njy]"}, 31.4),
+        ({"BUNIT": "nJy, nJy, nJy"}, 31.4),
+        ({"BUNIT": "microJy"}, 23.9),
+        ({"BUNIT": "ergs/s/cm^2/Hz"}, -48.6),
+        ({"BUNIT": "MJY/SR", "PIXSCALE": 0.2}, 23.967),
+        ({"BUNIT": "none", "MAGZERO": 27}, 27),
         ({"BUNIT": "maggies"}, 0),
         ({"BUNIT": "erg/s/cm2/Hz"}, -48.6),
         # 1 MJy/sr of 0.2-arcsec pixels is 0.9402 microjansky
@@ -72,6 +110,8 @@ def test_the_wcs_gives_the_position_of_the_centre(tmp_path):
         ({"BUNIT": "adu", "MAGZERO": "30.0"}, 30),
         ({"MAGZERO": "30,30,30"}, 30),
         ({"MAGZERO1": 30, "MAGZERO2": 30, "MAGZERO3": 30}, 30),
+        ({"ZP0": 30, "ZP1": 30, "ZP2": 30}, 30),
+        ({"BANDS": "gri", "ZP_G": 30, "ZP_R": 30, "ZP_I": 30}, 30),
         ({"FPA.ZP": 25.0, "EXPTIME": 100.0}, 30),
         # ACS F814W: PHOTFLAM 7.0e-20, PHOTPLAM 8045 give 25.95 (ACS Data Handbook)
         ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.95),
@@ -88,6 +128,12 @@ def test_units_of_flux_become_zero_points(tmp_path, header, zero_point):
     [
         ({"BUNIT": "mag"}, "is in mag, which is not linear flux: convert it to flux"),
         ({"BUNIT": "mag/arcsec2"}, "which is not linear flux"),
+        ({"BUNIT": "ABmag"}, "which is not linear flux"),
+        ({"MAGZERO": -99.0}, "has -99 in MAGZERO, which is no zero point"),
+        ({"MAGZERO": 27.0, "ZPT": 30.0}, "has 27 in MAGZERO but 30 in ZPT: remove the wrong one"),
+        ({"BANDS": "griz"}, "has griz in BANDS, but 3 planes: name as many bands as planes"),
+        ({"FILTER": "g"}, "has g in FILTER, but 3 planes"),
+        (scale(0.2) | {"CD2_2": 0.4 / 3600}, r"has pixels of 0\.2 x 0\.4 arcsec: resample it to square pixels"),
         ({"BUNIT": "log10(Jy)"}, "which is not linear flux"),
         ({"BUNIT": "nJy", "MAGZERO": 27.0}, r"is in nJy, whose zero point is 31\.4, but states 27: correct"),
         ({"BUNIT": "MJy/sr"}, "is in MJy/sr without a pixel scale: add a WCS or PIXSCALE"),
@@ -108,7 +154,7 @@ def test_counts_without_a_zero_point_are_refused_where_the_model_needs_one(tmp_p
     raw = read_raw(write(tmp_path / "a.fits", (CUBE, "", {"BUNIT": "adu"})))
     assert raw.unit == "adu" and raw.zero_points is None
     entry = {"bands": list("gri"), "zero_point": 27.0, "stretch": {"kind": "none"}}
-    with pytest.raises(InputError, match=r"a is in adu and states no zero point, .* of zero point 27: add MAGZERO"):
+    with pytest.raises(InputError, match=r"a is in adu and states no AB zero point, .* of zero point 27: add MAGZERO"):
         to_display(raw, entry, "a")
 
 
@@ -137,6 +183,19 @@ def test_8_bit_values_are_display_units_unless_a_unit_is_stated(tmp_path, dtype,
         ([("", {"EXTNAME": "y"}), ("", {"EXTNAME": "Y"})], {}, ("y", "Y")),
         ([("SCI", {}), ("ERR", {}), ("DQ", {}), ("WHT", {})], {"FILTER": "F814W"}, ("F814W",)),
         ([("VIS", {}), ("NIR_Y", {})], {}, ("VIS", "NIR_Y")),
+        (
+            [("VIS_FLUX_MICROJANSKY", {}), ("NISP_Y_FLUX_MICROJANSKY", {}), ("VIS_PSF", {}), ("MERPSF", {})],
+            {},
+            ("VIS", "NIR_Y"),
+        ),
+        (
+            [("IMAGE", {}), ("PSFIMAGE", {}), ("THUMBNAIL", {}), ("STAT", {}), ("OBJECT_MASK", {})],
+            {"BAND": "g"},
+            ("g",),
+        ),
+        ([("SCI", {}), ("SOMETHING", {})], {"FILTER": "CLEAR1L;F814W"}, ("F814W",)),
+        ([("SCI", {})], {"FILTER": "F150W2", "PUPIL": "F162M"}, ("F162M",)),
+        ([("SCI", {})], {"BAND": 1}, None),
     ],
 )
 def test_all_bands_of_a_file_are_read_and_nothing_else(tmp_path, hdus, primary, bands):
@@ -146,7 +205,7 @@ def test_all_bands_of_a_file_are_read_and_nothing_else(tmp_path, hdus, primary, 
     ]
     path = write(tmp_path / "a.fits", *((data, *hdu) for data, hdu in zip(images, hdus)), primary=primary)
     raw = read_raw(path)
-    assert raw.bands == bands and len(raw.pixels) == len(bands)
+    assert raw.bands == bands and len(raw.pixels) == len(bands or "1")
     assert np.isfinite(raw.pixels).all()
 
 
@@ -166,7 +225,13 @@ def test_all_bands_of_a_file_are_read_and_nothing_else(tmp_path, hdus, primary, 
             "are in adu, electron: give",
         ),
         ([(PLANE, "SCI", {}), (np.ones((5, 5), "i2"), "DQ", {})], r"a mask of shape \(5, 5\) for an image of 20 x 20"),
-        ([(PLANE, "SCI", {}), ((PLANE > -5) * 6, "MASK", {})], "masked in 100% of its pixels by MASK"),
+        ([(PLANE, "", {}), (PLANE, "g", {})], "holds 2 images that are not named as bands"),
+        ([(PLANE, "SCI", {}), ((PLANE > -5) * 1, "MASK", {})], "masked in 100% of its pixels"),  # 1 for good
+        ([(PLANE, "SCI", {}), (CENTRE * 32, "MASK", {})], "masked in 4% of its pixels, its centre too, by MASK"),
+        (
+            [(PLANE, "SCI", {}), ((PLANE > -5) * 6, "MASK", {})],
+            "masked in 100% of its pixels, its centre too, by MASK, whose bits",
+        ),
     ],
 )
 def test_images_that_are_no_cutout_are_refused(tmp_path, hdus, message):
@@ -192,10 +257,13 @@ def test_an_extver_is_masked_by_its_own_mask(tmp_path):
         ("MASK", {(3, 4): 1 << 0, (5, 5): 1 << 5}, {"MP_BAD": 0, "MP_DETECTED": 5}, 1),  # objects are DETECTED
         ("MASK", {(3, 4): 1 << 8, (5, 5): 1 << 2}, {"MP_NO_DATA": 8, "MP_INTRP": 2}, 1),
         ("invvar", {(3, 4): 0}, {}, 1),
+        ("WHT", {(3, 4): -1}, {}, 1),
+        ("QUALITY", {(3, 4): 2}, {}, 1),
+        ("", {(3, 4): 1 << 3, (10, 10): 1 << 12}, {"IMAGETYP": "MASKBITS"}, 1),  # Legacy Surveys: 12 is GALAXY
     ],
 )
 def test_masks_and_weights_beside_an_image_mask_it(tmp_path, name, values, header, masked):
-    mask = np.ones((20, 20), "f4") if name in ("WEIGHT", "invvar") else np.zeros((20, 20), "i4")
+    mask = np.ones((20, 20), "f4") if name in ("WEIGHT", "WHT", "invvar") else np.zeros((20, 20), "i4")
     for position, value in values.items():
         mask[position] = value
     raw = read_raw(write(tmp_path / "a.fits", (CUBE, "IMAGE", {}), (mask, name, header)))
@@ -214,6 +282,19 @@ def test_a_named_file_and_its_neighbours_name_the_one_that_is_left(tmp_path):
         write(tmp_path / f"x{band}.fits", (PLANE, "", {} if band == "i" else {"FILTER": band}))
     raw = read_raw_bands([tmp_path / f"x{band}.fits" for band in "gri"])
     assert raw.bands == ("g", "r", None)
+
+
+def test_tiles_that_unpack_to_more_than_their_pixels_are_refused(tmp_path):
+    fits.CompImageHDU(PLANE.astype("i4"), compression_type="GZIP_1", tile_shape=(20, 20)).writeto(tmp_path / "a.fits")
+    read_raw(tmp_path / "a.fits")
+    tile = np.empty(1, object)
+    tile[0] = np.frombuffer(gzip.compress(bytes(10**6)), "u1")
+    with fits.open(tmp_path / "a.fits", disable_image_compression=True) as hdus:
+        table = fits.BinTableHDU.from_columns([fits.Column("COMPRESSED_DATA", "1PB()", array=tile)])
+        table.header.update({key: value for key, value in hdus[1].header.items() if key.startswith("Z")})
+        fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "b.fits")
+    with pytest.raises(InputError, match=r"b\.fits has tiles that unpack to more than its pixels"):
+        read_raw(tmp_path / "b.fits")
 
 
 def test_files_of_two_objects_are_not_one_cutout(tmp_path):

@@ -50,17 +50,17 @@ def test_pictures_are_read_whole(tmp_path, name, image, bands, is_display, value
             np.testing.assert_array_equal(raw.pixels, np.atleast_3d(values).transpose(2, 0, 1).astype("f4"))
 
 
-def deep_colour(path):
-    """A TIFF of 16 bits per colour, which Pillow reads as 8."""
-    tags = ImageFileDirectory_v2()
-    data = np.stack([DEEP] * 3, axis=-1).tobytes()
-    values = {256: 14, 257: 12, 258: (16, 16, 16), 259: 1, 262: 2, 277: 3, 278: 12, 279: len(data), 284: 1}
-    for tag, value in values.items():
+def tiff(path, array, photometric=1, sample_format=1):
+    """A TIFF that Pillow does not write itself."""
+    tags, bits, samples = ImageFileDirectory_v2(), 8 * array.itemsize, array[0, 0].size
+    data = array.tobytes()
+    values = {256: 14, 257: 12, 258: (bits,) * samples, 259: 1, 262: photometric, 277: samples, 278: 12}
+    for tag, value in {**values, 279: len(data), 284: 1, 339: (sample_format,) * samples, 273: 0}.items():
         tags[tag] = value
-    tags[273] = 8
     with open(path, "wb") as stream:
-        stream.write(b"II*\0" + (8 + len(data)).to_bytes(4, "little") + data)
+        stream.write(b"II*\0" + (8).to_bytes(4, "little"))
         tags.save(stream)
+        stream.write(data)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,7 @@ def deep_colour(path):
         ("a.png", with_alpha("RGBA", 200), {}, "has transparent pixels: save it without transparency"),
         ("a.png", with_alpha("LA", 200), {}, "has transparent pixels"),
         ("a.png", Image.fromarray(GREY), {"transparency": int(GREY[0, 0])}, "has transparent pixels"),
+        ("a.png", Image.fromarray(DEEP), {"transparency": int(DEEP[0, 0])}, "is a deep picture with transparency"),
         ("a.jpg", Image.fromarray(COLOUR).convert("CMYK"), {}, "is a picture of mode CMYK: save it as 8-bit RGB"),
         ("a.tif", Image.fromarray(COLOUR).convert("LAB"), {}, "is a picture of mode LAB"),
         ("a.tif", Image.fromarray(COLOUR), {"pages": [COLOUR]}, "has 2 pages that are not grey bands of one size"),
@@ -86,9 +87,18 @@ def test_pictures_that_would_lose_something_are_refused(tmp_path, name, image, o
         read_raw(tmp_path / name)
 
 
-def test_16_bits_per_colour_are_not_cut_to_8(tmp_path):
-    deep_colour(tmp_path / "a.tif")
-    with pytest.raises(InputError, match="has 16 bits per colour, of which 8 would be read"):
+@pytest.mark.parametrize(
+    ("array", "kind", "message"),
+    [
+        (np.stack([DEEP] * 3, axis=-1), (2, 1), "has 16 bits per colour, of which 8 would be read"),
+        (DEEP, (0, 1), r"is a negative \(white is 0\) of 16 bits: save it with black as 0"),
+        (DEEP.astype("u4") << 16, (1, 1), "holds unsigned 32-bit values: save it as float"),
+        (GREY.view("i1"), (1, 2), "holds signed 8-bit values: save it as float"),
+    ],
+)
+def test_tiffs_that_pillow_reads_wrongly_are_refused(tmp_path, array, kind, message):
+    tiff(tmp_path / "a.tif", array, *kind)
+    with pytest.raises(InputError, match=message):
         read_raw(tmp_path / "a.tif")
 
 

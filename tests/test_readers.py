@@ -6,14 +6,16 @@ import zlib
 
 import astropy.units as u
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from astropy.io import fits
-from astropy.nddata import CCDData
+from astropy.nddata import CCDData, Cutout2D, NDData
 from astropy.utils.masked import Masked
+from astropy.wcs import WCS
 from PIL import Image
 
-from lens_ssl_hf.data import fits_files, pictures, raw, readers
+from lens_ssl_hf.data import fits_files, numpy_files, pictures, raw
 from lens_ssl_hf.data.processing import fill_masked, standardise
 from lens_ssl_hf.data.readers import check_file, raw_from_array, read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
@@ -219,7 +221,7 @@ def test_size_is_checked_before_pixels_are_read(tmp_path, monkeypatch, suffix):
         )
     read_raw(path)
     monkeypatch.setattr(raw, "MAX_PIXELS", 399)
-    for module in (readers, fits_files, pictures):
+    for module in (numpy_files, fits_files, pictures):
         monkeypatch.setattr(module, "as_pixels", None)
     with pytest.raises(InputError, match=r"a\.\w+ has shape \((1, )?20, 20\), more than 399 pixels: cut"):
         read_raw(path)
@@ -255,6 +257,69 @@ def test_masks_and_units_of_what_is_in_memory_are_read(form):
     is_flux_density = form in ("Masked quantity", "CCDData", "quantity", "HDU")
     assert found.zero_points == (pytest.approx((31.4,) * 3) if is_flux_density else None)
     assert found.bands == (("g", "r", "i") if form in ("CCDData", "HDU") else None)
+
+
+def sky(arcsec):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [150, 2], [10.5, 10.5]
+    wcs.wcs.cdelt = [-arcsec / 3600, arcsec / 3600]
+    return wcs
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        CCDData(FLUX[0], unit="nJy", wcs=sky(0.2)),
+        NDData(FLUX[0], unit="nJy", wcs=sky(0.2)),
+        Cutout2D(FLUX[0] * u.nJy, (9.5, 9.5), 20, wcs=sky(0.2)),
+    ],
+)
+def test_a_wcs_that_is_not_in_a_header_is_read(item):
+    found = raw_from_array(item, "a")
+    assert (found.pixel_scale, found.ra, found.dec) == pytest.approx((0.2, 150, 2))
+    assert found.zero_points == pytest.approx((31.4,))
+    np.testing.assert_array_equal(found.pixels, FLUX[:1])
+
+
+def test_lists_of_planes_keep_the_masks_units_and_bands_of_each():
+    mask = FLUX[0] > 1
+    found = raw_from_array([np.ma.masked_array(plane, mask) for plane in FLUX], "a")
+    np.testing.assert_array_equal(found.pixels, np.where(mask, np.nan, FLUX))
+    found = raw_from_array([FLUX[0] * u.nJy, CCDData(FLUX[1], unit="uJy", meta={"filter": "r"})], "a")
+    assert found.bands == (None, "r") and found.zero_points == pytest.approx((31.4, 23.9))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ([[1, 2], [3]], r"cannot be made a numpy array \(list\): give one"),
+        ({"flux": FLUX}, "is a dict, not an image"),
+        ((plane for plane in FLUX), "is a generator, not an image"),
+        (pd.DataFrame(FLUX[0]), "is a DataFrame: give its values as an array"),
+        (FLUX > 0, "holds bool values, not numbers"),
+        (torch.empty(3, 4, 4, device="meta"), r"cannot be made a numpy array \(Tensor\)"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_a_sentence(item, message):
+    with pytest.raises(InputError, match=f"a {message}"):
+        raw_from_array(item, "a")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"mask": FLUX[0] > 2}, {"weight": (FLUX[0] <= 2) * 1.0, "psf": FLUX[:, :5, :5]}, {"mask": (FLUX[0] > 2) * 1}],
+)
+def test_arrays_beside_the_image_of_a_npz_mask_it_and_state_its_facts(tmp_path, beside):
+    facts = {"bands": np.array(list("gri")), "zero_point": [27, 28, 29], "pixel_scale": 0.2, "name": "J1"}
+    np.savez(tmp_path / "a.npz", image=FLUX, **facts, **beside)
+    found = read_raw(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.pixels, np.where(FLUX[0] > 2, np.nan, FLUX))
+    assert (found.bands, found.zero_points, found.pixel_scale) == (("g", "r", "i"), (27, 28, 29), 0.2)
+
+
+def test_names_of_files_name_the_bands_that_headers_leave_out(tmp_path):
+    paths = [write_fits(tmp_path / f"{b}.fits", FLUX[0], **({"FILTER": "HSC-G"} if b == "g" else {})) for b in "irg"]
+    assert read_raw_bands(paths).bands == ("i", "r", "g")
 
 
 def test_bfloat16_tensors_are_read():

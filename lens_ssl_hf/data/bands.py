@@ -9,12 +9,24 @@ from ..errors import InputError
 PICTURE_BANDS = ("red", "green", "blue")
 WAVELENGTH_ORDER = ("blue", "u", "g", "green", "r", "red", "i", "VIS", "z", "Z", "y", "Y", "J", "H", "K", "Ks")
 
-_SURVEYS = "hsc|sdss|ps1|panstarrs|lsst|megacam|cfht|subaru|suprimecam|decam|des|vista|vircam|ukidss|wfcam|nir|nisp"
-_NEAR_INFRARED = ("vista", "vircam", "ukidss", "wfcam")  # whose Y and Z are not the y and z of optical cameras
+# Words in the name of an HDU that say that it holds flux.
+IMAGE_WORDS = {"SCI", "SCIENCE", "IMAGE", "IMG", "DATA", "PRIMARY", "COMPRESSED", "COADD", "FLUX", "CUTOUT"}
+_FLUX_WORDS = IMAGE_WORDS | {"NJY", "NANOJANSKY", "UJY", "MICROJANSKY", "NANOMAGGIES", "BAND"}
+
+_SURVEYS = "hsc|sdss|ps1|panstarrs|pan-starrs|lsst|lsstcam|megacam|cfht|cfis|subaru|suprimecam|decam|des|delve|legacy"
+_SURVEYS += "|vista|vircam|ukidss|wfcam|ukirt|2mass|ztf|kids|ocam|omegacam|bass|mzls|wishes|jpcam|skymapper|nir|nisp"
+# Whose Y and Z are not the y and z of optical cameras.
+_NEAR_INFRARED = ("vista", "vircam", "ukidss", "wfcam", "ukirt", "2mass")
 _OWN_Y = (*_NEAR_INFRARED, "decam", "des")
-_WITH_SURVEY = re.compile(rf"(?P<survey>{_SURVEYS})[-_. ]?(?P<band>[ugrizyjhk]|ks)(?P<second>2?)", re.I)
+_WITH_SURVEY = re.compile(
+    rf"(?:[\w-]+/)?(?P<survey>{_SURVEYS})(?:[-_. ]|::)?(?P<band>[ugrizyjhk]|ks)(?:2|_SDSS)?", re.I
+)
 # "g DECam SDSS c0001 4720.0 1520.0", "i.MP9702", "g.00000" (Pan-STARRS), "r SDSS", "g_SDSS"
-_WITH_SUFFIX = re.compile(r"(?P<band>[ugrizyY])(?:\.MP\d{4}|\.\d{5}| DECam .*|[ _.-](?:SDSS|PS1|LSST|HSC))", re.I)
+_WITH_SUFFIX = re.compile(
+    rf"(?P<band>[ugrizyY])(?:\.MP\d{{4}}|\.\d{{5}}| DECam .*|[ _.-](?:{_SURVEYS}|decals)|'|_?prime)", re.I
+)
+_PHYSICAL = re.compile(r"(?P<band>[ugrizy])_0\d|u_24|g_6|r_57|i_39|z_20|y_10")  # Rubin: LSSTComCam and LSSTCam
+_OWN = re.compile(r"W-S-([GRIZ])\+|z([gri])")  # Suprime-Cam, ZTF
 
 
 def band_name(name: str) -> str:
@@ -23,12 +35,14 @@ def band_name(name: str) -> str:
     are. `y` and `Y`, `z` and `Z` are bands of their own (optical and near-infrared cameras), and so are `g_1`, `g_2`.
     """
     name = name.strip()
-    if name in ("U", "G", "R", "I"):
-        return name.lower()
+    if name in ("U", "G", "R", "I") or _PHYSICAL.fullmatch(name):
+        return name[0].lower()
+    if match := _OWN.fullmatch(name):
+        return (match[1] or match[2]).lower()
     if match := _WITH_SURVEY.fullmatch(name):
         survey, band = match["survey"].lower(), match["band"]
         if survey in ("nir", "nisp"):  # Euclid
-            return name
+            return f"NIR_{band.upper()}"
         if survey in _NEAR_INFRARED or (survey in _OWN_Y and band == "Y"):
             return "Ks" if band.lower() == "ks" else band.upper()
         return band.lower() if band.lower() in "ugrizy" else band.upper()
@@ -44,6 +58,14 @@ def is_known_band(name: str) -> bool:
     if band_name(name) in WAVELENGTH_ORDER and name.lower() not in PICTURE_BANDS:
         return True
     return bool(re.fullmatch(r"F\d{3,4}[WMNLXP]\d?|(?:NIR|NISP)[-_][YJH]|VIS|[UBVRI]J?", name, re.I))
+
+
+def band_of_extension(name: str) -> str | None:
+    """The band in the name of an HDU that says nothing else: `"G"` for `"G"` and `"SCI_G"`; `None` for others."""
+    if is_known_band(name):
+        return name
+    rest = "_".join(word for word in re.split(r"[^A-Za-z0-9]+", name) if word and word.upper() not in _FLUX_WORDS)
+    return rest if rest and is_known_band(rest) else None
 
 
 def band_order(stated: Sequence[str | None], wanted: Sequence[str], name: str | Path) -> list[int]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,23 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .bands import check_distinct
-from .headers import Headers, band_names, facts_of, linear_flux
-from .raw import MAX_BANDS, MAX_PIXELS, RawCutout, as_pixels, check_size, size_text
+from .bands import IMAGE_WORDS, band_of_extension, check_distinct
+from .headers import Headers, band_names, facts_of, linear_flux, raw_of
+from .masks import has_image, kind_of, mask_of, read_data, words_of
+from .raw import MAX_BANDS, MAX_PIXELS, RawCutout, as_pixels, size_text
 
 MAX_BYTES = 4 * MAX_PIXELS  # of a .fits.gz when unpacked
 MAX_HDUS = 200
 _SCALES_DIFFER = 0.01  # relative
-
-# Words in the name of an HDU that tell what it holds instead of flux.
-_MASKS = {"MASK", "MSK", "DQ", "FLAG", "FLAGS", "MASKBITS", "BPM", "BADPIX"}  # not 0: bad
-_WEIGHTS = {"WEIGHT", "WHT", "WGT", "WT", "IVAR", "INVVAR"}  # 0: bad
-_OTHERS = {"VAR", "VARIANCE", "ERR", "ERROR", "ERRORS", "SIGMA", "RMS", "NOISE", "UNCERT", "UNCERTAINTY", "STD", "PSF"}
-_OTHERS |= {"MODEL", "RESIDUAL", "RESID", "BACKGROUND", "BKG", "BKGD", "SKY", "CTX", "CON", "EXP", "EXPTIME", "NEXP"}
-_OTHERS |= {"SEG", "SEGM", "SEGMENTATION", "SEGMAP", "AREA", "DEPTH", "COVERAGE", "CHI2", "KERNEL"}
-_IMAGES = {"SCI", "SCIENCE", "IMAGE", "IMG", "DATA", "PRIMARY", "COMPRESSED", "COADD", "FLUX", "CUTOUT"}
-# Planes of a mask of the LSST pipelines (HSC, Rubin) whose pixels hold no flux; most others, such as DETECTED, do.
-_BAD_PLANES = ("BAD", "SAT", "CR", "NO_DATA", "UNMASKEDNAN")
 
 
 def read_fits(path: Path, hdu: int | str | None = None) -> RawCutout:
@@ -92,12 +82,15 @@ def from_hdus(hdus: Sequence[Any], name: str | Path, hdu: int | str | None = Non
 
 def _flux_images(hdus: Sequence[Any], name: str | Path) -> list[Any]:
     """The image with flux, or the images of several bands."""
-    images = [one for one in hdus if _has_image(one)]
-    flux = [one for one in images if not _words(one) & (_MASKS | _WEIGHTS | _OTHERS)]
+    images = [one for one in hdus if has_image(one)]
+    flux = [one for one in images if kind_of(one) == "flux"]
     if not flux:
         found = f"only {_listed(hdus)}" if images else "no image at all (truncated?)"
         raise InputError(f"{name} has no image HDU of flux ({found}): choose one with hdu, or leave it out")
     if len(flux) > 1 and not _are_bands(flux, hdus, name):
+        main = [one for one in flux if words_of(one) <= IMAGE_WORDS]
+        if len(main) == 1 and not any(band_of_extension(one.name) for one in flux):
+            return main  # with something unknown beside it
         raise InputError(
             f"{name} holds {len(flux)} images that are not named as bands: choose hdu among {_listed(hdus)}"
         )
@@ -122,7 +115,7 @@ def _chosen_images(hdus: Sequence[Any], hdu: int | str, name: str | Path) -> lis
         number = int(key) if str(key).isdecimal() else key
         wanted = str(number).upper()
         found = [one for i, one in enumerate(hdus) if number == i or one.name == wanted]
-        if not found or not all(map(_has_image, found)):
+        if not found or not all(map(has_image, found)):
             available = _listed(hdus)
             hint = f"choose hdu among {available}" if available else "it holds no image at all, leave it out"
             raise InputError(f"{name} has no image in HDU {key}: {hint}")
@@ -131,21 +124,11 @@ def _chosen_images(hdus: Sequence[Any], hdu: int | str, name: str | Path) -> lis
 
 
 def _listed(hdus: Sequence[Any]) -> str:
-    return ", ".join(f"{i}{f' ({one.name})' if one.name else ''}" for i, one in enumerate(hdus) if _has_image(one))
-
-
-def _has_image(hdu: Any) -> bool:
-    return bool(hdu.is_image) and hdu.header.get("NAXIS", 0) >= 2 and 0 not in hdu.shape
+    return ", ".join(f"{i}{f' ({one.name})' if one.name else ''}" for i, one in enumerate(hdus) if has_image(one))
 
 
 def _planes(hdu: Any) -> int:
     return int(np.prod(hdu.shape[:-2]))
-
-
-def _words(hdu: Any) -> set[str]:
-    """The words of an HDU's name and of the keywords that tell its kind, in upper case."""
-    kinds = (hdu.name, hdu.header.get("IMAGETYP", ""), hdu.header.get("IMTYPE", ""), hdu.header.get("EXTTYPE", ""))
-    return {word for text in kinds for word in re.split(r"[^A-Z0-9]+", str(text).upper()) if word}
 
 
 def _headers(hdus: Sequence[Any], hdu: Any, name: str | Path) -> Headers:
@@ -154,87 +137,13 @@ def _headers(hdus: Sequence[Any], hdu: Any, name: str | Path) -> Headers:
 
 
 def _as_raw(hdus: Sequence[Any], hdu: Any, chosen: list[Any], name: str | Path) -> RawCutout:
-    headers, data = _headers(hdus, hdu, name), _data(hdu, name)
-    is_display = data.dtype == np.uint8
+    headers, data = _headers(hdus, hdu, name), read_data(hdu, name)
     pixels = as_pixels(linear_flux(data, headers), name)
     facts = facts_of(headers, pixels.shape)
-    mask = _mask(hdus, hdu, chosen, name)
+    mask = mask_of(hdus, hdu, chosen, name)
     if mask is not None:
-        pixels = _masked(pixels, mask, name)
-    if is_display and (facts.unit or facts.zero_points):  # counts that happen to fit into 8 bits
-        is_display = False
-    return RawCutout(
-        pixels, facts.bands, facts.zero_points, facts.pixel_scale, is_display, facts.unit, facts.ra, facts.dec
-    )
-
-
-def _data(hdu: Any, name: str | Path) -> np.ndarray:
-    """The values of an HDU, `(H, W)` or `(bands, H, W)`, once its header is known to be harmless."""
-    check_size(hdu.shape, name)
-    if getattr(hdu, "compression_type", None) == "HCOMPRESS_1":  # astropy 8.0.2 writes beyond its memory
-        raise InputError(f"{name} is HCOMPRESSed, which crashes readers where it is damaged: unpack it with funpack")
-    data = hdu.data
-    return data.reshape(data.shape[-3:]) if data.ndim > 3 and np.prod(data.shape[:-3]) == 1 else data
-
-
-def _mask(hdus: Sequence[Any], image: Any, chosen: list[Any], name: str | Path) -> np.ndarray | None:
-    """True where masks or weights of the image say that there is no flux; `None` where there are none."""
-    bad = None
-    for kind in (_MASKS, _WEIGHTS):
-        found = [one for one in hdus if one not in chosen and _has_image(one) and _words(one) & kind]
-        hdu = _belonging(found, image, chosen, kind, name)
-        if hdu is None:
-            continue
-        values = _data(hdu, name)
-        is_bad = ~np.isfinite(values) | (values == 0) if kind is _WEIGHTS else _bad_bits(hdu, values, hdus, name)
-        bad = is_bad if bad is None else bad | is_bad
-    return bad
-
-
-def _belonging(found: list[Any], image: Any, chosen: list[Any], kind: set[str], name: str | Path) -> Any:
-    """The mask of an image among those of a file: of its band, of its EXTVER, in its place, or the only one."""
-    rest = _words(image) - _IMAGES
-    own = [one for one in found if _words(one) - kind - _IMAGES == rest] if rest else []
-    shared = [one for one in found if not _words(one) - kind - _IMAGES]
-    if len(own) == 1 or not found:
-        return own[0] if own else None
-    if rest and not shared:
-        return None  # masks of other bands
-    candidates = own or shared
-    by_version = [one for one in candidates if one.ver == image.ver]
-    if len(candidates) == 1:
-        return candidates[0]
-    if len({one.ver for one in candidates}) == len(candidates) and len(by_version) == 1:
-        return by_version[0]
-    if len(candidates) == len(chosen):
-        return candidates[chosen.index(image)]
-    raise InputError(f"{name} has {len(candidates)} masks for {len(chosen)} images: name them alike, or remove them")
-
-
-def _bad_bits(hdu: Any, values: np.ndarray, hdus: Sequence[Any], name: str | Path) -> np.ndarray:
-    """Where a mask says that a pixel holds no flux."""
-    if values.dtype.kind == "f":
-        return ~np.isfinite(values) | (values != 0)
-    primary = hdus[0].header
-    planes = {key[3:]: header[key] for header in (primary, hdu.header) for key in header if key.startswith("MP_")}
-    if planes:
-        bits = sum(1 << int(planes[plane]) for plane in _BAD_PLANES if plane in planes)
-        return (values.astype(np.int64) & bits) != 0
-    if primary.get("TELESCOP") == "JWST":
-        return (values.astype(np.int64) & 1) != 0  # DO_NOT_USE; other bits tell what was corrected
-    bad = values != 0
-    if bad.mean() > 0.5 and values.max() > 1:  # bits such as "belongs to an object"
-        raise InputError(
-            f"{name} is masked in {bad.mean():.0%} of its pixels by {hdu.name}, whose bits are not known: leave only "
-            "bad pixels in that HDU, or remove it"
-        )
-    return bad
-
-
-def _masked(pixels: np.ndarray, mask: np.ndarray, name: str | Path) -> np.ndarray:
-    if mask.shape[-2:] != pixels.shape[-2:] or (mask.ndim == 3 and len(mask) not in (1, len(pixels))):
-        raise InputError(f"{name} has a mask of shape {mask.shape} for an image of {size_text(pixels)}: correct it")
-    return np.where(np.broadcast_to(mask, pixels.shape), np.float32(np.nan), pixels)
+        pixels[np.broadcast_to(mask, pixels.shape)] = np.nan
+    return raw_of(pixels, facts, data.dtype)
 
 
 def _stack(raws: list[RawCutout], chosen: list[Any], hdus: Sequence[Any], name: str | Path) -> RawCutout:

@@ -11,7 +11,7 @@ from .raw import MAX_BANDS, MAX_PIXELS, RawCutout, as_pixels, check_size
 
 _SAVE = "save it as 8-bit RGB or grey, or as .npy or FITS"
 _FORMATS = ("PNG", "JPEG", "TIFF")
-_BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF
 
 
 def read_picture(path: Path) -> RawCutout:
@@ -27,8 +27,8 @@ def read_picture(path: Path) -> RawCutout:
         with Image.open(path, formats=_FORMATS) as image:
             if _bits(image, path) > 8 and len(image.getbands()) > 1:  # which Pillow cuts down to 8
                 raise InputError(f"{path} has {_bits(image, path)} bits per colour, of which 8 would be read: {_SAVE}")
-            if image.format == "TIFF" and image.tag_v2.get(_ORIENTATION, 1) > 4:  # Pillow 13 mixes up its rows
-                raise InputError(f"{path} is turned by its orientation tag: save it upright")
+            if image.format == "TIFF":
+                _check_tiff(image, path)
             return from_image(image, path)
     except UnidentifiedImageError as error:
         raise InputError(
@@ -36,6 +36,18 @@ def read_picture(path: Path) -> RawCutout:
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} has more than {MAX_PIXELS} pixels: cut the object out of it") from error
+
+
+def _check_tiff(image: Any, path: Path) -> None:
+    """Refuse what Pillow 12 reads wrongly."""
+    tags, bits = image.tag_v2, _bits(image, path)
+    if tags.get(_ORIENTATION, 1) > 4:  # it mixes up the rows
+        raise InputError(f"{path} is turned by its orientation tag: save it upright")
+    if tags.get(_PHOTOMETRIC, 1) == 0 and bits > 8:  # it turns only 8-bit values round
+        raise InputError(f"{path} is a negative (white is 0) of {bits} bits: save it with black as 0")
+    kind = tags.get(_SAMPLE_FORMAT, (1,))[0]
+    if (kind, bits) in ((2, 8), (1, 32)):  # it takes signed for unsigned values and the reverse
+        raise InputError(f"{path} holds {'signed' if kind == 2 else 'unsigned'} {bits}-bit values: save it as float")
 
 
 def from_image(image: Any, name: str | Path) -> RawCutout:
@@ -88,6 +100,8 @@ def _pages(image: Any, name: str | Path) -> list[Any]:
 def _array(image: Any, name: str | Path) -> np.ndarray:
     """The values of one page, `(H, W)` or `(H, W, 3)`."""
     if image.has_transparency_data:
+        if image.mode.startswith("I"):  # Pillow would cut it down to 8 bits
+            raise InputError(f"{name} is a deep picture with transparency: save it without transparency")
         image = _opaque(image, name)
     if image.mode == "P":
         image = image.convert("RGB")

@@ -312,7 +312,7 @@ def to_display(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path) -> 
     zero_point = cutouts.get("zero_point")
     if zero_point is not None and raw.unit and not any(raw.zero_points or ()):
         raise InputError(
-            f"{name} is in {raw.unit} and states no zero point, where the model needs flux of zero point "
+            f"{name} is in {raw.unit} and states no AB zero point, where the model needs flux of zero point "
             f"{zero_point:.4g}: add MAGZERO to its header, or convert it"
         )
     pixels = standardise(raw, name, cutouts.get("bands"), cutouts.get("pixel_scale"), zero_point)

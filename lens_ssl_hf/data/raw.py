@@ -108,7 +108,7 @@ def check_valid(pixels: np.ndarray, name: str | Path, bands: Sequence[str | None
 
 def check_numeric(dtype: np.dtype, name: str | Path) -> None:
     """Raise [`InputError`] where an array does not hold real numbers."""
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiu":  # bool is a mask
         raise InputError(f"{name} holds {dtype} values, not numbers: save it as a float32 array")
 
 

@@ -1,21 +1,19 @@
 """Any cutout, in a file or in memory -> [`RawCutout`]: .npy, .npz, FITS, PNG, JPEG, TIFF; arrays, tensors, images."""
 
-import io
-import math
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from .bands import band_name, bands_in_paths, is_known_band
 from .fits_files import from_hdus, join_bands, open_fits, read_fits
-from .headers import Headers, facts_of, linear_flux
+from .headers import Headers, facts_of, linear_flux, raw_of
+from .numpy_files import read_numpy
 from .pictures import from_image, read_picture
-from .raw import RawCutout, as_pixels, check_file, check_numeric, check_size, check_valid
+from .raw import RawCutout, as_pixels, check_file, check_size, check_valid
 
 __all__ = [
     "SUFFIXES",
@@ -34,8 +32,6 @@ __all__ = [
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (".npy", ".npz", *FITS_SUFFIXES, *PICTURE_SUFFIXES)
-_MAX_NPY_HEADER = 10_000  # bytes, as numpy's own max_header_size
-_MAX_MEMBERS = 100  # of a .npz
 
 
 def is_cutout_file(path: str | Path) -> bool:
@@ -71,7 +67,7 @@ def read_raw(path: str | Path, hdu: int | str | None = None) -> RawCutout:
             if kind == "FITS":
                 raw = read_fits(path, hdu)
             else:
-                raw = read_picture(path) if kind == "a picture" else _read_numpy(path)
+                raw = read_picture(path) if kind == "a picture" else read_numpy(path)
     except InputError:
         raise
     except ImportError as error:
@@ -103,17 +99,26 @@ def read_raw_bands(
             raise InputError(f"{path} has {len(one.pixels)} bands where one was expected: give one file per band")
     stated = [one.bands[0] if one.bands else None for one in raws]
     if bands is None:
-        return join_bands(raws, paths, tuple(stated if any(stated) else bands_in_paths(paths) or stated))
+        return join_bands(raws, paths, tuple(_with_names_of_files(stated, paths)))
     for path, band, wanted in zip(paths, stated, bands):
         if band and is_known_band(band) and is_known_band(wanted) and band_name(band) != band_name(wanted):
             raise InputError(f"{path} states the band {band} where {wanted} is expected: correct bands or the header")
     return join_bands(raws, paths, tuple(bands))
 
 
+def _with_names_of_files(stated: list[str | None], paths: Sequence[str | Path]) -> list[str | None]:
+    """The stated bands, and those in the names of the files for the others, where the two do not contradict."""
+    names = bands_in_paths(paths)
+    if names is None or any(band and band_name(band) != band_name(name) for band, name in zip(stated, names)):
+        return stated
+    return [band or name for band, name in zip(stated, names)]
+
+
 def raw_from_array(item: Any, name: str | Path, wanted_bands: int | None = None) -> RawCutout:
     """
-    A cutout in memory: numpy array, masked array, tensor, PIL image, astropy `Quantity`, `Masked`, `CCDData`, HDU or
-    `HDUList`. Units, masks and headers that it carries are applied as those of a file.
+    A cutout in memory: numpy array, masked array, tensor, PIL image, astropy `Quantity`, `Masked`, `NDData`,
+    `CCDData`, `Cutout2D`, HDU or `HDUList`. Units, masks, headers and WCS that it carries are applied as those of a
+    file.
 
     Args:
         item: `(bands, H, W)`, `(H, W)`, or `(H, W, bands)` where that is unambiguous.
@@ -125,83 +130,56 @@ def raw_from_array(item: Any, name: str | Path, wanted_bands: int | None = None)
     """
     if hasattr(item, "convert") and hasattr(item, "getbands"):  # PIL
         raw = from_image(item, name)
-    elif isinstance(item, list) and item and hasattr(item[0], "fileinfo"):  # HDUList
+    elif isinstance(item, list) and hasattr(item, "fileinfo"):  # HDUList
         raw = from_hdus(item, name)
+    elif isinstance(item, list | tuple) and item and all(map(_is_plane, item)):  # with units and masks of their own
+        names = [f"{name}[{i}]" for i in range(len(item))]
+        raws = [raw_from_array(one, label) for one, label in zip(item, names)]
+        raw = join_bands(raws, names, tuple(one.bands[0] if one.bands else None for one in raws))
     else:
         raw = _from_values(item, name, wanted_bands)
     check_valid(raw.pixels, name, raw.bands)
     return raw
 
 
+def _is_plane(item: Any) -> bool:
+    shape = getattr(item, "shape", None)
+    return shape is not None and len(shape) == 2
+
+
 def _from_values(item: Any, name: str | Path, wanted_bands: int | None) -> RawCutout:
-    header = getattr(item, "header", None)  # of CCDData and HDUs
-    mask, unit = getattr(item, "mask", None), getattr(item, "unit", None)
-    values = getattr(item, "unmasked", item)  # astropy's Masked
-    values = values.data if header is not None and hasattr(values, "data") else getattr(values, "value", values)
-    if hasattr(values, "detach"):  # a tensor; numpy knows no bfloat16
-        values = values.detach().cpu()
-        values = values.float() if "bfloat16" in str(values.dtype) else values.numpy()
-    array = np.ma.asanyarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    header, wcs = getattr(item, "header", getattr(item, "meta", None)), getattr(item, "wcs", None)
+    is_holder = any(hasattr(item, one) for one in ("header", "meta", "wcs")) and not isinstance(item, np.ndarray)
+    values = item.data if is_holder else item  # of an HDU, CCDData, NDData, Cutout2D
+    mask, unit = (getattr(item, one, getattr(values, one, None)) for one in ("mask", "unit"))
+    values = getattr(values, "unmasked", values)  # astropy's Masked
+    array = _as_array(getattr(values, "value", values), name)
     if mask is not None and mask is not np.ma.nomask:
         array = np.ma.masked_array(array, np.broadcast_to(np.asarray(mask, bool), array.shape))
     check_size(array.shape, name)
-    if header is None and unit is None:
+    if header is None and wcs is None and unit is None:
         return RawCutout(as_pixels(array, name, wanted_bands), display=array.dtype == np.uint8)
+    if header is not None and not hasattr(header, "cards"):  # a dictionary
+        header = {str(key).upper(): value for key, value in header.items()}
     headers = Headers(header if header is not None else {}, {}, str(name))
     pixels = as_pixels(linear_flux(array, headers), name, wanted_bands)
-    facts = facts_of(headers, pixels.shape, unit)
-    is_display = array.dtype == np.uint8 and not (facts.unit or facts.zero_points)
-    return RawCutout(
-        pixels, facts.bands, facts.zero_points, facts.pixel_scale, is_display, facts.unit, facts.ra, facts.dec
-    )
+    facts = facts_of(headers, pixels.shape, unit, wcs)
+    return raw_of(pixels, facts, array.dtype)
 
 
-def _read_numpy(path: Path) -> RawCutout:
-    magic = np.lib.format.MAGIC_PREFIX
-    with open(path, "rb") as stream:
-        start = stream.read(len(magic))
-        stream.seek(0)
-        if start.startswith(b"PK"):
-            with zipfile.ZipFile(stream) as archive, archive.open(_only_image(archive, path)) as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-        elif magic.startswith(start):  # an empty file is a truncated one
-            _npy_shape(stream, path.stat().st_size, path)
-            stream.seek(0)
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-        else:
-            raise InputError(f"{path} is not a .npy or .npz file whatever its name: save it with numpy.save")
-    return RawCutout(as_pixels(array, path), display=array.dtype == np.uint8)
-
-
-def _npy_shape(stream: IO[bytes], size: int, path: Path) -> tuple[int, ...]:
-    """The shape that the header of `size` bytes of .npy declares."""
-    version = np.lib.format.read_magic(stream)
-    length = stream.read(2 if version == (1, 0) else 4)
-    if int.from_bytes(length, "little") > _MAX_NPY_HEADER:  # numpy would read it whole before it refuses
-        raise InputError(f"{path} declares a header longer than {_MAX_NPY_HEADER} bytes: save it with numpy.save")
-    text = stream.read(int.from_bytes(length, "little"))
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(io.BytesIO(length + text))
-    if dtype.hasobject:  # an object array is a program, not a picture
-        raise InputError(f"{path} holds pickled objects, not numbers: save it as a float32 array")
-    check_numeric(dtype, path)  # others can be of any size per pixel
-    check_size(shape, path)
-    if math.prod(shape) * dtype.itemsize > size:
-        raise InputError(f"{path} is shorter than its header says (truncated?): save or copy it again")
-    return shape
-
-
-def _only_image(archive: zipfile.ZipFile, path: Path) -> str:
-    """The one array of 2 or 3 dimensions in a .npz file."""
-    entries = archive.infolist()
-    if len(entries) > _MAX_MEMBERS:
-        raise InputError(f"{path} holds {len(entries)} arrays: save one image per file")
-    shapes = {}
-    for entry in entries:
-        with archive.open(entry) as member:
-            shapes[entry.filename] = _npy_shape(member, entry.file_size, path)
-    images = [name for name, shape in shapes.items() if len(shape) in (2, 3)]
-    if len(images) != 1:
-        names = ", ".join(name.removesuffix(".npy") for name in shapes)
-        raise InputError(f"{path} holds {len(images)} images (arrays: {names or 'none'}): save one per file")
-    return images[0]
+def _as_array(values: Any, name: str | Path) -> np.ndarray:
+    """A numpy array, masked where the values are."""
+    if hasattr(values, "columns") or hasattr(values, "dims"):  # pandas, xarray
+        raise InputError(f"{name} is a {type(values).__name__}: give its values as an array (bands, height, width)")
+    if isinstance(values, np.ma.MaskedArray):
+        return values
+    try:
+        if hasattr(values, "detach"):  # a tensor; numpy does not know all of its types
+            values = values.detach().cpu()
+            values = values.float() if values.is_floating_point() else values.numpy()
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, arrays on a GPU, ...
+        raise InputError(f"{name} cannot be made a numpy array ({type(values).__name__}): give one") from error
+    if array.dtype == object:
+        raise InputError(f"{name} is a {type(values).__name__}, not an image: give an array (bands, height, width)")
+    return array
