@@ -1,7 +1,6 @@
 """ROC curves, ranked contact sheets in colour, and training curves, as PNG files."""
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..quoting import in_figure
+from ..training.run_directory import read_metrics, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,14 +201,10 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
         path (`str` or `os.PathLike`, *optional*): the PNG to write, by default `curves.png` of the run.
 
     Raises:
-        [`InputError`]: the run has no metrics.jsonl.
+        [`InputError`]: it is no run directory, or its metrics.jsonl holds nothing to draw.
     """
     run = Path(run)
-    try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        facts = json.loads((run / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} has no readable metrics.jsonl and run.json: give a run directory") from error
+    facts, lines = read_run(run), read_metrics(run / "metrics.jsonl")
     spread = "the projections" if facts.get("method") == "simsiam" else "[CLS]"
     panels = [
         ({"loss": "total", "cls_loss": "[CLS]", "patch_loss": "patches"}, "Loss"),

@@ -17,7 +17,7 @@ from .. import __version__
 from ..data.processing import cutout_info
 from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
-from ..training.run_directory import read_run
+from ..training.run_directory import read_metrics, read_run
 from .clean import escape, fenced, one_line, without_local_paths
 
 METHOD_NAMES = {"dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam", "scratch": "from scratch"}
@@ -323,8 +323,9 @@ def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 
 def _last_monitor(path: Path) -> dict[str, float]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    found = [{key: line[key] for key in ("knn_auc", "knn_accuracy")} for line in lines if "knn_auc" in line]
+    found = [
+        {key: line[key] for key in ("knn_auc", "knn_accuracy")} for line in read_metrics(path) if "knn_auc" in line
+    ]
     return found[-1] if found else {}
 
 
