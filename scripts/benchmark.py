@@ -114,8 +114,8 @@ def measure_pretrain(arguments: BenchmarkArguments) -> dict[str, Any]:
 def our_step(arguments: BenchmarkArguments, method: str, backbone: str, folder: Path, **settings: Any) -> Any:
     """A pretraining of ours that has begun, on noise."""
     from lens_ssl_hf.training import pretrain as module
+    from lens_ssl_hf.training.accelerator import choose_precision, make_accelerator
     from lens_ssl_hf.training.arguments import PretrainArguments, recipe
-    from lens_ssl_hf.training.loop import choose_precision, make_accelerator
     from lens_ssl_hf.training.run_directory import RunDirectory
 
     settings = {"num_local_views": arguments.num_local_views, "batch_size": arguments.batch_size, **LOCAL, **settings}
@@ -236,7 +236,7 @@ def floor_step(pretraining: Any, precision: str) -> Callable[[], None]:
     import torch
 
     from lens_ssl_hf.models.backbones import hidden_states
-    from lens_ssl_hf.training.loop import autocast
+    from lens_ssl_hf.training.accelerator import autocast
 
     arguments, model, device = pretraining.arguments, pretraining.model, pretraining.accelerator.device
     images, indices, epoch = pretraining.images.batch(0, 0, 1)
@@ -436,7 +436,7 @@ def classifier_floor_rate(backbone: str, precision: str, steps: int = 40) -> flo
 
     from lens_ssl_hf.models import backbone_config
     from lens_ssl_hf.models.backbones import use_fast_attention
-    from lens_ssl_hf.training.loop import autocast
+    from lens_ssl_hf.training.accelerator import autocast
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     classifier = ViTForImageClassification(backbone_config(backbone)).to(device).train()

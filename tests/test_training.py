@@ -29,9 +29,9 @@ from lens_ssl_hf.data.tensors import load_tensors, save_tensors
 from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.training.accelerator import native_precision
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
-from lens_ssl_hf.training.loop import native_precision
 from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, roc_auc
 from lens_ssl_hf.training.progress import Forecast
 from lens_ssl_hf.training.run_directory import RunDirectory, read_run

@@ -11,8 +11,7 @@ import torch
 
 from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, splits_and_info
 from ..files import alone_in, write_json
-from ..training.loop import extract_cls
-from ..training.monitors import knn_scores, roc_auc
+from ..training.monitors import extract_cls, knn_scores, roc_auc
 from ..training.run_directory import read_run
 from .evaluate import compatibility, describe, evaluation_folder, report_on, title_of
 from .predictions import Predictions

@@ -71,8 +71,7 @@ class PretrainArguments(ViewArguments):
     backbone: str = _option("vits8", "vitt8, vits8 or vitb8 (only for --init scratch).")
     patch_size: int = _option(8, "Side of a patch in pixels.")
     epochs: int = _option(100, "Passes over the training images.")
-    batch_size: int = _option(32, "Images per optimizer step, over all processes and accumulation steps.")
-    gradient_accumulation_steps: int = _option(1, "Forward and backward passes per optimizer step.")
+    batch_size: int = _option(32, "Images per optimizer step, over all processes.")
     optimizer: str = _option("adamw", "adamw or sgd.")
     learning_rate: float = _option(5e-4, "Peak learning rate, for the batch size that is given.")
     final_learning_rate: float = _option(1e-6, "Learning rate at the end of the cosine.")
@@ -123,9 +122,9 @@ class PretrainArguments(ViewArguments):
         _choose("optimizer", self.optimizer, ("adamw", "sgd"))
         _choose("stream", self.stream, ("auto", "yes", "no"))
         _check_common(self)
-        _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every")
+        _positive(self, "epochs", "local_size", "checkpoint_every")
         _positive(self, "head_hidden_size", "prediction_hidden_size")
-        _at_least_two(self, "num_prototypes", "head_bottleneck_size", "projection_size")
+        _at_least_two(self, "batch_size", "num_prototypes", "head_bottleneck_size", "projection_size")
         _positive(self, "student_temperature", "teacher_temperature", "warmup_teacher_temperature")
         _positive(self, "patch_teacher_temperature", "warmup_patch_teacher_temperature")
         _positive(self, "global_scale_min", "local_scale_min", "mask_ratio")
@@ -143,15 +142,6 @@ class PretrainArguments(ViewArguments):
             )
         if self.local_size % self.patch_size:
             raise InputError(f"local_size {self.local_size} is not a multiple of patch_size {self.patch_size}")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise InputError(
-                f"batch_size {self.batch_size} is not a multiple of "
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
-            )
-        if self.batch_size // self.gradient_accumulation_steps < 2:
-            raise InputError(f"batch_size {self.batch_size} leaves one image at a time: raise it")
-        if self.method == "simsiam" and self.gradient_accumulation_steps > 1:
-            raise InputError("gradient accumulation changes simsiam's batch norm: use gradient_accumulation_steps 1")
 
 
 @dataclass
@@ -204,6 +194,8 @@ def recipe(method: str) -> dict[str, Any]:
     return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
 
 
+# Options of earlier versions, with the value that training still has.
+FORMER_OPTIONS = {"gradient_accumulation_steps": 1}
 _OF_TEACHERS = ("num_local_views", "local_size", "local_scale_min", "local_scale_max")
 _OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature")
 
@@ -271,7 +263,7 @@ def _at_most(arguments: Any, limit: float, *names: str) -> None:
 
 def _at_least_two(arguments: Any, *names: str) -> None:
     for name in names:
-        if not getattr(arguments, name) >= 2:  # one output alone is the same for all images
+        if not getattr(arguments, name) >= 2:  # one image, or one output, can be told from no other
             raise InputError(f"{name} must be at least 2, not {getattr(arguments, name)}")
 
 

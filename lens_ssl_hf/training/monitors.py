@@ -1,9 +1,15 @@
 """What is watched while training: AUC and kNN on the validation split, and the signs of collapse."""
 
+import logging
 import math
 
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
+
+from ..data.tensors import CutoutTensors, center_crop, normalise
+
+logger = logging.getLogger(__name__)
 
 
 def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
@@ -41,6 +47,30 @@ def accuracy(labels: torch.Tensor, scores: torch.Tensor) -> float:
     return ((scores >= 0.5).long().cpu() == labels.cpu()).float().mean().item()
 
 
+@torch.no_grad()
+def extract_cls(
+    encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512, mean_patch: bool = False
+) -> torch.Tensor:
+    """
+    [CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images; with `mean_patch` the
+    mean of the patch tokens behind them, `(n, 2 * hidden_size)`.
+    """
+    encoder.eval()
+    features = []
+    for batch in images.split(batch_size):
+        tokens = encoder(batch).last_hidden_state.float()
+        features.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1) if mean_patch else tokens[:, 0])
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def lens_probabilities(classifier: torch.nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
+    """P(lens) `(n,)` in float32 of normalised `(n, bands, size, size)` images."""
+    classifier.eval()
+    logits = torch.cat([classifier(batch).logits.float() for batch in images.split(batch_size)])
+    return F.softmax(logits, dim=-1)[:, 1]
+
+
 _MAX_SIMILARITIES = 2**26  # computed at a time, 256 MiB
 
 
@@ -70,6 +100,58 @@ def knn_scores(
         weights = torch.softmax(nearest / temperature, dim=1)
         votes.append((weights * (train_labels[indices] == 1)).sum(dim=1))
     return torch.cat(votes)
+
+
+MONITORED = 4096  # cutouts of train and of validation that the kNN monitor sees, at most
+
+
+class KNNMonitor:
+    """
+    kNN on the encoder's [CLS]: the labelled training cutouts vote on the validation split (main process only).
+
+    Args:
+        splits (`dict[str, CutoutTensors]`): train and validation are used where they hold both classes, else neither.
+        crop_size (`int`): side in pixels of the images that the encoder sees.
+        mean, std (`list[float]`): per band, after division by 255.
+        accelerator (`Accelerator`): of the training.
+    """
+
+    def __init__(
+        self,
+        splits: dict[str, CutoutTensors],
+        crop_size: int,
+        mean: list[float],
+        std: list[float],
+        accelerator: Accelerator,
+    ):
+        self.sets: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if not accelerator.is_main_process:
+            return
+        for name in ("train", "validation"):
+            split = splits.get(name)
+            labelled = split.labels >= 0 if split is not None else torch.zeros(0, dtype=torch.bool)
+            if len(split.labels[labelled].unique() if labelled.any() else ()) < 2:
+                logger.warning(
+                    "the %s split has no labelled lenses and non-lenses, so that no nearest neighbours are evaluated "
+                    "while training; pretraining itself needs no labels",
+                    name,
+                )
+                self.sets = []
+                return
+            chosen = labelled.nonzero().flatten()
+            chosen = chosen[:: -(-len(chosen) // MONITORED)]
+            pixels = center_crop(split.pixels[chosen], crop_size).to(accelerator.device)
+            self.sets.append((normalise(pixels, mean, std), split.labels[chosen].to(accelerator.device)))
+
+    def __call__(self, encoder: torch.nn.Module) -> dict[str, float]:
+        """`knn_auc` and `knn_accuracy` of an encoder; nothing where there is nothing to evaluate on."""
+        if not self.sets:
+            return {}
+        was_training = encoder.training
+        (train, train_labels), (validation, labels) = self.sets
+        scores = knn_scores(extract_cls(encoder, train), train_labels, extract_cls(encoder, validation))
+        encoder.train(was_training)
+        return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy(labels, scores)}
 
 
 def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -> str | None:
