@@ -41,19 +41,10 @@ class ViewArguments:
         """What views of `size` pixels and of this range of scales look like."""
         from ..data.views import ViewSettings  # torch, which --help need not wait for
 
-        return ViewSettings(
-            size=size,
-            field=self.crop_size,
-            scale=scale,
-            rotate=self.rotate,
-            flip=self.flip,
-            gain=self.gain,
-            offset=self.offset,
-            band_jitter=self.band_jitter,
-            blur_probability=self.blur_probability,
-            blur_sigma=(min(0.3, self.blur_sigma_max), self.blur_sigma_max),
-            noise_sigma=self.noise_sigma,
-        )
+        names = ("rotate", "flip", "gain", "offset", "band_jitter", "blur_probability", "noise_sigma")
+        shared = {name: getattr(self, name) for name in names}
+        blur_sigma = (min(0.3, self.blur_sigma_max), self.blur_sigma_max)
+        return ViewSettings(size=size, field=self.crop_size, scale=scale, blur_sigma=blur_sigma, **shared)
 
 
 @dataclass
@@ -131,9 +122,9 @@ class PretrainArguments(ViewArguments):
         _not_negative(self, "final_learning_rate", "warmup_fraction", "final_weight_decay", "num_local_views")
         _at_most(self, 10, "final_learning_rate", "final_weight_decay")
         _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_fraction", "eval_every")
-        _at_most_one(self, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
-        _at_most_one(self, "warmup_fraction", "freeze_last_layer_fraction")
-        _at_most_one(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        _at_most(self, 1, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
+        _at_most(self, 1, "warmup_fraction", "freeze_last_layer_fraction")
+        _at_most(self, 1, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
         _not_negative(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
         if self.local_scale_min > self.local_scale_max:
             raise InputError(
@@ -180,9 +171,9 @@ class FinetuneArguments(ViewArguments):
         _positive(self, "steps", "eval_every", "scale_min")
         _not_negative(self, "head_learning_rate", "warmup_fraction")
         _at_most(self, 10, "head_learning_rate")
-        _at_most_one(self, "scale_min", "warmup_fraction")
+        _at_most(self, 1, "scale_min", "warmup_fraction")
         _positive(self, "layer_decay")
-        _at_most_one(self, "layer_decay")
+        _at_most(self, 1, "layer_decay")
         if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
@@ -226,7 +217,7 @@ def _check_common(arguments: Any) -> None:
     _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")
     if arguments.seed >= 2**32:
         raise InputError(f"seed must be below 2^32, not {arguments.seed}")
-    _at_most_one(arguments, "gain", "band_jitter", "blur_probability")
+    _at_most(arguments, 1, "gain", "band_jitter", "blur_probability")
     _at_most(arguments, 10, "learning_rate", "weight_decay", "offset", "noise_sigma")
     _at_most(arguments, arguments.crop_size, "blur_sigma_max")
     if getattr(arguments, "init", "scratch") == "scratch" and arguments.crop_size % arguments.patch_size:
@@ -249,10 +240,6 @@ def _not_negative(arguments: Any, *names: str) -> None:
     for name in names:
         if not getattr(arguments, name) >= 0:
             raise InputError(f"{name} must be 0 or positive, not {getattr(arguments, name)}")
-
-
-def _at_most_one(arguments: Any, *names: str) -> None:
-    _at_most(arguments, 1, *names)
 
 
 def _at_most(arguments: Any, limit: float, *names: str) -> None:

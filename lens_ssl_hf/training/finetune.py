@@ -21,10 +21,10 @@ from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
-from .monitors import accuracy, lens_probabilities, roc_auc
+from .monitors import accuracy, roc_auc
 from .run_directory import origin
 from .schedules import cosine
-from .trainer import Task, train
+from .trainer import Batch, Task, train
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,6 @@ def finetune(
         "backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config),
         **origin(arguments.init, getattr(model, "vit", None)),
         "data": info,
-        "image_mean": model.config.cutouts["image_mean"],
-        "image_std": model.config.cutouts["image_std"],
         "num_labels": len(subset),
         "num_train_images": len(subset),
         "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -125,13 +123,11 @@ def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
 def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: CutoutTensors) -> PreTrainedModel:
     """The classifier; `config.cutouts` holds the means and standard deviations that its inputs are normalised with."""
     num_bands = len(info["bands"])
+    encoder, known = None, {}
     if arguments.backbone == "cnn":
-        encoder, known = None, {}
         config = CNNConfig(image_size=arguments.crop_size, num_channels=num_bands)
     elif arguments.init == "scratch":
-        encoder = None
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
-        known = {}
     else:
         encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"])
         config = encoder.config
@@ -205,12 +201,12 @@ class Finetuning(Task):
             model.vit.requires_grad_(False)
         self.steps = arguments.steps
         self.section = self.evaluate_every = self.save_every = arguments.eval_every
-        statistics = (model.config.cutouts["image_mean"], model.config.cutouts["image_std"])
-        images = normalise(subset.pixels.to(device), *statistics)
+        self.statistics = (model.config.cutouts["image_mean"], model.config.cutouts["image_std"])
+        images = normalise(subset.pixels.to(device), *self.statistics)
         self.samples = ResidentImages(images, subset.ids, batch_size, arguments.seed)
         self.labels = subset.labels.to(device)
         pixels = center_crop(validation.pixels, arguments.crop_size).to(device)
-        self.validation = normalise(pixels, *statistics), validation.labels
+        self.validation = normalise(pixels, *self.statistics), validation.labels
         self.views = Views(arguments.seed, device)
         self.view_settings = arguments.view_settings(arguments.crop_size, (arguments.scale_min, 1.0))
         self.best = {"validation_auc": -1.0, "best_step": 0}
@@ -228,22 +224,23 @@ class Finetuning(Task):
             group["lr"] = group["peak"] * factor
         return {"learning_rate": self.arguments.learning_rate * factor}
 
-    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
         views = self.views.make(images, indices, self.view_settings, epoch, 0)
         return {"pixel_values": views, "labels": self.labels[indices]}
 
-    def forward(
-        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], scheduled: dict[str, float]
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
         logits = model(batch["pixel_values"]).logits
         return {"loss": F.cross_entropy(logits.float(), batch["labels"])}
 
     def epoch(self, done: int) -> int:
         return (done - 1) // self.samples.steps_per_epoch
 
+    @torch.no_grad()
     def evaluate(self, done: int) -> dict[str, float]:
         images, labels = self.validation
-        scores = lens_probabilities(self.model, images)
+        self.model.eval()
+        logits = torch.cat([self.model(batch).logits.float() for batch in images.split(512)])
+        scores = F.softmax(logits, dim=-1)[:, 1]
         self.model.train()
         auc = roc_auc(labels, scores)
         if auc > self.best["validation_auc"]:  # never where it is NaN
@@ -271,6 +268,4 @@ class Finetuning(Task):
     def save(self, folder: Path) -> None:
         """A folder that plain transformers loads: weights, configuration and image processor."""
         self.model.save_pretrained(folder)
-        cutouts = self.model.config.cutouts
-        mean, std = cutouts["image_mean"], cutouts["image_std"]
-        save_processor(folder, cutouts, self.arguments.crop_size, mean, std)
+        save_processor(folder, self.model.config.cutouts, self.arguments.crop_size, *self.statistics)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..errors import Interrupted, handling_stop_signals
+from ..errors import Interrupted
 
 
 class StopRequest:
@@ -15,16 +15,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._handling = handling_stop_signals(self._note)
 
-    def __enter__(self) -> "StopRequest":
-        self._handling.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._handling.__exit__(*exception)
-
-    def _note(self, number: int, frame: Any) -> None:
+    def note(self, number: int, frame: Any) -> None:
+        """The handler of both signals."""
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number

@@ -1,15 +1,52 @@
-"""What is watched while training: AUC and kNN on the validation split, and the signs of collapse."""
+"""What is watched while training: means of losses, AUC and kNN on the validation split, and the signs of collapse."""
 
 import logging
 import math
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..data.tensors import CutoutTensors, center_crop, normalise
+from ..models.backbones import extract_cls
 
 logger = logging.getLogger(__name__)
+
+
+class Averages:
+    """Running means of scalars that stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, values: dict[str, torch.Tensor], skipped: torch.Tensor) -> None:
+        """Count the values of one step, unless it was `skipped`."""
+        values = {**values, "count": torch.ones_like(skipped, dtype=torch.float32)}
+        for name, value in values.items():
+            value = torch.where(skipped, 0.0, value.detach().float())
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """
+        Means over the steps since the last call and over the processes; empty where all were skipped. Every process
+        must call it.
+        """
+        sums = {name: value.item() for name, value in accelerator.reduce(self._sums, "mean").items()}
+        self._sums = {}
+        count = sums.pop("count", 0.0)
+        return {name: total / count for name, total in sums.items()} if count else {}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The sums, for a checkpoint between two calls of `pop`."""
+        return {f"average.{name}": value for name, value in self._sums.items()}
+
+    def restore(self, extra: dict[str, Any], device: torch.device) -> None:
+        """Take the sums out of what a checkpoint holds."""
+        prefix = "average."
+        self._sums = {
+            name[len(prefix) :]: extra.pop(name).to(device) for name in list(extra) if name.startswith(prefix)
+        }
 
 
 def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
@@ -45,30 +82,6 @@ def accuracy(labels: torch.Tensor, scores: torch.Tensor) -> float:
     if scores.isnan().any():
         return math.nan
     return ((scores >= 0.5).long().cpu() == labels.cpu()).float().mean().item()
-
-
-@torch.no_grad()
-def extract_cls(
-    encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512, mean_patch: bool = False
-) -> torch.Tensor:
-    """
-    [CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images; with `mean_patch` the
-    mean of the patch tokens behind them, `(n, 2 * hidden_size)`.
-    """
-    encoder.eval()
-    features = []
-    for batch in images.split(batch_size):
-        tokens = encoder(batch).last_hidden_state.float()
-        features.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1) if mean_patch else tokens[:, 0])
-    return torch.cat(features)
-
-
-@torch.no_grad()
-def lens_probabilities(classifier: torch.nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
-    """P(lens) `(n,)` in float32 of normalised `(n, bands, size, size)` images."""
-    classifier.eval()
-    logits = torch.cat([classifier(batch).logits.float() for batch in images.split(batch_size)])
-    return F.softmax(logits, dim=-1)[:, 1]
 
 
 _MAX_SIMILARITIES = 2**26  # computed at a time, 256 MiB
@@ -108,26 +121,14 @@ MONITORED = 4096  # cutouts of train and of validation that the kNN monitor sees
 class KNNMonitor:
     """
     kNN on the encoder's [CLS]: the labelled training cutouts vote on the validation split (main process only).
-
-    Args:
-        splits (`dict[str, CutoutTensors]`): train and validation are used where they hold both classes, else neither.
-        crop_size (`int`): side in pixels of the images that the encoder sees.
-        mean, std (`list[float]`): per band, after division by 255.
-        accelerator (`Accelerator`): of the training.
+    Neither of them is used where one has not both classes.
     """
 
     def __init__(
-        self,
-        splits: dict[str, CutoutTensors],
-        crop_size: int,
-        mean: list[float],
-        std: list[float],
-        accelerator: Accelerator,
+        self, splits: dict[str, CutoutTensors], crop_size: int, mean: list, std: list, accelerator: Accelerator
     ):
         self.sets: list[tuple[torch.Tensor, torch.Tensor]] = []
-        if not accelerator.is_main_process:
-            return
-        for name in ("train", "validation"):
+        for name in ("train", "validation") if accelerator.is_main_process else ():
             split = splits.get(name)
             labelled = split.labels >= 0 if split is not None else torch.zeros(0, dtype=torch.bool)
             if len(split.labels[labelled].unique() if labelled.any() else ()) < 2:

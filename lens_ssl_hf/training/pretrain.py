@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from ..data.tensors import center_crop, channel_statistics, normalise, splits_an
 from ..data.views import Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name, load_encoder_for
+from ..models.backbones import backbone_name, extract_cls, load_encoder_for
 from .accelerator import make_accelerator
 from .arguments import PretrainArguments, make_arguments, recipe
 from .faults import check_outputs
-from .monitors import MONITORED, CollapseWatch, KNNMonitor, extract_cls
+from .monitors import MONITORED, CollapseWatch, KNNMonitor
 from .run_directory import origin, read_run
 from .schedules import cosine, linear
-from .trainer import Task, train
+from .trainer import Batch, Task, train
 
 
 def pretrain(
@@ -61,18 +60,15 @@ def pretrain(
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     data = _open_data(cutouts, arguments, accelerator)
     set_seed(arguments.seed)
-    encoder = None
-    if arguments.init != "scratch":
-        encoder = load_encoder_for(arguments.init, arguments.crop_size, data.info["bands"])
+    init, bands = arguments.init, data.info["bands"]
+    encoder = None if init == "scratch" else load_encoder_for(init, arguments.crop_size, bands)
     model = _make_model(arguments, data, encoder)
     facts = {
         "task": "pretrain",
         "method": method,
         "backbone": backbone_name(model.encoder.config),
-        **origin(arguments.init, encoder),
+        **origin(init, encoder),
         "data": data.info,
-        "image_mean": data.mean,
-        "image_std": data.std,
         "num_train_images": len(data.images),
         "num_train_labels": data.num_labels,
         "num_parameters": sum(p.numel() for p in model.encoder.parameters()),
@@ -82,22 +78,13 @@ def pretrain(
 
 @dataclass
 class PretrainingData:
-    """
-    What a pretraining is made of.
-
-    Args:
-        images ([`ResidentImages`] or [`StreamedImages`]): all to train on.
-        monitor ([`KNNMonitor`] or `None`): sees some of the labelled ones.
-        num_labels (`int`): labelled cutouts in train, which only the monitor uses.
-        info (`dict`): the fields of `CutoutInfo`.
-        mean, std (`list[float]`): per band, of streamed images those of a sample.
-    """
+    """What a pretraining is made of."""
 
     images: ResidentImages | StreamedImages
     monitor: KNNMonitor | None
-    num_labels: int
-    info: dict
-    mean: list[float]
+    num_labels: int  # of train, which the monitor alone uses
+    info: dict  # the fields of `CutoutInfo`
+    mean: list[float]  # per band; of streamed images, like std, of a sample
     std: list[float]
 
 
@@ -164,10 +151,8 @@ def _make_model(
             arguments.backbone, arguments.crop_size, arguments.patch_size, len(data.info["bands"])
         )
     else:
-        config = encoder.config.to_dict()
-        backbone = ViTConfig(
-            **{name: value for name, value in config.items() if name not in ("cutouts", "init_method")}
-        )
+        config, ours = encoder.config.to_dict(), ("cutouts", "init_method")
+        backbone = ViTConfig(**{name: value for name, value in config.items() if name not in ours})
         if backbone.patch_size != arguments.patch_size:
             raise InputError(
                 f"{arguments.init} has patches of {backbone.patch_size} pixels, not {arguments.patch_size}: "
@@ -215,10 +200,25 @@ class Pretraining(Task):
         self.local_settings = arguments.view_settings(arguments.local_size, local_scale)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        return _make_optimizer(self.model, self.arguments)
+        arguments, model = self.arguments, self.model
+        if arguments.method == "simsiam":
+            # The predictor's learning rate is not decayed (Chen & He 2021, section 4.3).
+            body = torch.nn.ModuleList([model.backbone, model.projection])
+            predictor = _parameter_groups(model.prediction, arguments.weight_decay)
+            groups = _parameter_groups(body, arguments.weight_decay)
+            groups += [{**group, "constant_learning_rate": True} for group in predictor]
+        else:
+            groups = _parameter_groups(model, arguments.weight_decay)
+        if arguments.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True)
+        for group in groups:  # the same as without; a first step that is skipped would leave them uninitialised
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
     def schedule(self, step: int, groups: list[dict[str, Any]]) -> dict[str, float]:
-        scheduled = _schedule(self.arguments, step, self.steps)
+        scheduled = self._scheduled(step)
         for group in groups:
             if not group.get("constant_learning_rate"):
                 group["lr"] = scheduled["learning_rate"]
@@ -226,7 +226,22 @@ class Pretraining(Task):
                 group["weight_decay"] = scheduled["weight_decay"]
         return scheduled
 
-    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
+    def _scheduled(self, step: int) -> dict[str, float]:
+        settings, steps = self.arguments, self.steps
+        warmup = round(settings.warmup_fraction * steps)
+        values = {
+            "learning_rate": cosine(settings.learning_rate, settings.final_learning_rate, step, steps, warmup),
+            "weight_decay": cosine(settings.weight_decay, settings.final_weight_decay, step, steps),
+        }
+        if settings.method == "simsiam":
+            return values
+        values["teacher_momentum"] = cosine(settings.teacher_momentum, 1.0, step, steps)
+        warmup = round(settings.temperature_warmup_fraction * steps)
+        for name in ("teacher_temperature", "patch_teacher_temperature")[: 2 if settings.method == "ibot" else 1]:
+            values[name] = linear(getattr(settings, f"warmup_{name}"), getattr(settings, name), step, warmup)
+        return values
+
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
         """The views, as keywords of the model's forward."""
         arguments = self.arguments
         views = {"global_views": self.views.crops(images, indices, self.global_settings, epoch, 0, 2)}
@@ -239,9 +254,7 @@ class Pretraining(Task):
             views["masked_patches"] = self.views.masks(indices, grid, count, epoch, 0, 2)
         return views
 
-    def forward(
-        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], scheduled: dict[str, float]
-    ) -> Mapping[str, torch.Tensor]:
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
         temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
         return model(**batch, **temperatures)
 
@@ -292,26 +305,6 @@ class Pretraining(Task):
         self.model.save_pretrained(folder)
 
 
-def _make_optimizer(model: torch.nn.Module, arguments: PretrainArguments) -> torch.optim.Optimizer:
-    if arguments.method == "simsiam":
-        # The predictor's learning rate is not decayed (Chen & He 2021, section 4.3).
-        body = torch.nn.ModuleList([model.backbone, model.projection])
-        groups = _parameter_groups(body, arguments.weight_decay)
-        groups += [
-            {**group, "constant_learning_rate": True}
-            for group in _parameter_groups(model.prediction, arguments.weight_decay)
-        ]
-    else:
-        groups = _parameter_groups(model, arguments.weight_decay)
-    if arguments.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True)
-        for group in groups:  # the same as without; a first step that is skipped would leave them uninitialised
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
-    return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
-
-
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Trainable parameters in two groups: matrices with weight decay, norms and biases without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -319,26 +312,3 @@ def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay, "decayed": True},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "decayed": False},
     ]
-
-
-def _schedule(arguments: PretrainArguments, step: int, total_steps: int) -> dict[str, float]:
-    """The scheduled values of one step."""
-    warmup_steps = round(arguments.warmup_fraction * total_steps)
-    values = {
-        "learning_rate": cosine(
-            arguments.learning_rate, arguments.final_learning_rate, step, total_steps, warmup_steps
-        ),
-        "weight_decay": cosine(arguments.weight_decay, arguments.final_weight_decay, step, total_steps),
-    }
-    if arguments.method == "simsiam":
-        return values
-    temperature_steps = round(arguments.temperature_warmup_fraction * total_steps)
-    values["teacher_momentum"] = cosine(arguments.teacher_momentum, 1.0, step, total_steps)
-    values["teacher_temperature"] = linear(
-        arguments.warmup_teacher_temperature, arguments.teacher_temperature, step, temperature_steps
-    )
-    if arguments.method == "ibot":
-        values["patch_teacher_temperature"] = linear(
-            arguments.warmup_patch_teacher_temperature, arguments.patch_teacher_temperature, step, temperature_steps
-        )
-    return values

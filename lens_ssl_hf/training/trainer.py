@@ -16,88 +16,71 @@ from torch.profiler import record_function
 from tqdm.auto import tqdm
 
 from ..data.batches import ResidentImages, StreamedImages
+from ..errors import handling_stop_signals
 from ..models.backbones import use_fast_attention
 from .accelerator import autocast, choose_precision
 from .arguments import FinetuneArguments, PretrainArguments
-from .averages import Averages
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .faults import BuffersBefore, Faults, optimizer_step
 from .interruption import StopRequest
+from .monitors import Averages
 from .progress import Forecast, progress_bar
 from .run_directory import RunDirectory
+
+Batch = Mapping[str, torch.Tensor]
 
 
 class Task:
     """
-    What is trained: from a batch to a loss, the optimizer and its schedules, what follows a step, how the model is
-    evaluated. A faulty step is none of its business, but for weights that it moves itself in `after_step`.
-
-    Attributes:
-        name (`str`): beside the progress bar.
-        watched (`tuple[str, ...]`): the outputs of `forward` whose means are logged, where they are there.
-        best_by (`str` or `None`): what `evaluate` gives of which the best checkpoint is kept beside the newest.
-        evaluates_first (`bool`): evaluate before the first step, too.
-        arguments: the settings, of which the loop reads those that both tasks have.
-        model (`torch.nn.Module`), samples: what is trained, and the batch of each step.
-        steps (`int`): of the whole run.
-        section, evaluate_every, save_every (`int`):
-            Steps between lines of the log that come whatever `log_every` is, between evaluations (0 for none but the
-            last) and between checkpoints; the latter two are multiples of the first.
+    What is trained: a batch to a loss, the optimizer and its schedules, what follows a step, how the model is
+    evaluated. A faulty step is the loop's business; a task only skips what it moves itself.
     """
 
-    name: str
-    watched: tuple[str, ...] = ("loss",)
-    best_by: str | None = None
-    evaluates_first = False
-    arguments: PretrainArguments | FinetuneArguments
+    name: str  # beside the progress bar
+    arguments: PretrainArguments | FinetuneArguments  # the loop reads those that both have
     model: torch.nn.Module
     samples: ResidentImages | StreamedImages
-    steps: int
-    section: int
-    evaluate_every: int
-    save_every: int
+    watched: tuple[str, ...] = ("loss",)  # outputs of `forward` whose means are logged
+    best_by: str | None = None  # of what `evaluate` gives: the best checkpoint is kept beside the newest ones
+    evaluates_first = False  # before the first step, too
+    steps: int  # of the whole run
+    section: int  # steps after which a line is logged in any case; the next two are multiples of it
+    evaluate_every: int  # steps; 0 evaluates at the end alone
+    save_every: int  # steps
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """A fused optimizer, which can skip a step without the host, of the model on its device."""
-        raise NotImplementedError
+        """A fused optimizer, which can skip a step on the device; the model is there already."""
 
     def schedule(self, step: int, groups: list[dict[str, Any]]) -> dict[str, float]:
-        """Set the optimizer's `groups` for a step; returns the scheduled values, which are logged."""
-        raise NotImplementedError
+        """Set the optimizer's groups for a step; returns the scheduled values, which are logged."""
 
-    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        """What `forward` takes, made of the `images` `(b, bands, H, W)` of one process and their `indices` `(b,)`."""
-        raise NotImplementedError
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
+        """Views of the `images` `(b, bands, H, W)` of one process, and what else `forward` needs."""
 
-    def forward(
-        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], scheduled: dict[str, float]
-    ) -> Mapping[str, torch.Tensor]:
-        """The `"loss"` and other outputs of the `model`, which is wrapped for several processes; in autocast."""
-        raise NotImplementedError
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
+        """The `"loss"` and more, in autocast, of the `model` as it is wrapped for several processes."""
 
-    def after_backward(self, step: int, output: Mapping[str, torch.Tensor]) -> None:
-        """What comes before the gradients are clipped."""
+    def after_backward(self, step: int, output: Batch) -> None:
+        """What comes before the gradients are clipped. It may change buffers: a faulty step restores them."""
 
     def after_step(self, scheduled: dict[str, float], skip: torch.Tensor) -> None:
-        """What follows the optimizer, unless `skip`, a bool on the device. Buffers are restored by the loop."""
+        """What follows the optimizer, unless `skip`, a bool on the device."""
 
     def epoch(self, done: int) -> float:
-        """The epoch of the log lines after so many steps."""
-        raise NotImplementedError
+        """The epoch that is logged after so many steps."""
 
     def evaluate(self, done: int) -> dict[str, float]:
         """What is logged of an evaluation; every process calls it."""
-        raise NotImplementedError
 
     def warning(self, done: int, means: dict[str, float]) -> str | None:
-        """A sentence for the log where the `means` of the steps since the last line bode ill; raises if they must."""
+        """What is logged of `means` that bode ill; raises where the training must end."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights and optimizer: JSON-able values, and tensors."""
         return {}
 
     def restore(self, extra: dict[str, Any]) -> None:
-        """Take [`state`] out of what a checkpoint holds."""
+        """Take [`state`] up again."""
 
     def finish(self) -> dict[str, Any]:
         """Make the model what is to be saved; returns facts for run.json. Raises where it is of no use."""
@@ -105,12 +88,11 @@ class Task:
 
     def save(self, folder: Path) -> None:
         """Write the model into an empty folder."""
-        raise NotImplementedError
 
 
 def train(task: Task, facts: dict[str, Any], accelerator: Accelerator) -> Path:
     """
-    Train in the run directory that the task's arguments name, unless the run there is finished. Every process calls it.
+    Train in the run directory that the arguments name, unless the run there is finished. Every process calls it.
 
     Args:
         facts (`dict`): of the task, for run.json; what all trainings have is added.
@@ -121,6 +103,7 @@ def train(task: Task, facts: dict[str, Any], accelerator: Accelerator) -> Path:
     arguments = task.arguments
     facts |= {"arguments": dataclasses.asdict(arguments), "crop_size": arguments.crop_size, "seed": arguments.seed}
     facts |= {"num_processes": accelerator.num_processes, "device": accelerator.device.type}
+    facts |= {name: task.model.config.cutouts[name] for name in ("image_mean", "image_std")}
     facts |= {"samples": task.samples.digest, "precision": choose_precision(accelerator, arguments.precision)}
     with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
         accelerator.wait_for_everyone()
@@ -148,8 +131,10 @@ class Trainer:
         """Train to the end; returns what came of it, the number of skipped steps and the seconds that it took."""
         task, accelerator, run = self.task, self.accelerator, self.run
         first_step = self.begin()
-        with StopRequest() as stop, progress_bar(accelerator, task.name, first_step, task.steps) as bar:
-            forecast, shown = Forecast(accelerator, bar, task.steps), {}
+        stop, shown = StopRequest(), {}
+        bar = progress_bar(accelerator, task.name, first_step, task.steps)
+        with handling_stop_signals(stop.note), bar:
+            forecast = Forecast(accelerator, bar, task.steps)
             for step in range(first_step, task.steps):
                 scheduled = self.step(step)
                 done, found = step + 1, {}
@@ -224,7 +209,7 @@ class Trainer:
         return done == self.task.steps or (every > 0 and done % every == 0)
 
     def _log(self, done: int, scheduled: dict[str, float], bar: tqdm) -> dict[str, float]:
-        """Log the means since the last line, and return them; too many faults in a row, or a warning, may end the run."""
+        """Log the means since the last line, and return them; too many faults in a row end the run."""
         means = self.averages.pop(self.accelerator)
         skipped = self.faults.check(self.task.samples.ids)
         self.run.log(done, {"epoch": self.task.epoch(done), **means, **scheduled, "skipped": skipped})
