@@ -121,14 +121,14 @@ def our_step(arguments: BenchmarkArguments, method: str, backbone: str, folder: 
 
     settings = {"num_local_views": arguments.num_local_views, "batch_size": arguments.batch_size, **LOCAL, **settings}
     settings = {**recipe(method), "method": method, "backbone": backbone, "epochs": 10**6, "eval_every": 0, **settings}
-    settings = PretrainArguments(**settings, output_dir=str(folder))
-    accelerator = make_accelerator(settings.precision, deterministic=False)
+    ours = PretrainArguments(**settings, output_dir=str(folder))
+    accelerator = make_accelerator(ours.precision, deterministic=False)
     tensors = ({"train": noise(2 * arguments.batch_size)}, INFO)
-    data = module._open_data(tensors, settings, accelerator)
+    data = module._open_data(tensors, ours, accelerator)
     run = RunDirectory(folder, "auto", accelerator.is_main_process)
-    facts = {"arguments": asdict(settings), "num_processes": accelerator.num_processes}
-    run.write_facts({**facts, "precision": choose_precision(accelerator, settings.precision)})
-    task = module.Pretraining(module._make_model(settings, data), data, settings, accelerator)
+    facts = {"arguments": asdict(ours), "num_processes": accelerator.num_processes}
+    run.write_facts({**facts, "precision": choose_precision(accelerator, ours.precision)})
+    task = module.Pretraining(module._make_model(ours, data), data, ours, accelerator)
     trainer = Trainer(task, accelerator, run)
     trainer.begin()
     return trainer

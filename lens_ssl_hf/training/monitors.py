@@ -23,9 +23,9 @@ class Averages:
     def add(self, values: dict[str, torch.Tensor], skipped: torch.Tensor) -> None:
         """Count the values of one step, unless it was `skipped`."""
         values = {**values, "count": torch.ones_like(skipped, dtype=torch.float32)}
-        for name, value in values.items():
-            value = torch.where(skipped, 0.0, value.detach().float())
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        values = {name: torch.where(skipped, 0.0, value.detach().float()) for name, value in values.items()}
+        # in the order of the step, which a checkpoint does not keep
+        self._sums = {name: value + self._sums.get(name, 0.0) for name, value in values.items()}
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """
@@ -43,10 +43,8 @@ class Averages:
 
     def restore(self, extra: dict[str, Any], device: torch.device) -> None:
         """Take the sums out of what a checkpoint holds."""
-        prefix = "average."
-        self._sums = {
-            name[len(prefix) :]: extra.pop(name).to(device) for name in list(extra) if name.startswith(prefix)
-        }
+        names = [name for name in extra if name.startswith("average.")]
+        self._sums = {name.removeprefix("average."): extra.pop(name).to(device) for name in names}
 
 
 def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:

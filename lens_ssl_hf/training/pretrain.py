@@ -227,18 +227,20 @@ class Pretraining(Task):
         return scheduled
 
     def _scheduled(self, step: int) -> dict[str, float]:
-        settings, steps = self.arguments, self.steps
-        warmup = round(settings.warmup_fraction * steps)
+        """Learning rate and weight decay; of a teacher its momentum and temperatures too."""
+        arguments, steps = self.arguments, self.steps
+        warmup = round(arguments.warmup_fraction * steps)
         values = {
-            "learning_rate": cosine(settings.learning_rate, settings.final_learning_rate, step, steps, warmup),
-            "weight_decay": cosine(settings.weight_decay, settings.final_weight_decay, step, steps),
+            "learning_rate": cosine(arguments.learning_rate, arguments.final_learning_rate, step, steps, warmup),
+            "weight_decay": cosine(arguments.weight_decay, arguments.final_weight_decay, step, steps),
         }
-        if settings.method == "simsiam":
+        if arguments.method == "simsiam":
             return values
-        values["teacher_momentum"] = cosine(settings.teacher_momentum, 1.0, step, steps)
-        warmup = round(settings.temperature_warmup_fraction * steps)
-        for name in ("teacher_temperature", "patch_teacher_temperature")[: 2 if settings.method == "ibot" else 1]:
-            values[name] = linear(getattr(settings, f"warmup_{name}"), getattr(settings, name), step, warmup)
+        values["teacher_momentum"] = cosine(arguments.teacher_momentum, 1.0, step, steps)
+        warmup = round(arguments.temperature_warmup_fraction * steps)
+        names = ("teacher_temperature", "patch_teacher_temperature")
+        for name in names if arguments.method == "ibot" else names[:1]:
+            values[name] = linear(getattr(arguments, f"warmup_{name}"), getattr(arguments, name), step, warmup)
         return values
 
     def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:

@@ -33,7 +33,8 @@ Batch = Mapping[str, torch.Tensor]
 class Task:
     """
     What is trained: a batch to a loss, the optimizer and its schedules, what follows a step, how the model is
-    evaluated. A faulty step is the loop's business; a task only skips what it moves itself.
+    evaluated. What a faulty step must restore is the loop's business: weights, optimizer, buffers (centres, batch
+    norm). A task skips no more than the weights that it moves itself in `after_step`.
     """
 
     name: str  # beside the progress bar
@@ -112,7 +113,7 @@ def train(task: Task, facts: dict[str, Any], accelerator: Accelerator) -> Path:
             accelerator.print(f"{run.path} is finished already")
             return run.path
         run.write_facts(facts)
-        outcome = Trainer(task, accelerator, run).train()
+        outcome = Trainer(task, accelerator, run).loop()
         if accelerator.is_main_process:
             run.save_model(task.model, task.save)
         run.add_facts(outcome)
@@ -127,7 +128,7 @@ class Trainer:
         self.task, self.accelerator, self.run = task, accelerator, run
         self.averages, self.faults = Averages(), Faults(accelerator.device)
 
-    def train(self) -> dict[str, Any]:
+    def loop(self) -> dict[str, Any]:
         """Train to the end; returns what came of it, the number of skipped steps and the seconds that it took."""
         task, accelerator, run = self.task, self.accelerator, self.run
         first_step = self.begin()
@@ -149,13 +150,12 @@ class Trainer:
                     shown |= found
                 bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if k == "loss" or "auc" in k}, refresh=False)
                 stops = stop.seen_by_any(accelerator, logs)
-                if self._is_due(done, task.save_every) or stops:
+                if (self._is_due(done, task.save_every) or stops) and accelerator.is_main_process:
                     self._save(done, found.get(task.best_by))
                 if stops and done < task.steps:
                     raise stop.interruption(accelerator, done, task.steps, run.path)
         skipped = self.faults.finish(task.steps)
-        outcome = task.finish()
-        return {**outcome, "skipped_steps": skipped, "seconds": round(time.perf_counter() - self.start, 1)}
+        return {**task.finish(), "skipped_steps": skipped, "seconds": round(time.perf_counter() - self.start, 1)}
 
     def begin(self) -> int:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done."""
@@ -225,8 +225,6 @@ class Trainer:
         return found
 
     def _save(self, done: int, score: float | None) -> None:
-        if not self.accelerator.is_main_process:
-            return
         extra = {"seconds": time.perf_counter() - self.start, "faults": self.faults.counts()}
         extra |= {**self.averages.state(), **self.task.state()}
         run, optimizer = self.run, self.optimizer.optimizer
