@@ -71,7 +71,7 @@ class TrainingPushArguments:
 
     def push(self, run: Path, cutouts: Any) -> None:
         """Evaluate the run, if that was not done yet, and publish it; from the main process."""
-        from .training.loop import process_state
+        from .training.accelerator import process_state
 
         if not self.push_to_hub or not process_state().is_main_process:
             return
@@ -218,7 +218,7 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
             if getattr(arguments, name) != value and name not in ("cache_dir", "num_proc"):
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to build_dataset.py")
         return arguments.dataset
-    from .training.loop import main_process_first
+    from .training.accelerator import main_process_first
 
     try:
         from .data.cutouts import load_cutouts
@@ -246,7 +246,7 @@ def _split_names(cutouts: Any) -> set[str]:
 
 def draw_curves(run: Path) -> None:
     """Write `curves.png` into a run, from the main process, where matplotlib is installed."""
-    from .training.loop import process_state
+    from .training.accelerator import process_state
 
     if process_state().is_main_process and find_spec("matplotlib"):
         from .evaluation.plots import plot_curves
@@ -256,7 +256,7 @@ def draw_curves(run: Path) -> None:
 
 def tell(text: str) -> None:
     """Print from the main process alone."""
-    from .training.loop import process_state
+    from .training.accelerator import process_state
 
     if process_state().is_main_process:
         print(text)

@@ -80,7 +80,7 @@ def main() -> None:
     from lens_ssl_hf.evaluation.study_report import write_report
     from lens_ssl_hf.files import make_folder
     from lens_ssl_hf.hub.study_cards import write_cards
-    from lens_ssl_hf.training.loop import process_state
+    from lens_ssl_hf.training.accelerator import process_state
 
     quiet()
     report = Path(arguments.report_dir or arguments.output_dir)

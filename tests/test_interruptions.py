@@ -43,8 +43,7 @@ LABELS = {"backbone": "vitt8", "precision": "fp32", "steps": 12, "eval_every": 3
 DRIVER = """
 import json, os, signal, sys
 from lens_ssl_hf import finetune, pretrain
-from lens_ssl_hf.training import faults
-import lens_ssl_hf.training.finetune as finetuning, lens_ssl_hf.training.pretrain as pretraining
+from lens_ssl_hf.training import trainer
 task, data, run, settings, moment, count = sys.argv[1:]
 def at(function, name):
     calls = []
@@ -54,7 +53,7 @@ def at(function, name):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
     return wrapper
-pretraining.optimizer_step = finetuning.optimizer_step = at(faults.optimizer_step, "step")
+trainer.optimizer_step = at(trainer.optimizer_step, "step")
 os.replace = at(os.replace, "rename")
 {"pretrain": pretrain, "finetune": finetune}[task](data, run, resume="auto", **json.loads(settings))
 """

@@ -183,7 +183,7 @@ def test_processes_wait_for_the_main_one_longer_than_a_collective_may_take(tmp_p
     script.write_text(
         "import datetime, pathlib, time\n"
         "from torch.distributed.distributed_c10d import _set_pg_timeout\n"
-        "from lens_ssl_hf.training.loop import main_process_first, process_state\n"
+        "from lens_ssl_hf.training.accelerator import main_process_first, process_state\n"
         "state = process_state()\n"
         "_set_pg_timeout(datetime.timedelta(seconds=1))  # once both have started, which may take longer\n"
         f"done = pathlib.Path({str(tmp_path / 'done')!r})\n"
