@@ -55,8 +55,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": (
-                "Files: a run, a model's folder or Hub id; its bands, pixel scale, zero point and stretch are used, so "
-                "that it can score the cutouts."
+                "Files: a run, a model's folder or Hub id; its bands, pixel scale, zero point and stretch are used, "
+                "so that it can score the cutouts."
             )
         },
     )

@@ -66,6 +66,6 @@ def map_chunks(
         finally:
             for future in pending:
                 future.cancel()
-    # Once the pool is closed: who takes as many results as there are items leaves the generator here, and were the pool
-    # closed when that is collected, Python would drop a Ctrl-C that comes meanwhile.
+    # Once the pool is closed: who takes as many results as there are items leaves the generator here. If the pool were
+    # closed when the generator is collected, Python would drop a Ctrl-C that comes meanwhile.
     yield from last
