@@ -9,8 +9,8 @@ python scripts/run_eval.py lens-dino-vits8-classifier --dataset other_cutouts/ -
 python scripts/run_eval.py runs/dino-300/evaluation/predictions.parquet --eval_dir evaluation/ --prevalence 1e-4
 ```
 
-The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands, pixel
-scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv and
+The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands,
+pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv and
 needs nothing but torch, transformers and safetensors.
 """
 

@@ -150,5 +150,5 @@ def test_the_scripts_that_score_set_it_by_themselves(run):
     folder = write_fits(3, BUNIT="nJy", gain=10**1.76)
     data = load_dataset_like(run, DataArguments(str(folder), cache_dir="cache"))
     assert cutout_info(data).stretch == STRETCH
-    with pytest.raises(InputError, match="like is other but .*run scores the cutouts: leave like out"):
+    with pytest.raises(InputError, match=r"like is other but .*run scores the cutouts: leave like out"):
         load_dataset_like(run, DataArguments(str(folder), like="other"))
