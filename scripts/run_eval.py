@@ -10,8 +10,8 @@ python scripts/run_eval.py runs/dino-300/evaluation/predictions.parquet --eval_d
 ```
 
 The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands,
-pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv and
-needs nothing but torch, transformers and safetensors.
+pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv
+and needs nothing but torch, transformers and safetensors.
 """
 
 from dataclasses import dataclass, field
