@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -230,6 +230,25 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
     options = asdict(arguments)
     with main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
+
+
+def load_dataset_like(model: str, arguments: DataArguments) -> Any:
+    """
+    As [`load_dataset`], for cutouts that `model` is to score: files that are no dataset yet are brought to its display
+    units. What is simulated or built has its own, and is compared with the model's where it is scored.
+    """
+    path = Path(arguments.dataset)
+    is_built = arguments.dataset.endswith(".safetensors") or (path / "cutouts.json").is_file()
+    if is_built or not path.exists() or arguments.dataset == "simulated":
+        return load_dataset(arguments)
+    if arguments.like not in (None, model):
+        raise InputError(f"like is {arguments.like} but {model} scores the cutouts: leave like out")
+    from .models.loading import read_config
+
+    if getattr(read_config(model), "cutouts", None):
+        return load_dataset(replace(arguments, like=model))
+    print(f"{model} does not say how its cutouts were made: {path} gets a stretch of its own", file=sys.stderr)
+    return load_dataset(arguments)
 
 
 def _split_names(cutouts: Any) -> set[str]:

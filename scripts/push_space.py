@@ -15,7 +15,7 @@ private model needs a secret HF_TOKEN in its settings. A push that fails leaves 
 
 from dataclasses import dataclass, field
 
-from lens_ssl_hf.cli import PushArguments, load_dataset, parse, quiet
+from lens_ssl_hf.cli import PushArguments, load_dataset_like, parse, quiet
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.launch import one_process
@@ -38,7 +38,7 @@ def main() -> None:
 
     quiet()
     check_repo_id(arguments.repo_id, needs_token=arguments.dry_run is None)
-    print(push_space(cutouts=load_dataset(data_arguments), **vars(arguments)))
+    print(push_space(cutouts=load_dataset_like(arguments.model, data_arguments), **vars(arguments)))
 
 
 if __name__ == "__main__":

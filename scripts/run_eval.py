@@ -9,14 +9,15 @@ python scripts/run_eval.py lens-dino-vits8-classifier --dataset other_cutouts/ -
 python scripts/run_eval.py runs/dino-300/evaluation/predictions.parquet --eval_dir evaluation/ --prevalence 1e-4
 ```
 
-The model is a run, an exported folder, a Hub id, or a file of predictions. `--predict_only` writes predictions.csv and
-needs nothing but torch, transformers and safetensors.
+The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands,
+pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv
+and needs nothing but torch, transformers and safetensors.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lens_ssl_hf.cli import load_dataset, parse, quiet
+from lens_ssl_hf.cli import load_dataset_like, parse, quiet
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.launch import one_process
@@ -56,7 +57,7 @@ def main() -> None:
     if not arguments.eval_dir and not (model / "run.json").is_file():
         raise InputError(f"{model} is no run: say with --eval_dir where to write")
     has_predictions = model.suffix in (".parquet", ".csv")
-    cutouts = None if has_predictions else load_dataset(data_arguments)
+    cutouts = None if has_predictions else load_dataset_like(arguments.model, data_arguments)
     if arguments.eval_dir:
         folder = Path(arguments.eval_dir)
     else:

@@ -1,6 +1,7 @@
 """Trainings that are killed, stopped, poisoned or out of disk lose nothing and end as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,11 @@ from tiny_runs import write_classifier_run
 
 from lens_ssl_hf import InputError, evaluate, export, finetune, load_cutouts, predict, pretrain
 from lens_ssl_hf.data.batches import epoch_order
+from lens_ssl_hf.data.pool import map_chunks
+from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutouts
 from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.data.views import Views
+from lens_ssl_hf.errors import handling_stop_signals, interrupted_later
 from lens_ssl_hf.training.faults import BuffersBefore, Faults
 from lens_ssl_hf.training.run_directory import RunDirectory
 
@@ -423,3 +428,24 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     (tmp_path / kept[0]).write_bytes(b"")  # damaged, but too old to be read
     save_checkpoint(tmp_path, 5, model, optimizer, score=0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}.safetensors" for step in (4, 5)]
+
+
+@pytest.mark.parametrize("source", ["files", "simulation"])
+def test_no_process_is_left_once_all_results_are_taken(source):
+    """A pool that a forgotten generator closes when it is collected would swallow a Ctrl-C."""
+    if source == "files":
+        results = map_chunks(list, range(40), num_proc=2)
+    else:
+        results = simulate_cutouts(0, range(40), [False] * 40, SimulationConfig(size=32), num_proc=2)
+    assert len(list(islice(results, 40))) == 40
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_waits_is_not_lost_where_what_it_waits_for_fails(number):
+    came = []
+    with handling_stop_signals(lambda number, frame: came.append(number)):
+        with pytest.raises(OSError), interrupted_later():
+            signal.raise_signal(number)
+            raise OSError
+    assert came == [number]
