@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .registration import register_with_auto_classes
 
+# ruff: noqa: F401
 if TYPE_CHECKING:  # for editors; at run time each name is imported when it is used
     from .data.cutouts import load_cutouts, save_cutouts
     from .data.lens_image_processor import LensImageProcessor

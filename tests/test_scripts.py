@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lens_ssl_hf.cli import PushArguments, parse
 from safetensors.torch import load_file
 from test_batches import write_data_set
 from tiny_runs import write_classifier_run
 
-from lens_ssl_hf.cli import PushArguments, parse
 from lens_ssl_hf.data.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
