@@ -1,5 +1,5 @@
 """
-The command `lens-ssl`: one function of the package each, with what `lens-ssl COMMAND --help` explains.
+Find strong gravitational lenses with few labels: `lens-ssl COMMAND --help` explains each command.
 
 ```bash
 lens-ssl pretrain --method dino --backbone vitt8 --dataset my_cutouts --output_dir runs/dino

@@ -1,4 +1,4 @@
-"""
+r"""
 Pretrain a ViT on cutouts without their labels.
 
 ```bash

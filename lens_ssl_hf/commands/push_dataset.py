@@ -1,4 +1,4 @@
-"""
+r"""
 Publish a dataset on the Hub as Parquet, with a card and a preview in colour; `datasets.load_dataset` reads it.
 
 ```bash

@@ -1,4 +1,4 @@
-"""
+r"""
 Does self-supervision help when labels are few? The whole table with one command.
 
 ```bash
@@ -20,18 +20,8 @@ from ..errors import InputError, exit_on_input_error
 from .parsing import parse
 from .shared import load_dataset, quiet, tell
 
-MOST_USED = (
-    "dataset",
-    "output_dir",
-    "methods",
-    "backbones",
-    "labels",
-    "seeds",
-    "subsets",
-    "epochs",
-    "steps",
-    "dry_run",
-)
+MOST_USED = ("dataset", "output_dir", "methods", "backbones", "labels", "seeds", "subsets", "epochs", "steps")
+MOST_USED += ("dry_run",)
 
 
 @dataclass
