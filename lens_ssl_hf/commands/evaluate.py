@@ -68,16 +68,16 @@ def main() -> None:
     arguments, data_arguments = parse(
         EvalArguments, EvalDataArguments, description=__doc__, positional=("model",), most_used=MOST_USED
     )
-    from .. import evaluate, predict
-    from ..evaluation.evaluate import choose_split, evaluation_folder
-
-    quiet()
     model = Path(arguments.model)
     if not arguments.eval_dir and not (model / "run.json").is_file():
         raise InputError(f"{model} is no run: say with --eval_dir where to write")
     has_predictions = model.suffix in (".parquet", ".csv")
     if not has_predictions and not data_arguments.dataset:
         raise InputError("--dataset is missing: give the cutouts to evaluate on")
+    from .. import evaluate, predict
+    from ..evaluation.evaluate import choose_split, evaluation_folder
+
+    quiet()
     cutouts = None if has_predictions else load_dataset(data_arguments)
     if arguments.eval_dir:
         folder = Path(arguments.eval_dir)
