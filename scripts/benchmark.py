@@ -5,7 +5,7 @@ Images per second of training, side by side in one run: ours, the way that is us
 python scripts/benchmark.py --output benchmark.json
 ```
 
-- ours: the step of `run_ssl.py` and `run_finetune.py`, split into views, forward, backward and optimizer;
+- ours: the step of `lens-ssl pretrain` and `lens-ssl finetune`, split into views, forward, backward and optimizer;
 - usual: per-sample PIL views in DataLoader workers, a pass per crop size, fp32, default AdamW, EMA in a Python loop;
 - floor: forward and backward of the same tokens through the same stock ViT, with no views and no loss.
 
@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lens_ssl_hf.cli import parse, quiet
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.commands.shared import quiet
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 ROOT = Path(__file__).parents[1]

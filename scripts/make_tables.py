@@ -76,7 +76,7 @@ def trials_table(log: list[dict]) -> str:
 
 
 def study_table(results: dict) -> str:
-    """What scripts/run_study.py wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
+    """What lens-ssl study wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
     earlier = (one["continued_from"] for one in results["pretraining"] if "continued_from" in one)
     versions = {one.get("simulator_version") for one in (results["data"], *earlier)} - {None}
     notes = [

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_runs import tiny_vit, write_classifier_run
 
 from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
-from lens_ssl_hf.cli import load_dataset_like
+from lens_ssl_hf.commands.shared import load_dataset_like
 from lens_ssl_hf.data.arguments import DataArguments
 from lens_ssl_hf.data.processing import cutout_info
 from lens_ssl_hf.evaluation.evaluate import evaluation_folder

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, ViTForImageClassification, ViTModel
 
 from lens_ssl_hf import InputError, export, finetune, predict, pretrain
-from lens_ssl_hf.cli import parse
+from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.tensors import load_tensors, save_tensors
 from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config

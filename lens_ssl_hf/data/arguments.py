@@ -8,12 +8,11 @@ class DataArguments:
     """Where the cutouts come from and how they are brought to display units; see [`load_cutouts`]."""
 
     dataset: str = field(
-        default="simulated",
         metadata={
             "help": (
-                "'simulated', a folder (lenses/ and nonlenses/, ..., or files without labels), a table (.csv, "
-                ".parquet, .fits, .xml, .ecsv), a stack (.h5, .npy), a directory that save_cutouts wrote, or the Hub "
-                "id of one."
+                "A folder (lenses/ and nonlenses/, ..., or files without labels), a table (.csv, .parquet, .fits, "
+                ".xml, .ecsv), a stack (.h5, .npy), a directory that save_cutouts wrote, the Hub id of one, or "
+                "'simulated'."
             )
         },
     )

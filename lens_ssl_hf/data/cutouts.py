@@ -55,6 +55,8 @@ _LATER = {"min_arc_contrast", "test_large_size", "size_arcsec", "label_map", "id
 class CutoutsConfig(datasets.BuilderConfig, DataArguments):
     """One of the configurations `simulated`, `folder` and `catalogue`; the options are those of [`DataArguments`]."""
 
+    dataset: str = ""  # that of a builder is given when it is made
+
     def create_config_id(self, config_kwargs: dict, custom_features: Any = None) -> str:
         """List and hash the source: the fingerprint in the name of the cache makes a stale cache impossible."""
         _check_options(self)
@@ -155,7 +157,7 @@ class Cutouts(datasets.GeneratorBasedBuilder):
             yield i, {"pixels": self._stretch.apply(flux), **columns}
 
 
-def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.DatasetDict:
+def load_cutouts(source: str | Path, **options: Any) -> datasets.DatasetDict:
     """
     Cutouts in display units with labels, as train / validation / test and, where there are some, unlabelled; of
     simulated ones also test_large, if it is asked for.
@@ -167,7 +169,7 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
     ```
 
     Args:
-        source (`str` or `Path`, *optional*, defaults to `"simulated"`):
+        source (`str` or `Path`):
             - `"simulated"`: cutouts of the built-in simulator.
             - a folder with `lenses/` and `nonlenses/`; or `train_lenses/`, `train_nonlenses/`, `test_lenses/`,
               `test_nonlenses/`; or `train/`, `val/`, `test/` each with the two; and optionally `unlabelled/`.
