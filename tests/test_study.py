@@ -21,6 +21,7 @@ from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan, write_data
+from lens_ssl_hf.evaluation.study_cells import unpack_cells
 from lens_ssl_hf.evaluation.study_report import caption, collect, write_report
 from lens_ssl_hf.hub.study_cards import write_cards
 from lens_ssl_hf.models.backbones import load_encoder
@@ -81,21 +82,21 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
 
     results = write_report(study, records, tmp_path / "report")
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
-    moved = make_study(cutouts, tmp_path / "report")  # what was reported is enough to go on
+    with pytest.raises(InputError, match="holds the report of a study, not its cells"):
+        make_study(cutouts, tmp_path / "report")
+    unpack_cells(tmp_path / "report", tmp_path / "moved")
+    moved = make_study(cutouts, tmp_path / "moved")  # what was reported is enough to go on
     assert "11 of 11 are done" in describe_plan(moved)
     with pytest.raises(
         InputError, match=r"needs the weights of dino-vitt8-seed0, which are gone: delete .*cell\.json"
     ):
-        make_study(cutouts, tmp_path / "report", subsets=3)
-    again = write_report(moved, moved.run(), tmp_path / "report")  # without the scores of test_large
+        make_study(cutouts, tmp_path / "moved", subsets=3)
+    again = write_report(moved, moved.run(), tmp_path / "moved")  # without the scores of test_large
+    assert not (tmp_path / "moved" / "cells.parquet").exists()
     for row, before in zip(again["rows"], results["rows"]):
         assert row["roc_auc"] == before["roc_auc"]
         assert row["completeness_at_fpr_1e-3"]["value"] == pytest.approx(before["completeness_at_fpr_1e-3"]["value"])
     assert "Completeness has no interval" in caption(again) and "Completeness has" not in caption(results)
-    assert (
-        str(tmp_path)
-        not in (tmp_path / "report" / "cells" / records[1]["directory"].split("/")[-1] / "cell.json").read_text()
-    )
     table = (tmp_path / "report" / "table.md").read_text()
     for row in results["rows"]:
         own = [r for r in records if r["method"] == row["method"] and r["labels"] == "16"]
