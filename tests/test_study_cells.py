@@ -88,7 +88,10 @@ def change(path, **columns):
         (lambda report: (report / "predictions.parquet").write_bytes(b"PAR1"), r"predictions\.parquet cannot be read"),
         (lambda report: change(report / "cells.parquet", facts=["{", "{}", "{}"]), r"cells\.parquet is damaged"),
         (lambda report: change(report / "cells.parquet", cell=["../a", "b", "c"]), r"a cell is named '\.\./a'"),
-        (lambda report: change(report / "cells.parquet", cell=["dino-a", "other", "profile"]), r"lacks the cell other"),
+        (
+            lambda report: change(report / "cells.parquet", cell=["dino-a", "other", "profile"]),
+            r"lacks the cell other",
+        ),
     ],
 )
 def test_a_damaged_report_is_named(spoil, message, records, tmp_path):

@@ -268,7 +268,7 @@ def test_a_pretraining_goes_on_from_the_weights_of_another(dino_run, tiny_cutout
         pretrain(tiny_cutouts, tmp_path / "patches", **{**still, "patch_size": 4, "local_size": 8})
 
 
-@pytest.mark.parametrize("method", ["dino", "ibot"])
+@pytest.mark.parametrize("method", [pytest.param("dino", marks=pytest.mark.slow), "ibot"])
 def test_accumulation_equals_one_batch(method, tiny_cutouts, tmp_path):
     settings = {**SSL, "epochs": 1}
     whole = pretrain(tiny_cutouts, tmp_path / "whole", method, **settings)
