@@ -155,7 +155,7 @@ def test_killed_from_outside_at_any_moment(task, data, tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", [pytest.param("cut", marks=pytest.mark.slow), "flipped"])
 def test_a_damaged_checkpoint_is_set_aside(damage, whole, data, tmp_path, caplog):
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", whole, run], check=True)
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_set_aside(damage, whole, data, tmp_path, caplog
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_says_how_to_go_on(number, whole, data, tmp_path):
     run, options = tmp_path / "run", " ".join(f"--{name} {value}" for name, value in SSL.items())
     command = f"scripts/run_ssl.py --method dino {options} --dataset {data} --output_dir {run} --resume auto"

@@ -416,7 +416,7 @@ def test_processes_give_the_same_data_and_the_same_error():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_build_that_is_told_to_stop_leaves_nothing_behind(number):
     make_folder("in", {"lenses": 100, "nonlenses": 100}, size=200)
     script = Path(__file__).parents[1] / "scripts" / "build_dataset.py"
