@@ -13,9 +13,7 @@ import torch
 from lens_ssl_hf.data.tensors import CutoutTensors
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # jobs in the background ignore it, and so would what they start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it, and what they start
 
 STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
 

@@ -443,6 +443,24 @@ def test_no_process_is_left_once_all_results_are_taken(source):
     assert not multiprocessing.active_children()
 
 
+def test_processes_that_resample_do_not_wait_for_threads_of_the_main_process():
+    """As in a notebook that has used a model before it builds a dataset."""
+    code = (
+        "import numpy as np, torch\n"
+        "from lens_ssl_hf.data.lens_image_processor import resample\n"
+        "from lens_ssl_hf.data.pool import map_chunks\n"
+        "pixels = np.ones((3, 300, 300), np.float32)\n"
+        "resample(pixels, 1.7)\n"
+        "def work(chunk):\n"
+        "    return [resample(pixels, 1.7) for _ in chunk]\n"
+        "print(len(list(map_chunks(work, range(40), 2))))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "4"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100, env=environment)
+    assert done.stdout == "40\n", done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_waits_is_not_lost_where_what_it_waits_for_fails(number):
     came = []
