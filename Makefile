@@ -1,6 +1,6 @@
 # make demo   the main job, from simulated cutouts to a published-style model
 # make space  the page that scores cutouts in a browser, with the demo's model, on this machine
-# make test   the tests; make test-slow the ones that take minutes
+# make test   the tests, on up to four cores; make test-slow the ones that take minutes
 # Every target sets up what it needs in .venv.
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ space: $(SPACE_INSTALLED)
 	$(BIN)/lens-ssl space demo/space
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(SPACE_INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -3,20 +3,28 @@ Write the tables of README.md and docs/ from the files in model_cards/results.
 
 ```bash
 python scripts/make_tables.py
+python scripts/make_tables.py --reports
 ```
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`. It is made from what a study wrote to
 model_cards/results/NAME/results.json, or scripts/benchmark.py, scripts/search_recipes.py or scripts/demo.py to
-model_cards/results/NAME.json. The table `summary` takes a few rows of two studies.
+model_cards/results/NAME.json. The table `summary` takes a few rows of two studies. `--reports` also makes the
+table.md, table.tex and pictures of every study again, those of scores where predictions.parquet is there.
 """
 
 import json
 import re
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from lens_ssl_hf.cli import parse
+
+from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.evaluation.plots import METHOD_NAMES
-from lens_ssl_hf.evaluation.study_report import format_interval, markdown_table
+from lens_ssl_hf.evaluation.study_cells import PREDICTIONS, unpack_cells
+from lens_ssl_hf.evaluation.study_report import draw_pictures, format_interval, markdown_table, write_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "model_cards" / "results"
@@ -137,6 +145,29 @@ def fill(text: str) -> str:
     )
 
 
-if __name__ == "__main__":
+def make_report(study: Path) -> None:
+    """The tables and pictures of a study, again."""
+    results = json.loads((study / "results.json").read_text())
+    write_tables(results, study)
+    with tempfile.TemporaryDirectory() as folder:
+        records = unpack_cells(study, folder) if (study / PREDICTIONS).is_file() else []
+        draw_pictures(results, [record for record in records if record["labels"] != "none"], study)
+
+
+@dataclass
+class Arguments:
+    reports: bool = field(default=False, metadata={"help": "Make the tables and pictures of every study again, too."})
+
+
+@exit_on_input_error
+def main() -> None:
+    (arguments,) = parse(Arguments, description=__doc__)
     for page in PAGES:
         page.write_text(fill(page.read_text()))
+    if arguments.reports:
+        for results in sorted(RESULTS.glob("*/results.json")):
+            make_report(results.parent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,11 @@
 """Small data sets and runs that several tests share."""
 
 import os
+import signal
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads it when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -9,6 +13,9 @@ import torch
 from lens_ssl_hf.data.tensors import CutoutTensors
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # jobs in the background ignore it, and so would what they start
 
 STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
 

@@ -21,6 +21,7 @@ from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan, write_data
+from lens_ssl_hf.evaluation.study_cells import unpack_cells
 from lens_ssl_hf.evaluation.study_report import caption, collect, write_report
 from lens_ssl_hf.hub.study_cards import write_cards
 from lens_ssl_hf.models.backbones import load_encoder
@@ -53,50 +54,70 @@ def statistics(run):
     return read_run(run)["image_mean"], read_run(run)["image_std"]
 
 
-def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_path):
+@pytest.fixture(scope="module")
+def finished(tiny_cutouts, tmp_path_factory):
+    """A study that is done, its cutouts, its records, and the report's folder and results."""
     splits, info = tiny_cutouts
-    cutouts = {**splits, "test_large": make_split(2100, 5, side=32)}, info
-    study = make_study(cutouts, tmp_path / "study")
+    large = make_split(2100, 5, side=32)
+    large = large.select(torch.cat([(large.labels == 0).nonzero()[:, 0], torch.arange(1, 101, 2)]))
+    folder = tmp_path_factory.mktemp("finished")
+    cutouts = {**splits, "test_large": large}, info
+    study = make_study(cutouts, folder / "study")
     plan = describe_plan(study)
     assert "pretrainings: 1, cells: 2 (16 labels), to do: 3" in plan and "0 of 11 are done" in plan
     records = study.run()
+    return study, cutouts, records, folder / "report", write_report(study, records, folder / "report")
+
+
+def test_cells_are_done_once(finished):
+    study, cutouts, records, _, _ = finished
     assert records[0]["labels"] == "none" and sorted(r["method"] for r in records[1:]) == sorted(METHODS * 2)
     assert all(record["metrics"]["roc_auc"] > 0.9 for record in records if record["method"] == "profiles")
-    splits, cls = tiny_cutouts[0], records[0]["directory"]
+    assert not list(study.output_dir.rglob("checkpoints"))
+    kept = {path.parent.name for path in study.output_dir.rglob("model")}
+    assert kept == {
+        Cell(m, b, "16", 0, 0).name for m, b in (("supervised", "vitt8"), ("dino", "vitt8"), ("cnn", ""))
+    } | {"dino-vitt8-seed0"}
+    before = {path: path.stat().st_mtime_ns for path in study.output_dir.rglob("cell.json")}
+    assert make_study(cutouts, study.output_dir).run() == records
+    assert "11 of 11 are done" in describe_plan(study)
+    assert {path: path.stat().st_mtime_ns for path in study.output_dir.rglob("cell.json")} == before
+
+
+def test_a_linear_cell_is_a_regression_on_frozen_features(finished):
+    _, (splits, _), records, _, _ = finished
+    cls = records[0]["directory"]
     subset = splits["train"].select(label_subset(splits["train"].labels, "16", 0))
     sets = [(extract_features(load_encoder(cls), one, *statistics(cls)).numpy(), one.labels.numpy())
             for one in (subset, splits["validation"], splits["test"])]  # fmt: skip
     scores, _ = linear_probe(*sets[0], *sets[1], sets[2][0])
     (linear,) = [r for r in records if r["method"] == "dino-linear" and r["subset"] == 0]
     assert linear["metrics"]["roc_auc"] == pytest.approx(roc_auc_score(sets[2][1], scores)) and not linear["settings"]
-    assert not list((tmp_path / "study").rglob("checkpoints"))
-    kept = {path.parent.name for path in (tmp_path / "study").rglob("model")}
-    assert kept == {
-        Cell(m, b, "16", 0, 0).name for m, b in (("supervised", "vitt8"), ("dino", "vitt8"), ("cnn", ""))
-    } | {"dino-vitt8-seed0"}
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")}
-    assert make_study(cutouts, tmp_path / "study").run() == records
-    assert "11 of 11 are done" in describe_plan(study)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("cell.json")} == before
 
-    results = write_report(study, records, tmp_path / "report")
-    assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
-    moved = make_study(cutouts, tmp_path / "report")  # what was reported is enough to go on
+
+def test_what_was_reported_is_enough_to_resume(finished, tmp_path):
+    _, cutouts, _, report, results = finished
+    with pytest.raises(InputError, match="holds the report of a study, not its cells"):
+        make_study(cutouts, report)
+    unpack_cells(report, tmp_path)
+    moved = make_study(cutouts, tmp_path)
     assert "11 of 11 are done" in describe_plan(moved)
     with pytest.raises(
         InputError, match=r"needs the weights of dino-vitt8-seed0, which are gone: delete .*cell\.json"
     ):
-        make_study(cutouts, tmp_path / "report", subsets=3)
-    again = write_report(moved, moved.run(), tmp_path / "report")  # without the scores of test_large
+        make_study(cutouts, tmp_path, subsets=3)
+    again = write_report(moved, moved.run(), tmp_path)  # without the scores of test_large
+    assert not (tmp_path / "cells.parquet").exists()
     for row, before in zip(again["rows"], results["rows"]):
         assert row["roc_auc"] == before["roc_auc"]
         assert row["completeness_at_fpr_1e-3"]["value"] == pytest.approx(before["completeness_at_fpr_1e-3"]["value"])
     assert "Completeness has no interval" in caption(again) and "Completeness has" not in caption(results)
-    assert (
-        str(tmp_path)
-        not in (tmp_path / "report" / "cells" / records[1]["directory"].split("/")[-1] / "cell.json").read_text()
-    )
-    table = (tmp_path / "report" / "table.md").read_text()
+
+
+def test_tables_are_means_over_the_cells(finished):
+    _, _, records, report, results = finished
+    assert json.loads((report / "results.json").read_text()) == results
+    table = (report / "table.md").read_text()
     for row in results["rows"]:
         own = [r for r in records if r["method"] == row["method"] and r["labels"] == "16"]
         assert row["roc_auc"]["value"] == pytest.approx(np.mean([r["metrics"]["roc_auc"] for r in own]))
@@ -104,11 +125,17 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
         large = np.mean([r["metrics_large"]["completeness_at_fpr_1e-3"] for r in own])
         assert row["completeness_at_fpr_1e-3"]["value"] == pytest.approx(large)
         assert f"{row['roc_auc']['value']:.3f} [{row['roc_auc']['low']:.3f}" in table
-    tabulars = (tmp_path / "report" / "table.tex").read_text().split(r"\end{tabular}")[:-1]
+    tabulars = (report / "table.tex").read_text().split(r"\end{tabular}")[:-1]
     heads = [line for line in table.splitlines() if line.startswith(("| labels", "| ROC AUC of frozen features"))]
     assert len(heads) == 3 and "ROC AUC minus that of small CNN (95 %)" in heads[1]
     for tabular, head in zip(tabulars, heads, strict=True):
         assert {line.count("&") for line in tabular.splitlines() if line.endswith(r"\\")} == {head.count("|") - 2}
+    for picture in ("label_efficiency.png", "roc-vitt8.png", "calibration-vitt8.png"):
+        assert (report / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_cards_have_the_numbers_of_every_budget(finished, tmp_path):
+    study, (_, info), records, _, results = finished
     cards = write_cards(study, records, results, tmp_path, tmp_path / "report")
     assert [card.name for card in cards] == ["lens-dino-vitt8.md", "lens-dino-vitt8-classifier.md"]
     (dino,) = [row for row in results["rows"] if row["method"] == "dino"]
@@ -117,8 +144,6 @@ def test_cells_are_done_once_and_the_report_is_made_of_them(tiny_cutouts, tmp_pa
         assert "| 16 | linear probe | 1 x 2 |" in card.read_text()
         assert "| 16 | small CNN | 1 x 2 |" in card.read_text()
         assert "(report/roc-vitt8.png)" in card.read_text() and info["fingerprint"] in card.read_text()
-    for picture in ("label_efficiency.png", "roc-vitt8.png", "calibration-vitt8.png"):
-        assert (tmp_path / "report" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_continued_methods_go_on_from_the_pretrainings_of_an_earlier_study(tiny_cutouts, tmp_path):
@@ -376,32 +401,32 @@ def test_intervals_know_seeds_subsets_and_groups(tmp_path):
     assert widths["grouped"] > 3 * widths["alone"]
 
 
-def test_no_difference_is_seldom_called_one(tmp_path):
+@pytest.mark.parametrize(
+    "seed_spread,subset_spread,spread",
+    [(0.0, 0.0, 1.0), (0.5, 0.0, 0.1), (0.1, 0.5, 0.1)],
+    ids=["test", "seeds", "subsets"],
+)
+def test_no_difference_is_seldom_called_one(seed_spread, subset_spread, spread, tmp_path):
     """Not where the methods rank the test set differently, the seeds of one differ, or subsets suit one of them."""
     rng = np.random.default_rng(2)
     labels = np.arange(120) % 2
-    for name, seed_spread, subset_spread, spread in (
-        ("test", 0.0, 0.0, 1.0),
-        ("seeds", 0.5, 0.0, 0.1),
-        ("subsets", 0.1, 0.5, 0.1),
-    ):
-        p_values = []
-        for trial in range(40):
-            cells = []
-            common = rng.normal(size=120)
-            for method in ("supervised", "dino"):
-                noise = common + spread * rng.normal(size=120)
-                of_subset = subset_spread * rng.normal(size=3)
-                for seed in range(3):
-                    of_seed = seed_spread * rng.normal() * (method == "dino")
-                    for subset in range(3):
-                        signal = 1.0 + of_seed + of_subset[subset]
-                        scores = scores_of(labels, signal, noise + 0.2 * rng.normal(size=120))
-                        cells.append(write_cell(tmp_path / name / str(trial), method, seed, subset, scores, labels))
-            p_values.append(compare(cells, num_bootstrap=200)[1]["roc_auc"]["minus"]["supervised"]["p"])
-        p_values = np.array(p_values)
-        assert np.mean(p_values < 0.05) <= 0.125 and np.mean(p_values < 0.01) <= 0.05, name
-        assert np.mean(p_values > 0.5) > 0.25, name
+    p_values = []
+    for trial in range(40):
+        cells = []
+        common = rng.normal(size=120)
+        for method in ("supervised", "dino"):
+            noise = common + spread * rng.normal(size=120)
+            of_subset = subset_spread * rng.normal(size=3)
+            for seed in range(3):
+                of_seed = seed_spread * rng.normal() * (method == "dino")
+                for subset in range(3):
+                    signal = 1.0 + of_seed + of_subset[subset]
+                    scores = scores_of(labels, signal, noise + 0.2 * rng.normal(size=120))
+                    cells.append(write_cell(tmp_path / str(trial), method, seed, subset, scores, labels))
+        p_values.append(compare(cells, num_bootstrap=200)[1]["roc_auc"]["minus"]["supervised"]["p"])
+    p_values = np.array(p_values)
+    assert np.mean(p_values < 0.05) <= 0.125 and np.mean(p_values < 0.01) <= 0.05
+    assert np.mean(p_values > 0.5) > 0.25
 
 
 def test_where_only_seeds_differ_p_is_that_of_welch(tmp_path):

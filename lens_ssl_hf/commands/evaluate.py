@@ -9,8 +9,9 @@ lens-ssl evaluate lens-dino-vits8-classifier --dataset other_cutouts/ --eval_dir
 lens-ssl evaluate runs/dino-300/evaluation/predictions.parquet --eval_dir evaluation/ --prevalence 1e-4
 ```
 
-The model is a run, an exported folder, a Hub id, or a file of predictions. `--predict_only` writes predictions.csv and
-needs nothing but torch, transformers and safetensors.
+The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands,
+pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv
+and needs nothing but torch, transformers and safetensors.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..data.arguments import DataArguments
 from ..errors import InputError, exit_on_input_error
 from ..launch import one_process
 from .parsing import parse
-from .shared import load_dataset, quiet
+from .shared import load_dataset_like, quiet
 
 MOST_USED = ("model", "dataset", "split", "eval_dir", "prevalence", "batch_size", "predict_only")
 
@@ -78,7 +79,7 @@ def main() -> None:
     from ..evaluation.evaluate import choose_split, evaluation_folder
 
     quiet()
-    cutouts = None if has_predictions else load_dataset(data_arguments)
+    cutouts = None if has_predictions else load_dataset_like(arguments.model, data_arguments)
     if arguments.eval_dir:
         folder = Path(arguments.eval_dir)
     else:

@@ -19,7 +19,7 @@ from ..data.arguments import DataArguments
 from ..errors import exit_on_input_error
 from ..launch import one_process
 from .parsing import parse
-from .shared import PushArguments, load_dataset, quiet
+from .shared import PushArguments, load_dataset_like, quiet
 
 MOST_USED = ("model", "dataset", "repo_id", "split", "private", "dry_run")
 
@@ -43,7 +43,7 @@ def main() -> None:
 
     quiet()
     check_repo_id(arguments.repo_id, needs_token=arguments.dry_run is None)
-    print(push_space(cutouts=load_dataset(data_arguments), **vars(arguments)))
+    print(push_space(cutouts=load_dataset_like(arguments.model, data_arguments), **vars(arguments)))
 
 
 if __name__ == "__main__":

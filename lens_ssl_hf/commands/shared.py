@@ -1,6 +1,7 @@
 """What the commands share: publication, the dataset that `--dataset` names, and what the main process says."""
 
-from dataclasses import asdict, dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class TrainingPushArguments:
 
     def push(self, run: Path, cutouts: Any) -> None:
         """Evaluate the run, if that was not done yet, and publish it; from the main process."""
-        from ..training.loop import process_state
+        from ..training.accelerator import process_state
 
         if not self.push_to_hub or not process_state().is_main_process:
             return
@@ -94,7 +95,7 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
             if getattr(arguments, name) != value and name not in ("cache_dir", "num_proc"):
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to lens-ssl build")
         return arguments.dataset
-    from ..training.loop import main_process_first
+    from ..training.accelerator import main_process_first
 
     try:
         from ..data.cutouts import load_cutouts
@@ -106,6 +107,25 @@ def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
     options = asdict(arguments)
     with main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
+
+
+def load_dataset_like(model: str, arguments: DataArguments) -> Any:
+    """
+    As [`load_dataset`], for cutouts that `model` is to score: files that are no dataset yet are brought to its display
+    units. What is simulated or built has its own, and is compared with the model's where it is scored.
+    """
+    path = Path(arguments.dataset)
+    is_built = arguments.dataset.endswith(".safetensors") or (path / "cutouts.json").is_file()
+    if is_built or not path.exists() or arguments.dataset == "simulated":
+        return load_dataset(arguments)
+    if arguments.like not in (None, model):
+        raise InputError(f"like is {arguments.like} but {model} scores the cutouts: leave like out")
+    from ..models.loading import read_config
+
+    if getattr(read_config(model), "cutouts", None):
+        return load_dataset(replace(arguments, like=model))
+    print(f"{model} does not say how its cutouts were made: {path} gets a stretch of its own", file=sys.stderr)
+    return load_dataset(arguments)
 
 
 def _split_names(cutouts: Any) -> set[str]:
@@ -122,7 +142,7 @@ def _split_names(cutouts: Any) -> set[str]:
 
 def draw_curves(run: Path) -> None:
     """Write `curves.png` into a run, from the main process, where matplotlib is installed."""
-    from ..training.loop import process_state
+    from ..training.accelerator import process_state
 
     if process_state().is_main_process and find_spec("matplotlib"):
         from ..evaluation.plots import plot_curves
@@ -132,7 +152,7 @@ def draw_curves(run: Path) -> None:
 
 def tell(text: str) -> None:
     """Print from the main process alone."""
-    from ..training.loop import process_state
+    from ..training.accelerator import process_state
 
     if process_state().is_main_process:
         print(text)

@@ -86,7 +86,7 @@ def main() -> None:
     from ..evaluation.study_report import write_report
     from ..files import make_folder
     from ..hub.study_cards import write_cards
-    from ..training.loop import process_state
+    from ..training.accelerator import process_state
 
     quiet()
     report = Path(arguments.report_dir or arguments.output_dir)

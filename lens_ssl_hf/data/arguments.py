@@ -50,6 +50,15 @@ class DataArguments:
     zero_point: float | None = field(
         default=None, metadata={"help": "AB magnitude of flux 1; files that state another one are scaled to this one."}
     )
+    like: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Files: a run, a model's folder or Hub id; its bands, pixel scale, zero point and stretch are used, "
+                "so that it can score the cutouts."
+            )
+        },
+    )
     data_seed: int = field(default=0, metadata={"help": "Seed of the simulation and of the splits that are made."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where built data sets are kept; by default the cache of datasets."}

@@ -56,8 +56,9 @@ def map_chunks(
                     pending.append(executor.submit(function, chunk, *settings))
                 if len(pending) > 2 * num_proc:
                     yield from pending.popleft().result()
-            while pending:
+            while len(pending) > 1:
                 yield from pending.popleft().result()
+            last = pending.popleft().result()
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that read cutouts was killed (too little memory?): give fewer with num_proc"
@@ -65,3 +66,6 @@ def map_chunks(
         finally:
             for future in pending:
                 future.cancel()
+    # Once the pool is closed: who takes as many results as there are items leaves the generator here. If the pool were
+    # closed when the generator is collected, Python would drop a Ctrl-C that comes meanwhile.
+    yield from last

@@ -11,7 +11,7 @@ import torch
 
 from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, splits_and_info
 from ..files import alone_in, write_json
-from ..training.loop import extract_cls
+from ..models.backbones import extract_cls, load_encoder
 from ..training.monitors import knn_scores, roc_auc
 from ..training.run_directory import read_run
 from .evaluate import compatibility, describe, evaluation_folder, report_on, title_of
@@ -129,8 +129,6 @@ def probe(
     Raises:
         [`InputError`]: the run has not finished, or a split or its labels are missing.
     """
-    from ..models.backbones import load_encoder
-
     facts = read_run(run)
     encoder = load_encoder(run)
     names = ("train", "validation", split)

@@ -25,9 +25,9 @@ from ..errors import InputError, Interrupted
 from ..files import make_folder, write_json
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
+from ..training.accelerator import autocast, native_precision, process_state
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, makes_no_difference, recipe
 from ..training.finetune import finetune, label_subset
-from ..training.loop import autocast, native_precision, process_state
 from ..training.pretrain import pretrain
 from ..training.progress import format_time
 from ..training.run_directory import read_run
@@ -35,6 +35,7 @@ from .comparison import METHODS, PRETRAINED
 from .evaluate import Predictions, predict
 from .metrics import measure
 from .probes import extract_features, linear_probe, probe, radial_profiles
+from .study_cells import CELLS
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class Study:
 
     Raises:
         [`InputError`]: an unknown method or backbone, no seeds, a split or a class that is missing, a budget that is
-            too large, or `output_dir` holds cells of other cutouts or settings.
+            too large, or `output_dir` holds cells of other cutouts or settings, or a report instead of cells.
     """
 
     cutouts: Mapping[int | None, Any]
@@ -149,6 +150,11 @@ class Study:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}")
         self.methods, self.backbones = (list(dict.fromkeys(names)) for names in (self.methods, self.backbones))
         self.output_dir = Path(self.output_dir)
+        if (self.output_dir / CELLS).is_file() and not (self.output_dir / "cells").is_dir():
+            raise InputError(
+                f"output_dir {self.output_dir} holds the report of a study, not its cells: choose another output_dir, "
+                "or make the cells again with lens_ssl_hf.evaluation.study_cells.unpack_cells"
+            )
         self.data = {fold: splits_and_info(cutouts) for fold, cutouts in self.cutouts.items()}
         budgets = [make_arguments(FinetuneArguments, {"labels": str(budget)}).labels for budget in self.labels]
         self.labels = list(dict.fromkeys(one if one == "all" else str(int(one)) for one in budgets))

@@ -17,6 +17,7 @@ from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare, rectangles
 from .evaluate import Predictions
 from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
 from .probes import PROBE_NAMES
+from .study_cells import IDENTITY, pack_cells
 
 GSOC2024 = Path(__file__).with_name("gsoc2024_results.csv")
 _MEASURES = {
@@ -30,9 +31,8 @@ _COMPARED = ("roc_auc", "auc_vs_hard_nonlens")  # whose differences to the basel
 
 def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
     """
-    Write results.json, table.md, table.tex, label_efficiency.png and, of each backbone, roc-<backbone>.png and
-    calibration-<backbone>.png; where `folder` is not the study's own, also the cells' records and predictions (without
-    those of test_large).
+    Write results.json, table.md, table.tex and the pictures of [`draw_pictures`]; where `folder` is not the study's
+    own, also cells.parquet and predictions.parquet of [`~lens_ssl_hf.evaluation.study_cells.pack_cells`].
 
     Args:
         study ([`~lens_ssl_hf.evaluation.study.Study`]): what was planned.
@@ -51,34 +51,32 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
     if not rows:
         raise InputError(f"{study.output_dir} has no method that is done (on all folds) yet: run the study to its end")
     results = collect(study, records, rows)
-    title = results["data"]["name"] + (", simulated" if _needs_label(results["data"]) else "")
-    table = markdown_table(results)
-    write_text(folder / "table.md", table + "\n")
+    write_tables(results, folder)
+    draw_pictures(results, cells, folder)
+    if folder.resolve() != study.output_dir.resolve():
+        pack_cells(records, folder)
+    write_json(folder / "results.json", results)
+    return results
+
+
+def write_tables(results: Mapping[str, Any], folder: Path) -> None:
+    """Write table.md and table.tex of the content of a results.json."""
+    write_text(folder / "table.md", markdown_table(results) + "\n")
     write_text(folder / "table.tex", latex_table(results))
+
+
+def draw_pictures(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """
+    Draw label_efficiency.png and, of each backbone of the cells that are compared, roc-<backbone>.png and
+    calibration-<backbone>.png.
+    """
+    title = results["data"]["name"] + (", simulated" if _needs_label(results["data"]) else "")
     plot_label_efficiency(results["rows"], folder / "label_efficiency.png", title)
     compared = [cell for column in rectangles(cells).values() for folds in column.values() for cell in folds.values()]
     for backbone in sorted({cell["backbone"] for cell in compared} - {""}):
         panels = _panels(compared, backbone)
         plot_study_roc(panels, folder / f"roc-{backbone}.png", f"{title}, {backbone}")
         plot_calibration(panels, folder / f"calibration-{backbone}.png", f"{title}, {backbone}")
-    if folder != study.output_dir:
-        _copy_cells(records, folder)
-    write_json(folder / "results.json", results)
-    return results
-
-
-def _copy_cells(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """
-    The records and predictions of all cells, without weights and local paths: in an output_dir they are done cells.
-    """
-    for record in records:
-        source = Path(record["directory"])
-        target = folder / source.parent.name / source.name
-        settings = {name: value for name, value in record["settings"].items() if name not in ("output_dir", "init")}
-        if (source / "predictions.parquet").is_file():
-            Predictions.load(source / "predictions.parquet").save(target / "predictions.parquet")
-        # last, since it says that the cell is whole
-        write_json(target / "cell.json", {**record, "directory": source.name, "settings": settings})
 
 
 def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -165,7 +163,7 @@ def _text(value: Any) -> str:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: record[name] for name in ("method", "backbone", "labels", "seed", "subset", "fold")}
+    numbers = {name: record[name] for name in IDENTITY}
     numbers |= {name: record[name] for name in ("seconds", "best_step", "validation_auc") if name in record}
     kept = ("roc_auc", "accuracy", "auc_vs_hard_nonlens", "expected_calibration_error", "completeness_at_fpr_1e-3")
     for name in ("metrics", "metrics_large"):

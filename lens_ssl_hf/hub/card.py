@@ -278,10 +278,10 @@ def reproduction(run: dict[str, Any]) -> str:
     """The command, or the call of the Python API, that made a run, as a Markdown block."""
     if run["command"]:
         return fenced(run["command"], "bash")
-    from ..training.arguments import FinetuneArguments, PretrainArguments, recipe
+    from ..training.arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, recipe
 
     pretraining = run["task"] == "pretrain"
-    defaults = vars((PretrainArguments if pretraining else FinetuneArguments)())
+    defaults = FORMER_OPTIONS | vars((PretrainArguments if pretraining else FinetuneArguments)())
     defaults |= recipe(run["method"]) if pretraining else {}
     settings = {name: value for name, value in run["arguments"].items() if value != defaults.get(name)}
     folder = settings.pop("output_dir", defaults["output_dir"])

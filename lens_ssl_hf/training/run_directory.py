@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from ..data.tensors import checksum
 from ..errors import InputError
 from ..files import make_folder, remove_leftovers, replacing, write_json, write_text
-from .arguments import FinetuneArguments, PretrainArguments, makes_no_difference
+from .arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, makes_no_difference
 from .faults import check_model
 from .tracking import Trackers
 
@@ -126,9 +126,9 @@ class RunDirectory:
             for facts in (self._earlier, facts)
         )
         kind = PretrainArguments if facts["task"] == "pretrain" else FinetuneArguments
-        old = {
-            item.name: item.default for item in fields(kind) if item.name in new
-        } | old  # begun before these options
+        defaults = {item.name: item.default for item in fields(kind) if item.name in new}
+        old = defaults | FORMER_OPTIONS | old  # begun before these options, or with those
+        new |= FORMER_OPTIONS
         differences = [
             f"{name} is {new.get(name)}, was {old.get(name)}"
             for name in sorted(old.keys() | new.keys())
