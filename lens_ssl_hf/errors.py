@@ -73,12 +73,14 @@ def handling_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[None]
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until what is inside is done. A process that is forked inside never sees them."""
+    """Ctrl-C and SIGTERM wait until what is inside is done or fails. A process forked inside never sees them."""
     came: list[int] = []
-    with handling_stop_signals(lambda number, frame: came.append(number)):
-        yield
-    for number in came:
-        signal.raise_signal(number)
+    try:
+        with handling_stop_signals(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _leave_it_to_the_main_process(status: int) -> None:

@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 from statistics import fmean
 
-from lens_ssl_hf.evaluation.plots import METHOD_NAMES
-from lens_ssl_hf.evaluation.study_report import format_interval, markdown_table
+from lens_ssl_hf.cli import parse
+from lens_ssl_hf.errors import exit_on_input_error
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "model_cards" / "results"
@@ -36,6 +36,8 @@ SUMMARY_ROWS = {"simulated": ("simulated", ("100", "300", "all")), "cfhtls": ("r
 
 def speed_table(results: dict) -> str:
     """What scripts/benchmark.py wrote, as Markdown."""
+    from lens_ssl_hf.evaluation.plots import METHOD_NAMES
+
     ways = ("usual", "usual, bf16 and fused AdamW", "floor")
     lines = [["training", "images/s", *(f"x {way}" for way in ways)], ["---"] * 5]
     for row in [*results["pretrain"]["rows"], *results["finetune"]["rows"]]:
@@ -58,6 +60,8 @@ def speed_table(results: dict) -> str:
 
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
+    from lens_ssl_hf.evaluation.plots import METHOD_NAMES
+
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
     lines = [head, ["---"] * len(head)]
     for method, title in METHOD_NAMES.items():
@@ -77,6 +81,8 @@ def trials_table(log: list[dict]) -> str:
 
 def study_table(results: dict) -> str:
     """What scripts/run_study.py wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
+    from lens_ssl_hf.evaluation.study_report import markdown_table
+
     earlier = (one["continued_from"] for one in results["pretraining"] if "continued_from" in one)
     versions = {one.get("simulator_version") for one in (results["data"], *earlier)} - {None}
     notes = [
@@ -102,6 +108,8 @@ def summary_table() -> str:
 
 
 def _auc(row: dict | None) -> str:
+    from lens_ssl_hf.evaluation.study_report import format_interval
+
     return "" if row is None else f"{format_interval(row['roc_auc'])} ({row['seeds']} x {row['subsets']})"
 
 
@@ -137,6 +145,12 @@ def fill(text: str) -> str:
     )
 
 
-if __name__ == "__main__":
+@exit_on_input_error
+def main() -> None:
+    parse(description=__doc__)
     for page in PAGES:
         page.write_text(fill(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

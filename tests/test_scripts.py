@@ -22,8 +22,7 @@ from lens_ssl_hf.cli import PushArguments, parse
 from lens_ssl_hf.data.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_OPTIONS = ("make_tables.py", "use_export.py")
-SCRIPTS = sorted({path.name for path in (ROOT / "scripts").glob("*.py")} - set(WITHOUT_OPTIONS))
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 # What a bare GPU machine lacks; names of distributions and of modules.
 ABSENT = (
     "datasets evaluate sklearn scikit_learn scipy matplotlib astropy pandas pyarrow PIL pillow lens_ssl __editable__"
