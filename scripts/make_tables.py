@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import fmean
 
 from lens_ssl_hf.commands.parsing import parse
-
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.evaluation.plots import METHOD_NAMES
 from lens_ssl_hf.evaluation.study_cells import PREDICTIONS, unpack_cells

@@ -241,9 +241,9 @@ def explanation(finder: Finder) -> str:
     return f"""
 - **Cutouts** have {len(finder.bands)} bands ({bands}), in this order where the file does not name them, and {size} x
   {size} to {side} x {side} pixels {f"of {scale:.4g} arcsec" if scale else ""} around the object. Flux has
-  {f"the zero point {zero_point:.4g}" if zero_point else "the zero point of the training data"} and becomes display
-  units by the model's {cutouts["stretch"]["kind"]} stretch. Where a FITS header states another scale or zero point, it
-  is converted.
+  {"the zero point of the training data" if zero_point is None else f"the zero point {zero_point:.4g}"} and becomes
+  display units by the model's {cutouts["stretch"]["kind"]} stretch. Where a FITS header states another scale or zero
+  point, it is converted.
 - **P(lens)** is the softmax of the classifier.
 - **Calibration**: of the cutouts of the {split} split ({facts["num_lenses"]} lenses, {facts["num_nonlenses"]}
   non-lenses) whose score lies in the same of {len(facts["calibration"])} bins, the share that are lenses, with its
