@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from lens_ssl_hf.cli import parse
-
+from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.evaluation.plots import METHOD_NAMES
 from lens_ssl_hf.evaluation.study_cells import PREDICTIONS, unpack_cells
