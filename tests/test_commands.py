@@ -122,7 +122,8 @@ def test_groups_of_help_name_options_that_exist():
 
 
 def test_help_comes_without_torch():
-    scripts = [path for path in (ROOT / "scripts").glob("*.py") if "import parse\n" in path.read_text()]
+    parsing = [path for path in (ROOT / "scripts").glob("*.py") if "import parse\n" in path.read_text()]
+    scripts = [path for path in parsing if path.name != "make_tables.py"]  # for those who work on this project
     assert len(scripts) >= 5
     program = (
         "import contextlib, io, runpy, sys\n"
@@ -218,7 +219,8 @@ def test_a_method_on_the_command_line_brings_its_recipe(parsed, config):
 
 def test_the_record_of_a_run_is_such_a_file(parsed, config):
     arguments, _, _ = parsed("pretrain --dataset x --method ibot --epochs 3 --report_to tensorboard --no_flip")
-    record = json.dumps({"task": "pretrain", "arguments": vars(arguments)})
+    former = {"gradient_accumulation_steps": 1}  # of a version that had it
+    record = json.dumps({"task": "pretrain", "arguments": vars(arguments) | former})
     assert parsed(f"pretrain --dataset x --config {config(record, 'run.json')}")[0] == arguments
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..errors import InputError
+from ..training.arguments import FORMER_OPTIONS, recipe
 
 MOST_USED = "Most used"
 # Options whose help begins with one of these words are a group of their own.
@@ -58,8 +59,6 @@ def parse(
     config = _read_config(typed.config, parser, dataclasses) if typed.config else {}
     parser.set_defaults(**config)
     if hasattr(typed, "method"):
-        from ..training.arguments import recipe
-
         parser.set_defaults(**recipe(parser.parse_known_args(plain)[0].method) | config)
     if wants_help:
         print(_help(parser, dataclasses, description, positional, {MOST_USED: most_used, **(groups or {})}))
@@ -102,6 +101,8 @@ def _read_config(file: str, parser: Any, dataclasses: tuple[type, ...]) -> dict[
     words, given = [], []
     for key, value in options.items():
         name = str(key).replace("-", "_")
+        if value == FORMER_OPTIONS.get(name, MISSING):
+            continue  # in the run.json of an earlier version
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
             raise InputError(f"{file}: unknown option {key}: {f'did you mean {close[0]}?' if close else 'see --help'}")

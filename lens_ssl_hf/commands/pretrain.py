@@ -25,7 +25,6 @@ MOST_USED += ("seed", "resume")
 GROUPS = {
     "Optimizer": (
         "optimizer",
-        "gradient_accumulation_steps",
         "final_learning_rate",
         "warmup_fraction",
         "weight_decay",
