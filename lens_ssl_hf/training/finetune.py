@@ -58,28 +58,30 @@ def finetune(
     given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
+    train_split, subset, validation, info = _open_splits(cutouts, arguments)
+    batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
+    set_seed(arguments.seed)
+    model = _make_classifier(arguments, info, train_split)
+    facts = {"task": "finetune", "method": None, "data": info, "batch_size": batch_size}
+    facts |= {"backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config)}
+    facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
+    facts |= {"num_parameters": sum(p.numel() for p in model.parameters())}
+    facts |= origin(arguments.init, getattr(model, "vit", None))
+    model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
+    task = Finetuning(model, subset, validation, batch_size, arguments, accelerator.device)
+    return train(task, facts, accelerator)
+
+
+def _open_splits(
+    cutouts: Any, arguments: FinetuneArguments
+) -> tuple[CutoutTensors, CutoutTensors, CutoutTensors, dict]:
+    """The training split, the subset of it to train on, the validation split, and the fields of `CutoutInfo`."""
     splits, info = splits_and_info(cutouts, "train", "validation")
     train_split, validation = labelled_splits(splits, "train", "validation")
     center_crop(train_split.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
     subset = train_split.select(label_subset(train_split.labels, arguments.labels, subset_seed))
-    batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
-    set_seed(arguments.seed)
-    model = _make_classifier(arguments, info, train_split)
-    facts = {
-        "task": "finetune",
-        "method": None,
-        "backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config),
-        **origin(arguments.init, getattr(model, "vit", None)),
-        "data": info,
-        "num_labels": len(subset),
-        "num_train_images": len(subset),
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "batch_size": batch_size,
-    }
-    model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
-    task = Finetuning(model, subset, validation, batch_size, arguments, accelerator.device)
-    return train(task, facts, accelerator)
+    return train_split, subset, validation, info
 
 
 def _batch_size(wanted: int, accelerator: Accelerator) -> int:

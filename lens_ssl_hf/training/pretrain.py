@@ -54,25 +54,18 @@ def pretrain(
     Raises:
         [`InputError`]: a setting, the data or the output directory cannot be used.
     """
-    settings = {**recipe(method), **settings, "method": method}
-    settings |= {"init": os.fspath(init), "output_dir": os.fspath(output_dir)}
-    arguments = make_arguments(PretrainArguments, settings)
+    given = {"method": method, "init": os.fspath(init), "output_dir": os.fspath(output_dir)}
+    arguments = make_arguments(PretrainArguments, {**recipe(method), **settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     data = _open_data(cutouts, arguments, accelerator)
     set_seed(arguments.seed)
-    init, bands = arguments.init, data.info["bands"]
-    encoder = None if init == "scratch" else load_encoder_for(init, arguments.crop_size, bands)
+    encoder = None
+    if arguments.init != "scratch":
+        encoder = load_encoder_for(arguments.init, arguments.crop_size, data.info["bands"])
     model = _make_model(arguments, data, encoder)
-    facts = {
-        "task": "pretrain",
-        "method": method,
-        "backbone": backbone_name(model.encoder.config),
-        **origin(init, encoder),
-        "data": data.info,
-        "num_train_images": len(data.images),
-        "num_train_labels": data.num_labels,
-        "num_parameters": sum(p.numel() for p in model.encoder.parameters()),
-    }
+    facts = {"task": "pretrain", "method": method, "backbone": backbone_name(model.encoder.config), "data": data.info}
+    facts |= {"num_train_images": len(data.images), "num_train_labels": data.num_labels}
+    facts |= {"num_parameters": sum(p.numel() for p in model.encoder.parameters()), **origin(arguments.init, encoder)}
     return train(Pretraining(model, data, arguments, accelerator), facts, accelerator)
 
 
