@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 space: $(SPACE_INSTALLED)
-	$(BIN)/python -m lens_ssl_hf.space.page demo/space
+	$(BIN)/lens-ssl space demo/space
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal

@@ -1,9 +1,26 @@
 """Find strong gravitational lenses with few labels: self-supervised Vision Transformers for the Hugging Face world."""
 
 import importlib
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .registration import register_with_auto_classes
+
+# ruff: noqa: F401
+if TYPE_CHECKING:  # for editors; at run time each name is imported when it is used
+    from .data.cutouts import load_cutouts, save_cutouts
+    from .data.lens_image_processor import LensImageProcessor
+    from .data.processing import CutoutInfo, Stretch, cutout_info
+    from .data.tensors import load_tensors, save_tensors
+    from .errors import InputError
+    from .evaluation.evaluate import evaluate, predict
+    from .hub.export import export
+    from .hub.push import push_dataset, push_to_hub
+    from .inference.pipeline import pipeline
+    from .inference.read_cutout import read_cutout
+    from .models import DINO, IBOT, SimSiam
+    from .space.build import push_space
+    from .training.finetune import finetune
+    from .training.pretrain import pretrain
 
 __version__ = "0.1.0"
 
@@ -44,11 +61,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-def _is_help_of_a_script() -> bool:
-    scripts = Path(__file__).resolve().parents[1] / "scripts"
-    return bool({"-h", "--help"} & set(sys.argv[1:])) and Path(sys.argv[0]).resolve().parent == scripts
-
-
-# Registers the models with the Auto classes. That takes torch and transformers, seconds that --help need not wait for.
-if not _is_help_of_a_script():
-    importlib.import_module(".models", __name__)
+register_with_auto_classes()

@@ -63,22 +63,22 @@ def handling_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as restore:  # each handler comes back, also where a signal raises between the two
+        for number in (signal.SIGINT, signal.SIGTERM):
+            restore.callback(signal.signal, number, signal.signal(number, handler))
         yield
-    finally:
-        for number, handler_before in previous.items():
-            signal.signal(number, handler_before)
 
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until what is inside is done. A process that is forked inside never sees them."""
     came: list[int] = []
-    with handling_stop_signals(lambda number, frame: came.append(number)):
-        yield
-    for number in came:
-        signal.raise_signal(number)
+    try:
+        with handling_stop_signals(lambda number, frame: came.append(number)):
+            yield
+    finally:  # also where what is inside fails
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _leave_it_to_the_main_process(status: int) -> None:

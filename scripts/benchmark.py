@@ -5,7 +5,7 @@ Images per second of training, side by side in one run: ours, the way that is us
 python scripts/benchmark.py --output benchmark.json
 ```
 
-- ours: the step of `run_ssl.py` and `run_finetune.py`, split into views, forward, backward and optimizer;
+- ours: the step of `lens-ssl pretrain` and `lens-ssl finetune`, split into views, forward, backward and optimizer;
 - usual: per-sample PIL views in DataLoader workers, a pass per crop size, fp32, default AdamW, EMA in a Python loop;
 - floor: forward and backward of the same tokens through the same stock ViT, with no views and no loss.
 
@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lens_ssl_hf.cli import parse, quiet
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.commands.shared import quiet
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +91,7 @@ def measure_pretrain(arguments: BenchmarkArguments) -> dict[str, Any]:
         for method in arguments.methods:
             with tempfile.TemporaryDirectory() as folder:
                 ours = our_step(arguments, method, backbone, Path(folder))
-                precision = ours.run_directory.facts["precision"]
+                precision = ours.run.facts["precision"]
                 ways = {
                     "ours": ours_in_order(ours),
                     "usual": UsualWay(arguments, method, backbone, "fp32", fused=False),
@@ -112,31 +113,31 @@ def measure_pretrain(arguments: BenchmarkArguments) -> dict[str, Any]:
 
 
 def our_step(arguments: BenchmarkArguments, method: str, backbone: str, folder: Path, **settings: Any) -> Any:
-    """A pretraining of ours that has begun, on noise."""
+    """The `Trainer` of a pretraining of ours that has begun, on noise."""
     from lens_ssl_hf.training import pretrain as module
+    from lens_ssl_hf.training.accelerator import choose_precision, make_accelerator
     from lens_ssl_hf.training.arguments import PretrainArguments, recipe
-    from lens_ssl_hf.training.loop import choose_precision, make_accelerator
     from lens_ssl_hf.training.run_directory import RunDirectory
+    from lens_ssl_hf.training.trainer import Trainer
 
     settings = {"num_local_views": arguments.num_local_views, "batch_size": arguments.batch_size, **LOCAL, **settings}
     settings = {**recipe(method), "method": method, "backbone": backbone, "epochs": 10**6, "eval_every": 0, **settings}
-    pretraining_arguments = PretrainArguments(**settings, output_dir=str(folder))
-    accelerator = make_accelerator(pretraining_arguments.precision, deterministic=False)
+    ours = PretrainArguments(**settings, output_dir=str(folder))
+    accelerator = make_accelerator(ours.precision, deterministic=False)
     tensors = ({"train": noise(2 * arguments.batch_size)}, INFO)
-    images, labelled, info, statistics = module._open_images(tensors, pretraining_arguments, accelerator)
-    model = module._make_model(pretraining_arguments, info, *statistics)
+    data = module._open_data(tensors, ours, accelerator)
     run = RunDirectory(folder, "auto", accelerator.is_main_process)
-    facts = {"arguments": asdict(pretraining_arguments), "num_processes": accelerator.num_processes}
-    run.write_facts({**facts, "precision": choose_precision(accelerator, pretraining_arguments.precision)})
-    monitor = module._KNNMonitor(labelled, pretraining_arguments, statistics, accelerator)
-    pretraining = module.Pretraining(model, images, monitor, pretraining_arguments, accelerator, run)
-    pretraining.begin()
-    return pretraining
+    facts = {"arguments": asdict(ours), "num_processes": accelerator.num_processes}
+    run.write_facts({**facts, "precision": choose_precision(accelerator, ours.precision)})
+    task = module.Pretraining(module._make_model(ours, data), data, ours, accelerator)
+    trainer = Trainer(task, accelerator, run)
+    trainer.begin()
+    return trainer
 
 
-def ours_in_order(pretraining: Any) -> Callable[[], None]:
+def ours_in_order(trainer: Any) -> Callable[[], None]:
     steps = iter(range(10**9))
-    return lambda: pretraining.step(next(steps))
+    return lambda: trainer.step(next(steps))
 
 
 class UsualWay:
@@ -231,16 +232,16 @@ class PILViews:
         return (pixels - 0.5) / 0.2
 
 
-def floor_step(pretraining: Any, precision: str) -> Callable[[], None]:
+def floor_step(trainer: Any, precision: str) -> Callable[[], None]:
     """Forward and backward of the tokens of one of our steps through the same stock ViTs."""
     import torch
 
     from lens_ssl_hf.models.backbones import hidden_states
-    from lens_ssl_hf.training.loop import autocast
+    from lens_ssl_hf.training.accelerator import autocast
 
-    arguments, model, device = pretraining.arguments, pretraining.model, pretraining.accelerator.device
-    images, indices, epoch = pretraining.images.batch(0, 0, 1)
-    views = pretraining.make_views(images, indices, epoch)
+    task, device = trainer.task, trainer.accelerator.device
+    arguments, model = task.arguments, task.model
+    views = task.make_batch(*task.samples.batch(0, 0, 1))
     global_views, local_views = views["global_views"].flatten(0, 1), views.get("local_views")
     student = model.student.backbone if model.has_teacher else model.backbone
     masks = None
@@ -262,14 +263,14 @@ def floor_step(pretraining: Any, precision: str) -> Callable[[], None]:
     return step
 
 
-def split_of(pretraining: Any) -> dict[str, float]:
+def split_of(trainer: Any) -> dict[str, float]:
     """Seconds of the parts of one step, and how often the host waited for the device in it."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     with profile(activities=activities) as profiler:
-        pretraining.step(1)
+        trainer.step(1)
         synchronise()
     events = {event.key: event for event in profiler.key_averages()}
     kind = "device_time_total" if torch.cuda.is_available() else "cpu_time_total"
@@ -286,9 +287,9 @@ def _is_within(event: Any, name: str) -> bool:
     return event is not None
 
 
-def step_flops(pretraining: Any) -> float:
+def step_flops(trainer: Any) -> float:
     """Floating-point operations per image of the ViTs in one step, a multiplication and an addition being two."""
-    arguments, config = pretraining.arguments, pretraining.model.encoder.config
+    arguments, config = trainer.task.arguments, trainer.task.model.encoder.config
     width, depth = config.hidden_size, config.num_hidden_layers
 
     def forward(size: int) -> float:
@@ -331,7 +332,7 @@ def measure_levers(arguments: BenchmarkArguments) -> dict[str, Any]:
             return our_step(arguments, "dino", backbone, Path(folder) / name.replace(" ", "-"), **settings)
 
         attention = step("attention")
-        for branch in (attention.model.student, attention.model.teacher):
+        for branch in (attention.task.model.student, attention.task.model.teacher):
             branch.backbone.set_attn_implementation("sdpa")
         ways = {
             "ours": ours_in_order(step("ours")),
@@ -354,15 +355,15 @@ def measure_levers(arguments: BenchmarkArguments) -> dict[str, Any]:
     return {"backbone": backbone, "rows": rows}
 
 
-def with_plain_optimizer(pretraining: Any) -> Callable[[], None]:
+def with_plain_optimizer(trainer: Any) -> Callable[[], None]:
     """Our step with AdamW as it is by default and an EMA parameter by parameter."""
     from unittest import mock
 
     import torch
 
-    from lens_ssl_hf.training import pretrain as module
+    from lens_ssl_hf.training import trainer as module
 
-    model = pretraining.model
+    model = trainer.task.model
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
 
     def step_plainly(_: Any, skip: Any, buffers: Any) -> None:
@@ -374,7 +375,7 @@ def with_plain_optimizer(pretraining: Any) -> Callable[[], None]:
             for student, teacher in zip(model.student.parameters(), model.teacher.parameters()):
                 teacher.mul_(momentum).add_((1 - momentum) * student)
 
-    ours = ours_in_order(pretraining)
+    ours = ours_in_order(trainer)
     model.update_teacher = update_plainly
 
     def step() -> None:
@@ -384,19 +385,20 @@ def with_plain_optimizer(pretraining: Any) -> Callable[[], None]:
     return step
 
 
-def compiled(pretraining: Any) -> Any:
-    for branch in (pretraining.model.student, pretraining.model.teacher):
+def compiled(trainer: Any) -> Any:
+    for branch in (trainer.task.model.student, trainer.task.model.teacher):
         branch.backbone.compile(dynamic=False)
-    return pretraining
+    return trainer
 
 
-def with_pass_per_view(pretraining: Any) -> Any:
+def with_pass_per_view(trainer: Any) -> Any:
     import torch
 
     from lens_ssl_hf.models.backbones import hidden_states
 
-    pretraining.model._tokens = lambda backbone, views: torch.stack([hidden_states(backbone, view) for view in views])
-    return pretraining
+    model = trainer.task.model
+    model._tokens = lambda backbone, views: torch.stack([hidden_states(backbone, view) for view in views])
+    return trainer
 
 
 # ---- fine-tuning -----------------------------------------------------------------------------------
@@ -436,7 +438,7 @@ def classifier_floor_rate(backbone: str, precision: str, steps: int = 40) -> flo
 
     from lens_ssl_hf.models import backbone_config
     from lens_ssl_hf.models.backbones import use_fast_attention
-    from lens_ssl_hf.training.loop import autocast
+    from lens_ssl_hf.training.accelerator import autocast
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     classifier = ViTForImageClassification(backbone_config(backbone)).to(device).train()
@@ -510,13 +512,13 @@ def work_on_steps(arguments: BenchmarkArguments) -> dict[str, Any]:
     """Images per second of all processes together, PINned to a core each, and with KEEP_MEMORY as the loop does it."""
     import torch
 
-    from lens_ssl_hf.training import loop
+    from lens_ssl_hf.training import accelerator
 
     if os.environ.get("PIN"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ.get("LOCAL_RANK", "0"))]})
         torch.set_num_threads(1)
     if os.environ.get("KEEP_MEMORY") == "0":
-        loop._keep_freed_memory = lambda: None
+        accelerator._keep_freed_memory = lambda: None
     with tempfile.TemporaryDirectory() as folder:
         step = ours_in_order(our_step(arguments, "dino", arguments.backbones[0], Path(folder), precision="bf16"))
         step()
@@ -529,9 +531,9 @@ def work_on_memory(arguments: BenchmarkArguments) -> dict[str, Any]:
 
     arguments.batch_size, arguments.num_local_views = 256, 4
     with tempfile.TemporaryDirectory() as folder:
-        pretraining = our_step(arguments, "dino", "vitb8", Path(folder), precision="bf16")
+        trainer = our_step(arguments, "dino", "vitb8", Path(folder), precision="bf16")
         for step in range(2):
-            pretraining.step(step)
+            trainer.step(step)
     if torch.cuda.is_available():
         return {"device": "cuda", "peak_bytes": torch.cuda.max_memory_allocated()}
     # Linux: getrusage's peak would be that of the parent where that is larger.

@@ -18,7 +18,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lens_ssl_hf.cli import parse, quiet
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.commands.shared import quiet
 from lens_ssl_hf.errors import exit_on_input_error
 
 ROOT = Path(__file__).parents[1]

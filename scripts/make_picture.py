@@ -8,7 +8,7 @@ python scripts/make_picture.py demo/dino-300/evaluation/contact_sheet.png docs/r
 
 from dataclasses import dataclass, field
 
-from lens_ssl_hf.cli import parse
+from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 WIDTH = 950  # pixels: readable on a page

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from lens_ssl_hf.cli import parse
+from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.evaluation.plots import METHOD_NAMES
 from lens_ssl_hf.evaluation.study_cells import PREDICTIONS, unpack_cells
@@ -83,7 +83,7 @@ def trials_table(log: list[dict]) -> str:
 
 
 def study_table(results: dict) -> str:
-    """What scripts/run_study.py wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
+    """What lens-ssl study wrote, as Markdown, and which simulator made the cutouts of tests or pretrainings."""
     earlier = (one["continued_from"] for one in results["pretraining"] if "continued_from" in one)
     versions = {one.get("simulator_version") for one in (results["data"], *earlier)} - {None}
     notes = [

@@ -16,7 +16,7 @@ a data set for every script: `--dataset runs/cfhtls/data/cfhtls.csv --bands i r 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lens_ssl_hf.cli import parse
+from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 MARGIN = 36  # least distance of a window's centre from the edge of a stamp, in pixels

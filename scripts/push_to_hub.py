@@ -1,46 +1,6 @@
-"""
-Publish a run on the Hub: weights, image processor, card with its numbers, pictures, recipe and metrics in one commit.
+"""The same as `lens-ssl push`."""
 
-```bash
-hf auth login                                                                      # once; or set HF_TOKEN
-python scripts/run_eval.py runs/dino-300 --dataset my_cutouts/                     # no model without numbers
-python scripts/push_to_hub.py runs/dino --repo_id me/lens-dino-vits8
-python scripts/push_to_hub.py runs/dino-300 --repo_id me/lens-dino-vits8-classifier --base_model me/lens-dino-vits8
-python scripts/push_to_hub.py runs/dino --repo_id me/lens-dino-vits8 --dry_run     # only writes lens-dino-vits8/
-```
-
-A classifier goes to a repository whose name ends in -classifier, a backbone to another. A push that fails or is
-interrupted leaves the Hub as it was and can be repeated; one without changes makes no commit.
-"""
-
-from dataclasses import dataclass, field
-
-from lens_ssl_hf.cli import PushArguments, parse, quiet
-from lens_ssl_hf.errors import exit_on_input_error
-from lens_ssl_hf.launch import one_process
-
-
-@dataclass
-class ModelArguments(PushArguments):
-    run: str = field(default="", metadata={"help": "An evaluated run directory of run_ssl.py or run_finetune.py."})
-    with_heads: bool = field(
-        default=False, metadata={"help": "Also publish the SSL checkpoint with its heads, in pretraining/."}
-    )
-    base_model: str | None = field(
-        default=None, metadata={"help": "Hub id of the backbone that a classifier was fine-tuned from, for the card."}
-    )
-    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights, as the Hub names it."})
-
-
-@exit_on_input_error
-@one_process
-def main() -> None:
-    (arguments,) = parse(ModelArguments, description=__doc__, positional=("run",))
-    from lens_ssl_hf import push_to_hub
-
-    quiet()
-    print(push_to_hub(**vars(arguments)))
-
+from lens_ssl_hf.commands.push import main
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lens_ssl_hf.cli import parse, quiet
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.commands.shared import quiet
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 

@@ -8,16 +8,21 @@ python scripts/use_export.py lens-dino-vits8 lens-dino-vits8-classifier cutout.n
 
 import sys
 
-import numpy as np
-import torch
-from transformers import AutoImageProcessor, AutoModel, pipeline
+USAGE = "usage: use_export.py BACKBONE CLASSIFIER CUTOUT.npy"
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv):
+        print(USAGE, __doc__, sep="\n")
+        return
     if len(sys.argv) != 4:
-        print("usage: use_export.py BACKBONE CLASSIFIER CUTOUT.npy", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         sys.exit(2)
     backbone, classifier, cutout = sys.argv[1:]
+    import numpy as np
+    import torch
+    from transformers import AutoImageProcessor, AutoModel, pipeline
+
     pixels = np.load(cutout, allow_pickle=False)  # display units, (bands, height, width)
 
     model, loading = AutoModel.from_pretrained(backbone, output_loading_info=True)

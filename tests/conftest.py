@@ -1,6 +1,7 @@
 """Small data sets and runs that several tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before the imports, which read them: nothing is looked for on the Hub, and parallel workers share the cores.
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from lens_ssl_hf.data.tensors import CutoutTensors
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it, and what they start
 
 STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
 

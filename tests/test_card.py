@@ -48,7 +48,9 @@ def test_every_number_of_the_table_comes_from_the_evaluation(evaluated):
         if entry["value"] is None:
             assert rows[entry["title"]] == f"not measured: {entry['reason']}"
         else:
-            value, low, high = (float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", rows[entry["title"]]))
+            cell, _, note = rows[entry["title"]].partition("; ")
+            assert note == entry.get("note", "")
+            value, low, high = (float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", cell))
             expected = pytest.approx((entry["value"], entry["low"], entry["high"]), abs=6e-4)
             assert (value, low, high) == expected
     assert "scripts/run_finetune.py --labels 20" in text
@@ -126,6 +128,21 @@ def test_the_origin_of_the_weights(tmp_path):
     assert "with DINO on 96 unlabelled cutouts" in str(card) and "run_ssl.py --method dino" in str(card)
 
 
+@pytest.mark.parametrize("method", ["dino", "ibot", "simsiam"])
+def test_the_paper_of_the_method_alone_is_cited(method, tmp_path):
+    text = str(render_card(CardFacts.from_run(write_pretrain_run(tmp_path / "run", method), "a")))
+    names = {"dino": "caron2021dino", "ibot": "zhou2021ibot", "simsiam": "chen2021simsiam"}
+    assert re.findall(r"@\w+{(\w+),", text) == [names[method]]
+    assert "@inproceedings" not in str(render_card(CardFacts.from_run(write_classifier_run(tmp_path / "a"), "a")))
+
+
+@pytest.mark.parametrize("zero_point,stated", [(0.0, "0 (AB magnitude of flux 1)"), (None, "not stated")])
+def test_a_zero_point_of_zero_is_one(zero_point, stated, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    change(run, data={**json.loads((run / "run.json").read_text())["data"], "zero_point": zero_point})
+    assert f"| Zero point | {stated} |" in str(render_card(CardFacts.from_run(run, "a")))
+
+
 def test_the_stretch_is_written_out(tmp_path):
     run = write_classifier_run(tmp_path / "run")
     stretch = {"kind": "asinh", "black": [-0.5] * 3, "white": [19.5] * 3, "softening": [0.125] * 3}
@@ -189,3 +206,14 @@ def test_a_damaged_evaluation_is_named(tmp_path):
     (run / "evaluation" / "metrics.json").write_text('{"met')
     with pytest.raises(InputError, match=r"metrics\.json is damaged: evaluate the run again"):
         CardFacts.from_run(run, "a")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"num_parameters": None}, {"crop_size": ...}, {"command": 7}, {"data": {"fingerprint": "a"}}]
+)
+def test_a_damaged_record_is_named(damage, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    facts = {**json.loads((run / "run.json").read_text()), **damage}
+    (run / "run.json").write_text(json.dumps({name: value for name, value in facts.items() if value is not ...}))
+    with pytest.raises(InputError, match=r"the card of a cannot be written .*: run\.json or .* is damaged, train or"):
+        render_card(CardFacts.from_run(run, "a"))

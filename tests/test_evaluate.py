@@ -15,6 +15,7 @@ from conftest import STRETCH, make_split
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -159,6 +160,28 @@ def test_only_the_test_split_of_its_own_dataset_is_the_evaluation_of_a_run(tiny_
     assert "has not been evaluated" in (folder / "README.md").read_text() and not (folder / "roc.png").exists()
 
 
+@pytest.mark.parametrize("write", [write_classifier_run, write_pretrain_run])
+def test_a_part_of_the_test_split_is_not_taken_for_the_whole(write, tiny_cutouts, tmp_path):
+    splits, info = tiny_cutouts
+    columns = {
+        name: {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
+        for name, split in splits.items()
+    }
+    cutouts = datasets.DatasetDict({name: datasets.Dataset.from_dict(one) for name, one in columns.items()})
+    for name, split in cutouts.items():
+        split.info.description = CutoutInfo(**info).to_json()
+        split.info.splits = datasets.SplitDict({name: datasets.SplitInfo(name, num_examples=len(split))})
+    run = write(tmp_path / "run")
+    evaluate(run, cutouts, num_bootstrap=0)
+    for rows in (range(10), range(10, 20)):
+        part = datasets.DatasetDict(cutouts)
+        part["test"] = part["test"].select(rows)
+        assert evaluate(run, part, num_bootstrap=0)["split"].startswith("test_10_of_48_")
+    evaluations = sorted(run.glob("evaluation*"))
+    assert [path.name[:25] for path in evaluations] == ["evaluation", *["evaluation-test_10_of_48_"] * 2]
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["split"] == "test"
+
+
 def test_predictions_carry_the_columns_of_the_dataset(run, tiny_cutouts, tmp_path):
     split = tiny_cutouts[0]["test"]
     count = len(split)
@@ -240,7 +263,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
         (lambda: evaluate(run), "cutouts are missing"),
         (lambda: evaluate(run, tiny_cutouts, split="holdout"), "no holdout split"),
         (lambda: evaluate(run, tiny_cutouts, tmp_path / "file" / "out", num_bootstrap=0), "choose a writable place"),
-        (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 gives no finite score"),
+        (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 has NaN or infinite pixels: build"),
         (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
         (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
         (lambda: Predictions.load(tmp_path / "bad.csv"), "no column 'label'"),
@@ -262,6 +285,16 @@ def test_a_pretraining_run_is_probed(tiny_cutouts, tmp_path):
     assert report["probes"]["linear"]["metrics"]["roc_auc"]["value"] == pytest.approx(auc)
     with pytest.raises(InputError, match="cutouts must be a DatasetDict"):
         evaluate(run, tiny_cutouts[0]["test"])
+
+
+def test_a_backbone_that_gives_no_finite_features_is_not_probed(tiny_cutouts, tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    weights = load_file(run / "model" / "model.safetensors")
+    weights["teacher.backbone.layernorm.weight"].fill_(3e38)  # finite, but what it gives is not
+    save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"the backbone of .* gives NaN or infinite features on train: pretrain"):
+        evaluate(run, tiny_cutouts, num_bootstrap=0)
+    assert not (run / "evaluation").exists()
 
 
 def test_features_are_the_models_cls_and_the_probe_is_scikit_learns(tiny_cutouts, tmp_path):
@@ -363,5 +396,5 @@ def test_pictures(run, tmp_path):
     assert {(255, 0, 0), (0, 0, 0), (0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)} <= colours  # pixels and frames
     for path in (plot_roc({"a": predictions, "b": predictions}, tmp_path / "roc.png"), plot_curves(run)):
         assert min(Image.open(path).size) > 400
-    with pytest.raises(InputError, match=r"no readable metrics\.jsonl"):
+    with pytest.raises(InputError, match=r"no run directory \(no readable run\.json\)"):
         plot_curves(tmp_path)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lens_ssl_hf import InputError, finetune
+from lens_ssl_hf.errors import interrupted_later
 from lens_ssl_hf.files import replacing, write_json, write_safetensors, write_text
 
 LABELS = {"backbone": "vitt8", "precision": "fp32", "steps": 1, "batch_size": 16, "labels": 16}
@@ -34,6 +35,13 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
         new.write_text("first")
         write_text(path, "second")
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_signal_that_waits_for_what_fails_is_not_lost():
+    with pytest.raises(KeyboardInterrupt) as interrupt, interrupted_later():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("no space left")
+    assert isinstance(interrupt.value.__context__, OSError)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

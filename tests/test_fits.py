@@ -68,12 +68,20 @@ def test_a_wcs_of_any_kind_gives_scale_and_position(tmp_path, system):
 
 
 @pytest.mark.parametrize(
-    "header", [{"INSTRUME": "VIRCAM"}, {"TELESCOP": "WISE"}, {"PHOTSYS": "VEGA"}, {"ORIGIN": "2MASS", "BUNIT": "DN"}]
+    "header",
+    [
+        {"INSTRUME": "VIRCAM"},
+        {"TELESCOP": "WISE"},
+        {"PHOTSYS": "VEGA"},
+        {"ORIGIN": "2MASS", "BUNIT": "DN"},
+        {"MAGSYS": "STMAG"},
+        {"PHOTSYS": "ST", "BUNIT": "electron/s"},
+    ],
 )
-def test_zero_points_of_vega_are_not_taken_for_ab(tmp_path, header):
+def test_zero_points_of_vega_or_st_are_not_taken_for_ab(tmp_path, header):
     raw = read_raw(write(tmp_path / "a.fits", (PLANE, "", {"MAGZPT": 23.5, **header})))
-    assert raw.zero_points is None and raw.unit.endswith("of a Vega zero point")
-    with pytest.raises(InputError, match="of a Vega zero point and states no AB zero point"):
+    assert raw.zero_points is None and raw.unit.endswith((" of a Vega zero point", " of an ST zero point"))
+    with pytest.raises(InputError, match=r"of an? (Vega|ST) zero point and states no AB zero point"):
         to_display(raw, {"bands": ["g"], "zero_point": 27.0, "stretch": {"kind": "none"}}, "a")
 
 
@@ -156,6 +164,8 @@ def test_counts_without_a_zero_point_are_refused_where_the_model_needs_one(tmp_p
     entry = {"bands": list("gri"), "zero_point": 27.0, "stretch": {"kind": "none"}}
     with pytest.raises(InputError, match=r"a is in adu and states no AB zero point, .* of zero point 27: add MAGZERO"):
         to_display(raw, entry, "a")
+    raw = read_raw(write(tmp_path / "b.fits", (CUBE, "", {"BUNIT": "adu", "MAGZERO": 0.0})))
+    to_display(raw, {**entry, "zero_point": 0.0}, "b")  # which is one
 
 
 def test_asinh_magnitudes_of_panstarrs_become_flux(tmp_path):

@@ -289,7 +289,8 @@ def test_damaged_tables(tmp_path):
     (tmp_path / "whole.fits.gz").write_bytes(gzip.compress(table))
 
     def check(path):
-        assert all(row.label in (-1, 0, 1) for row in list_catalogue(path, DataArguments(), BadFiles("skip")).rows)
+        options = DataArguments(str(path))
+        assert all(row.label in (-1, 0, 1) for row in list_catalogue(path, options, BadFiles("skip")).rows)
 
     refused = 0
     for suffix in ("parquet", "csv", "fits", "fits.gz"):

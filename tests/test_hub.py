@@ -336,7 +336,7 @@ def test_no_card_without_numbers(hub, tmp_path):
     run = write_pretrain_run(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**facts, "command": "python scripts/run_ssl.py --dataset my_cutouts"}))
-    command = f"python scripts/run_eval.py {run} --dataset my_cutouts"
+    command = f"lens-ssl evaluate {run} --dataset my_cutouts"
     for dry_run in (None, tmp_path / "dry"):
         with pytest.raises(InputError, match=f"has not been evaluated, .*: run {command}$"):
             push_to_hub(run, BACKBONE, dry_run=dry_run)
@@ -347,7 +347,11 @@ def test_the_command_that_is_missing_names_the_runs_own_dataset(tmp_path):
     run = write_pretrain_run(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
     for command, wanted in (
-        ("python scripts/run_ssl.py --epochs 9 --train_size=90 --bands g r --seed 1", "--train_size=90 --bands g r$"),
+        (
+            "lens-ssl pretrain --epochs 9 --dataset=x --train_size=9 --bands g r",
+            "--dataset=x --train_size=9 --bands g r$",
+        ),
+        ("lens-ssl pretrain --config x.yaml --bands g r", "lens-ssl evaluate .* --bands g r --dataset CUTOUTS$"),
         (None, r"call lens_ssl_hf\.evaluate\(.*, cutouts\) with the cutouts that it was trained on$"),
     ):
         (run / "run.json").write_text(json.dumps({**facts, "command": command}))
@@ -557,7 +561,8 @@ def test_training_pushes_when_it_is_done(script, options, repo_id, hub, tiny_cut
 @pytest.mark.slow
 def test_the_data_set_script_pushes(hub, tmp_path):
     sizes = [f"--{name}={value}" for name, value in SMALL.items()]
-    command = ["scripts/push_dataset.py", "--repo_id", "me/lenses", "--cache_dir", str(tmp_path / "cache"), *sizes]
+    command = ["scripts/push_dataset.py", "--repo_id", "me/lenses", "--dataset", "simulated", *sizes]
+    command += ["--cache_dir", str(tmp_path / "cache")]
     dry = run_python([*command, "--dry_run", str(tmp_path / "dry")], hub, tmp_path / "home")
     assert dry.returncode == 0, dry.stderr
     done = run_python(command, hub, tmp_path / "home", WRITER)

@@ -213,6 +213,7 @@ def test_no_code_of_a_model_is_run_whoever_says_yes(kind, model, tiny_cutouts, t
         "AutoModel": "evil.EvilModel",
     }
     config(model_type=kind, auto_map=auto, attn_implementation="somebody/kernel")(model)
+    config(_attn_implementation="somebody/kernel", _experts_implementation="somebody/kernel")(model)
     processor(auto_map={"AutoImageProcessor": "evil.Evil"})(model)
     code = f"""
 import lens_ssl_hf

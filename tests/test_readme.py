@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import cli, export
+from lens_ssl_hf import export
+from lens_ssl_hf.commands import main as command_line
+from lens_ssl_hf.commands import parsing
 from lens_ssl_hf.data.headers import Headers, facts_of
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +151,12 @@ def test_units_have_the_zero_points_of_the_table():
 
 
 def load_script(name):
+    """The module with the `main` of a script or of a command of `lens-ssl`."""
     path = ROOT / "scripts" / f"{name}.py"
+    if not path.is_file():
+        return importlib.import_module(f"lens_ssl_hf.commands.{name.replace('-', '_')}")
+    if command := re.search(r"^from (lens_ssl_hf\.commands\.\w+) import main$", path.read_text(), re.MULTILINE):
+        return importlib.import_module(command[1])
     spec = importlib.util.spec_from_file_location(f"script_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -171,7 +178,7 @@ def parse_command(name, words, monkeypatch):
     script = load_script(name)
 
     def parse(*dataclasses, **options):
-        cli.parse(*dataclasses, **options)
+        parsing.parse(*dataclasses, **options)
         raise Parsed(dataclasses)
 
     monkeypatch.setattr(script, "parse", parse)
@@ -193,13 +200,17 @@ def command_lines():
                 else:
                     yield page, line
         for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
-            if code.startswith(("python ", "make ")):
+            if code.startswith(("python ", "make ", "lens-ssl ")):
                 yield page, code
 
 
 def scripts_in(line):
-    """(name, words) of the script that a command line runs."""
-    for name, rest in re.findall(r"(?:python|launch .*?) ?scripts/(\w+)\.py(.*)", line):
+    """(name, words) of the script, or of the command of `lens-ssl`, that a command line runs."""
+    scripts, commands = (
+        r"(?:python|launch .*?) ?scripts/(\w+)\.py(.*)",
+        r"(?:lens-ssl|-m lens_ssl_hf) ([a-z][\w-]*)(.*)",
+    )
+    for name, rest in re.findall(scripts, line) + re.findall(commands, line):
         own = rest.rpartition('"')[0] if rest.count('"') % 2 else rest  # within the quotes of another command
         yield name, shlex.split(own, comments=True)
 
@@ -213,6 +224,8 @@ COMMANDS = [(page, *found) for page, line in command_lines() for found in script
 def test_command_lines_parse(page, name, words, monkeypatch):
     if name in ("make_tables", "use_export"):  # without options
         assert len(words) == {"make_tables": 0, "use_export": 3}[name]
+    elif not words:  # a command's name in the text
+        assert name in command_line.COMMANDS
     else:
         parse_command(name, words, monkeypatch)
 
@@ -221,7 +234,7 @@ def test_launchers_know_their_options():
     from accelerate.commands.launch import launch_command_parser
 
     lines = [line for _, line in command_lines() if "accelerate launch" in line]
-    assert len(lines) >= 5
+    assert len(lines) >= 4
     for line in lines:
         words = line.split("accelerate launch", 1)[1].split("scripts/run_")[0]
         options = re.sub(r"\$\(\(.*?\)\)|\\?\$\w+", "2", words).split()
@@ -231,19 +244,25 @@ def test_launchers_know_their_options():
 
 
 def test_options_in_the_text_exist(monkeypatch):
+    data = ["--dataset", "x"]
     required = {
-        "build_dataset": ["--output", "x"],
+        "simulate": ["x"],
+        "build": [*data, "--output", "x"],
+        "pretrain": data,
+        "finetune": data,
+        "evaluate": ["m"],
         "export": ["x", "y"],
+        "study": data,
+        "push": ["r", "--repo_id", "me/x"],
+        "push-dataset": [*data, "--repo_id", "me/x"],
+        "push-space": ["m", *data, "--repo_id", "me/x"],
+        "space": ["x"],
         "make_picture": ["x", "y"],
-        "push_dataset": ["--repo_id", "me/x"],
-        "push_space": ["m", "--repo_id", "me/x"],
-        "push_to_hub": ["r", "--repo_id", "me/x"],
-        "run_eval": ["m"],
         "search_recipes": ["--trials", "x", "--log", "y"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}
-    known = {"help", "config_file", "num_processes"}
-    for name in names - {"prepare_cfhtls"}:
+    known = {"help", "config", "config_file", "num_processes"}
+    for name in (names | set(command_line.COMMANDS)) - {"prepare_cfhtls"}:
         known |= {
             field.name for cls in parse_command(name, required.get(name, []), monkeypatch) for field in fields(cls)
         }

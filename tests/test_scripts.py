@@ -10,7 +10,6 @@ import sys
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,9 @@ from safetensors.torch import load_file
 from test_batches import write_data_set
 from tiny_runs import write_classifier_run
 
-from lens_ssl_hf.cli import PushArguments, parse
 from lens_ssl_hf.data.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_QUICK_HELP = ("make_tables.py", "use_export.py")
-SCRIPTS = sorted({path.name for path in (ROOT / "scripts").glob("*.py")} - set(WITHOUT_QUICK_HELP))
 # What a bare GPU machine lacks; names of distributions and of modules.
 ABSENT = (
     "datasets evaluate sklearn scikit_learn scipy matplotlib astropy pandas pyarrow PIL pillow lens_ssl __editable__"
@@ -191,7 +187,7 @@ def test_processes_wait_for_the_main_one_longer_than_a_collective_may_take(tmp_p
     script.write_text(
         "import datetime, pathlib, time\n"
         "from torch.distributed.distributed_c10d import _set_pg_timeout\n"
-        "from lens_ssl_hf.training.loop import main_process_first, process_state\n"
+        "from lens_ssl_hf.training.accelerator import main_process_first, process_state\n"
         "state = process_state()\n"
         "_set_pg_timeout(datetime.timedelta(seconds=1))  # once both have started, which may take longer\n"
         f"done = pathlib.Path({str(tmp_path / 'done')!r})\n"
@@ -206,63 +202,16 @@ def test_processes_wait_for_the_main_one_longer_than_a_collective_may_take(tmp_p
     assert sorted(result.stdout.splitlines()) == ["process 0: True", "process 1: True"]
 
 
-def test_a_program_that_is_run_with_h_keeps_the_models():
-    code = "import sys, lens_ssl_hf, transformers; print(transformers.AutoConfig.for_model('lens_dino').model_type)"
-    result = subprocess.run([sys.executable, "-c", code, "-h"], capture_output=True, text=True)
-    assert result.stdout == "lens_dino\n", result.stderr
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_comes_without_torch(script):
-    result = run(f"-X importtime scripts/{script} --help")
-    assert result.returncode == 0 and "usage:" in result.stdout
-    assert " torch\n" not in result.stderr, "--help must not wait for torch"
-
-
-@pytest.mark.parametrize(
-    "command,shown",
-    [
-        ("run_ssl.py -h", [("batch_size", "32"), ("local_size", "24"), ("optimizer", "adamw"), ("rotate", "yes")]),
-        ("run_ssl.py --help --method simsiam", [("optimizer", "sgd"), ("learning_rate", "0.05"), ("method", "dino")]),
-        ("run_finetune.py --help", [("batch_size", "64"), ("labels", "all"), ("dataset", "simulated")]),
-    ],
-)
-def test_help_shows_the_defaults_that_hold(command, shown):
-    entries = run(f"scripts/{command}").stdout.split("\n  --")
-    found = {entry.split()[0]: " ".join(entry.split("\n\n")[0].split()) for entry in entries}
-    for name, value in shown:
-        assert found[name].endswith(f"(default: {value})")
-    assert found["no_rotate"] == "no_rotate The same as --rotate no."
-
-
-@pytest.mark.parametrize(
-    "line,expected",
-    [
-        ("--repo_id me/x --dry_run RUN", ("RUN", "x", False)),
-        ("RUN --repo-id me/x --dry-run FOLDER", ("RUN", "FOLDER", False)),
-        ("--dry_run FOLDER RUN --repo_id me/x", ("RUN", "FOLDER", False)),
-        ("--run RUN --repo_id me/x --dry_run FOLDER", ("RUN", "FOLDER", False)),
-        ("--repo_id me/x --dry_run=FOLDER --private RUN", ("RUN", "FOLDER", True)),
-        ("--private no RUN --repo_id me/x", ("RUN", None, False)),
-    ],
-)
-def test_a_flag_takes_no_word_that_is_not_its_own(line, expected, monkeypatch):
-    @dataclass
-    class Arguments(PushArguments):
-        run: str = field(default="", metadata={"help": "A run."})
-
-    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *line.split()])
-    (arguments,) = parse(Arguments, positional=("run",))
-    assert (arguments.run, arguments.dry_run, arguments.private) == expected
-
-
 def test_several_processes_share_a_batch_and_name_a_mistake_once(data, tmp_path):
     launch = f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml"
-    script = f"scripts/run_finetune.py {QUICK} --steps 1 --dataset {data}"
+    script = f"-m lens_ssl_hf.commands.finetune {QUICK} --steps 1 --dataset {data}"
     result = run(f"{launch} {script} --labels 17 --output_dir {tmp_path}/run")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("batches of 16 cutouts instead of 17") == 1
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == 16
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["batch_size"], facts["num_processes"]) == (16, 2)
+    assert facts["command"].startswith("lens-ssl finetune --backbone vitt8")
+    assert f"next: lens-ssl evaluate {tmp_path}/run --dataset {data}" in result.stdout
     again = run(f"{launch} {script} --labels 17 --output_dir {tmp_path}/run")
     assert again.returncode != 0 and again.stderr.count("error: output_dir") == 1
 
@@ -271,7 +220,7 @@ def test_several_processes_share_a_batch_and_name_a_mistake_once(data, tmp_path)
     "command,named",
     [
         ("run_ssl.py --dataset no_such_folder --output_dir {out}", "no_such_folder"),
-        ("run_ssl.py --method byol", "simsiam, dino, ibot"),
+        ("run_ssl.py --method byol --dataset {data}", "simsiam, dino, ibot"),
         ("run_finetune.py --dataset {data} --init no/such/run --output_dir {out}", "no/such/run"),
         ("run_finetune.py --dataset {data} --labels 0", "labels"),
         ("run_eval.py no_such_run --dataset {data} --eval_dir {out}", "no_such_run"),

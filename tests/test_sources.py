@@ -94,6 +94,7 @@ BANDS_IN_NAMES = [
     "{i}{b}.fits",
     "x-{b}-{i}_3.fits",
 ]
+NUMBERED = [f"obj{i}_{word}{k}.npy" for word in ("band", "filter_") for i in range(10) for k in range(3)]
 
 
 @pytest.mark.parametrize("name", BANDS_IN_NAMES)
@@ -112,6 +113,13 @@ def test_one_file_per_band_is_refused_with_the_options_that_group_them(name):
     data = load("data", file_pattern=words[1], bands=words[3:])
     assert sum(map(len, data.values())) == 20 and len(words[3:]) == 3
     assert set(data["train"]["subclass"]) == {""}
+
+
+@pytest.mark.parametrize("names", [NUMBERED[:30], NUMBERED[30:]])
+def test_bands_may_have_numbers(names):
+    word = "band" if "band0" in names[0] else "filter_"
+    right = f"--file_pattern '{{id}}_{{band}}.npy' --bands {word}0 {word}1 {word}2"
+    assert suggest_pattern(names) == right
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,16 @@ def test_columns_are_found_whatever_their_case(kind, case):
     data = load(table)
     assert set(data["test"]["id"]) == {f"{i}.npy" for i in range(12)}
     assert len(set(data["train"]["group"])) == 5
+
+
+def test_splits_under_another_name_are_not_replaced_by_drawn_ones():
+    split = ["Testing"] * 12 + ["val"] * 8 + ["train"] * 20
+    table = write_table(columns_of(40, partition=split.__getitem__))
+    with pytest.raises(
+        InputError, match=r"splits in column 'partition' \(testing, train, val\): give split_column part"
+    ):
+        load(table)
+    assert set(load(table, split_column="partition")["test"]["id"]) == {f"{i}.npy" for i in range(12)}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_no_step_waits_for_the_device(method, tmp_path):
 
 KEPT = """
 import resource, torch
-from lens_ssl_hf.training.loop import make_accelerator
+from lens_ssl_hf.training.accelerator import make_accelerator
 def page_faults():
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     [torch.ones(5 * 2**20) for _ in range(10)]

@@ -8,12 +8,11 @@ class DataArguments:
     """Where the cutouts come from and how they are brought to display units; see [`load_cutouts`]."""
 
     dataset: str = field(
-        default="simulated",
         metadata={
             "help": (
-                "'simulated', a folder (lenses/ and nonlenses/, ..., or files without labels), a table (.csv, "
-                ".parquet, .fits, .xml, .ecsv), a stack (.h5, .npy), a directory that save_cutouts wrote, or the Hub "
-                "id of one."
+                "A folder (lenses/ and nonlenses/, ..., or files without labels), a table (.csv, .parquet, .fits, "
+                ".xml, .ecsv), a stack (.h5, .npy), a directory that save_cutouts wrote, the Hub id of one, or "
+                "'simulated'."
             )
         },
     )
@@ -50,6 +49,15 @@ class DataArguments:
     )
     zero_point: float | None = field(
         default=None, metadata={"help": "AB magnitude of flux 1; files that state another one are scaled to this one."}
+    )
+    like: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Files: a run, a model's folder or Hub id; its bands, pixel scale, zero point and stretch are used, "
+                "so that it can score the cutouts."
+            )
+        },
     )
     data_seed: int = field(default=0, metadata={"help": "Seed of the simulation and of the splits that are made."})
     cache_dir: str | None = field(

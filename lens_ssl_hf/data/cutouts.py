@@ -20,6 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from ..errors import InputError
 from .arguments import DataArguments
 from .folders import list_folder
+from .like import ADOPTED, adopt, describe, fingerprint_of_run, stated_by
 from .processing import STRETCHES, CutoutInfo, Stretch, cutout_info, standardise
 from .readers import FITS_SUFFIXES, RawCutout
 from .reading import FIT_CUTOUTS, MIN_SIZE, open_files
@@ -43,19 +44,26 @@ _FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled"
 _SIMULATED = {f"{split}_size" for split in _FIRST_INDEX}
 _SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"}
 _FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report", "label_map"}
+_FILES |= {"like"}
 _CATALOGUE = {f.name for f in fields(DataArguments) if f.name.endswith(("_column", "_fold"))}
 _NOT_CONTENT = {"dataset", "cache_dir", "num_proc", "bad_file_report"}  # cannot change the data
 # Options that are younger than published fingerprints, which their defaults leave alone.
-_LATER = {"min_arc_contrast", "test_large_size", "size_arcsec", "label_map", "id_column"}
+_LATER = {"min_arc_contrast", "test_large_size", "size_arcsec", "label_map", "id_column", "like"}
 
 
 @dataclass(eq=False)
 class CutoutsConfig(datasets.BuilderConfig, DataArguments):
     """One of the configurations `simulated`, `folder` and `catalogue`; the options are those of [`DataArguments`]."""
 
+    dataset: str = ""  # that of a builder is given when it is made
+
     def create_config_id(self, config_kwargs: dict, custom_features: Any = None) -> str:
         """List and hash the source: the fingerprint in the name of the cache makes a stale cache impossible."""
         _check_options(self)
+        self.asked = {name: getattr(self, name) for name in ADOPTED}
+        self.model = stated_by(self.like) if self.like else None
+        if self.model:
+            adopt(self, self.model)
         self.bad = BadFiles(self.on_bad_file)
         self.listing = Listing([])
         if self.name != "simulated":
@@ -65,11 +73,21 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
                 name = error.filename or self.dataset
                 raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
             _say(f"{self.dataset}: {self.listing}")
+        if self.model and self._digest(self.asked | {"like": None}) == fingerprint_of_run(self.like):
+            vars(self).update(self.asked, like=None, model=None)  # its own dataset, which its stretch was fitted to
+        if self.model:
+            _say(f"{self.dataset}: {describe(self, self.model['stretch']['kind'])}")
+        self.fingerprint = self._digest({"like": self.model})
+        return f"{self.name}-{self.fingerprint}"
+
+    def _digest(self, changes: dict[str, Any]) -> str:
+        """Hash of the source's content and of the options, with `changes` of these."""
+        options = {f.name: getattr(self, f.name) for f in fields(DataArguments)} | changes
         irrelevant = _NOT_CONTENT | (_FILES | _CATALOGUE if self.name == "simulated" else _SIMULATED)
-        irrelevant |= {name for name in _LATER if getattr(self, name) == getattr(DataArguments, name)}
+        irrelevant |= {name for name in _LATER if options[name] == getattr(DataArguments, name)}
         content = {
             "versions": [BUILDER_VERSION, SIMULATOR_VERSION if self.name == "simulated" else None],
-            "options": {f.name: getattr(self, f.name) for f in fields(DataArguments) if f.name not in irrelevant},
+            "options": {name: value for name, value in options.items() if name not in irrelevant},
             "rows": [_content(row) for row in self.listing.rows],
         }
         if self.listing.stack is not None:
@@ -77,8 +95,7 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
         if any(str(path).lower().endswith(FITS_SUFFIXES) for row in self.listing.rows for path in row.paths):
             content["fits"] = FITS_VERSION
         encoded = json.dumps(content, sort_keys=True).encode()
-        self.fingerprint = hashlib.blake2b(encoded, digest_size=16).hexdigest()
-        return f"{self.name}-{self.fingerprint}"
+        return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
     def _list(self) -> Listing:
         """The cutouts of the source, with digests, and what of it is left out."""
@@ -140,7 +157,7 @@ class Cutouts(datasets.GeneratorBasedBuilder):
             yield i, {"pixels": self._stretch.apply(flux), **columns}
 
 
-def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.DatasetDict:
+def load_cutouts(source: str | Path, **options: Any) -> datasets.DatasetDict:
     """
     Cutouts in display units with labels, as train / validation / test and, where there are some, unlabelled; of
     simulated ones also test_large, if it is asked for.
@@ -152,7 +169,7 @@ def load_cutouts(source: str | Path = "simulated", **options: Any) -> datasets.D
     ```
 
     Args:
-        source (`str` or `Path`, *optional*, defaults to `"simulated"`):
+        source (`str` or `Path`):
             - `"simulated"`: cutouts of the built-in simulator.
             - a folder with `lenses/` and `nonlenses/`; or `train_lenses/`, `train_nonlenses/`, `test_lenses/`,
               `test_nonlenses/`; or `train/`, `val/`, `test/` each with the two; and optionally `unlabelled/`.

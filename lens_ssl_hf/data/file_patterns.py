@@ -15,6 +15,7 @@ _BANDS = ("u", "b", "blue", "g", "v", "green", "r", "red", "vis", "i", "z", "y",
 _BAND = re.compile(
     r"(?:(?<![A-Za-z])|(?-i:(?<=[a-z])(?=[UGRIZYJHK])))(?P<band>[ugriz]\.MP9\d{3}|NIR[-_][YJH]|[ugrizy]2(?![0-9])"
     r"|F\d{3,4}[WMNLXP]\d?(?![0-9])|NB?\d{3,4}(?![0-9])|W[1-4](?![0-9])|ch[1-4](?![0-9])|Ks|red|green|blue|VIS"
+    r"|(?:band|filter|channel)[_-]?[0-9](?![0-9])"
     r"|(?:sdss|hsc|des|ps1|decam|lsst|cfht|megacam)?[ugrizyjhkbv])(?=band|[^A-Za-z]|$)",
     re.I,
 )

@@ -211,9 +211,9 @@ def _zero_points(
 ) -> tuple[tuple[float | None, ...] | None, str]:
     """AB zero points of the planes, where they are stated, and the unit, unless it alone tells them."""
     of_unit = zero_point_of(unit, scale, headers.number("PHOTPLAM"), headers.name)
-    stated = None if (is_vega := _is_vega(headers)) else _stated_zero_points(headers, bands)
+    stated = None if (system := _other_system(headers)) else _stated_zero_points(headers, bands)
     if of_unit is None:
-        return stated, f"{unit or 'counts'} of a Vega zero point" if is_vega else unit
+        return stated, f"{unit or 'counts'} of {system} zero point" if system else unit
     if stated and max(abs(value - of_unit) for value in stated if value is not None) > _DIFFER:
         raise InputError(
             f"{headers.name} is in {unit}, whose zero point is {of_unit:.4g}, but states {stated[0]:.4g}: correct "
@@ -222,11 +222,13 @@ def _zero_points(
     return (of_unit,) * len(bands), ""
 
 
-def _is_vega(headers: Headers) -> bool:
-    """Whether zero points are those of magnitudes in which Vega is 0."""
-    if system := next(filter(None, map(headers.text, _SYSTEMS)), ""):
-        return "vega" in system.lower()
-    return any(_VEGA_CAMERAS.search(headers.text(key)) for key in ("INSTRUME", "TELESCOP", "ORIGIN"))
+def _other_system(headers: Headers) -> str:
+    """Where zero points are of Vega or ST magnitudes its name with an article, nothing where they are of AB ones."""
+    stated = next(filter(None, map(headers.text, _SYSTEMS)), "").lower()
+    is_camera_of_vega = any(_VEGA_CAMERAS.search(headers.text(key)) for key in ("INSTRUME", "TELESCOP", "ORIGIN"))
+    if "vega" in stated or (not stated and is_camera_of_vega):
+        return "a Vega"
+    return "an ST" if re.fullmatch(r"st[ _-]?(mag)?", stated) else ""
 
 
 def _stated_zero_points(headers: Headers, bands: Sequence[str | None]) -> tuple[float | None, ...] | None:

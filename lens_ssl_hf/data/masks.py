@@ -66,13 +66,16 @@ def _check_tiles(hdu: Any, name: str | Path) -> None:
     """Refuse gzipped tiles that unpack to more than there are pixels: memory would be taken for them."""
     from astropy.io import fits
 
-    place = hdu.fileinfo()
-    if place is None:  # made in memory
+    place, columns = hdu.fileinfo(), {"GZIP_COMPRESSED_DATA"}  # of tiles that another method does not take
+    if hdu.compression_type.startswith("GZIP"):
+        columns.add("COMPRESSED_DATA")
+    columns &= set(hdu.compressed_data.names)
+    if place is None or not columns:  # made in memory
         return
     most, packed = 8 * math.prod(hdu.shape), 0  # bytes
     with fits.open(place["file"].name, memmap=False, disable_image_compression=True) as tables:
         table = next(one for one in tables if one.fileinfo()["hdrLoc"] == place["hdrLoc"])
-        for column in {"COMPRESSED_DATA", "GZIP_COMPRESSED_DATA"} & set(table.columns.names):
+        for column in columns:
             for tile in map(bytes, table.data[column]):
                 packed += len(tile)
                 is_gzip = tile.startswith(b"\x1f\x8b")

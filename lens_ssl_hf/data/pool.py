@@ -46,9 +46,9 @@ def map_chunks(
         return
     from . import lens_image_processor  # noqa: F401  imports torch: once here, not in every process
 
-    # Forked as in the simulation. The children read files and call numpy: no torch, no OpenMP.
+    # Forked as in the simulation. The children read files, call numpy, and torch in one thread.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=obey_the_main_process) as executor:
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start) as executor:
         pending: deque[Future] = deque()
         try:
             for chunk in chunks:
@@ -56,8 +56,9 @@ def map_chunks(
                     pending.append(executor.submit(function, chunk, *settings))
                 if len(pending) > 2 * num_proc:
                     yield from pending.popleft().result()
-            while pending:
+            while len(pending) > 1:
                 yield from pending.popleft().result()
+            last = pending.popleft().result()
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that read cutouts was killed (too little memory?): give fewer with num_proc"
@@ -65,3 +66,17 @@ def map_chunks(
         finally:
             for future in pending:
                 future.cancel()
+    # Once the pool is closed: who takes as many results as there are items leaves the generator here. If the pool were
+    # closed when the generator is collected, Python would drop a Ctrl-C that comes meanwhile.
+    yield from last
+
+
+def _start() -> None:
+    """
+    Initializer of a worker. Threads do not survive a fork: where the main process has used torch's, resampling here
+    would wait for them for ever.
+    """
+    import torch
+
+    obey_the_main_process()
+    torch.set_num_threads(1)

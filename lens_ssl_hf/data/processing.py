@@ -310,7 +310,7 @@ def to_display(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path) -> 
         [`InputError`]: wrong bands, no valid pixel, or values that cannot be flux as the model expects it.
     """
     zero_point = cutouts.get("zero_point")
-    if zero_point is not None and raw.unit and not any(raw.zero_points or ()):
+    if zero_point is not None and raw.unit and not any(point is not None for point in raw.zero_points or ()):
         raise InputError(
             f"{name} is in {raw.unit} and states no AB zero point, where the model needs flux of zero point "
             f"{zero_point:.4g}: add MAGZERO to its header, or convert it"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from .pool import map_chunks
-from .processing import PICTURE_BANDS, CutoutInfo, Stretch, standardise
+from .processing import PICTURE_BANDS, CutoutInfo, Stretch, standardise, to_display
 from .readers import RawCutout, read_raw, read_raw_bands
 from .sources import Row, assign_splits
 from .stacks import Stack, read_stack_rows
@@ -41,6 +41,7 @@ class _Settings:
     size_arcsec: float | None
     stretch: str
     stack: Stack | None
+    model: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,14 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
             columns = {key: getattr(row, key) for key in ("id", "label", "subclass", "group", "ra", "dec")}
             yield flux, columns | row.columns
 
-    kind = config.stretch if config.stretch != "auto" else "none" if display else "asinh"
+    kind = "none" if display and (config.model or config.stretch == "auto") else config.stretch
+    kind = "asinh" if kind == "auto" else kind
     train = splits.get("train") or splits["unlabelled"]
     sample = np.random.default_rng(config.data_seed).permutation(len(train))[:FIT_CUTOUTS]
-    stretch = Stretch.fit((flux for flux, _ in read([train[i] for i in sorted(sample)])), kind)
+    if config.model and not display:
+        stretch = Stretch.from_dict(config.model["stretch"])
+    else:
+        stretch = Stretch.fit((flux for flux, _ in read([train[i] for i in sorted(sample)])), kind)
     info = CutoutInfo(
         source=config.name,
         name=Path(config.dataset).resolve().stem,
@@ -187,6 +192,8 @@ def _check(row: Row, raw: RawCutout, settings: _Settings) -> _Checked:
             Stretch("none").apply(pixels)
         except InputError as error:
             raise InputError(f"{row.name}: {error}") from error
+    if settings.model:
+        to_display(raw, settings.model, row.name)  # refuses what cannot be flux in the model's units
     _check_size(row, pixels, raw.pixel_scale, settings)
     facts = (raw.bands, raw.zero_points, raw.pixel_scale, raw.display, raw.unit, raw.ra, raw.dec)
     return _Checked(pixels.shape, *facts, problem)
@@ -267,7 +274,7 @@ def _common(
     found = [checked[row.id] for row in rows]
     bands = config.bands or (list(found[0].bands) if found[0].bands and all(found[0].bands) else None)
     display = [one.display for one in found]
-    if config.stretch == "auto" and any(display) and not all(display):
+    if (config.stretch == "auto" or config.model) and any(display) and not all(display):
         picture, flux = rows[display.index(True)], rows[display.index(False)]
         raise InputError(
             f"{picture.name} is an 8-bit picture but {flux.name} is flux: keep one kind, or give a stretch"
@@ -316,7 +323,14 @@ def _check_silent_files(rows: list[Row], found: list[_Checked], config: "Cutouts
         silent = f"{scales.count(False)} of {len(scales)} files"
         logger.warning(f"{silent} state no pixel scale: they are taken to have the others'")
     points = [any(point is not None for point in one.zero_points or ()) for one in found]
-    if config.zero_point is None and any(points) and not all(points):
+    if config.model and not all(one.display for one in found):
+        for name, value, stated in (
+            ("pixel scale", config.pixel_scale, scales),
+            ("zero point", config.zero_point, points),
+        ):
+            if value is not None and not any(stated):
+                logger.warning(f"no file states a {name}: they are taken to have the model's, {value:.4g}")
+    if config.asked["zero_point"] is None and any(points) and not all(points):
         row, other = rows[points.index(False)], rows[points.index(True)]
         raise InputError(
             f"{row.name} states no zero point where {other.name} does: add MAGZERO or BUNIT to its header, or give "

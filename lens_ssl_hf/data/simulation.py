@@ -695,5 +695,7 @@ def _in_processes(chunks: list[tuple], num_proc: int) -> Iterator[tuple[np.ndarr
                 pending.append(executor.submit(_simulate_chunk, chunk))
             if len(pending) > 2 * num_proc:
                 yield from pending.popleft().result()
-        while pending:
+        while len(pending) > 1:
             yield from pending.popleft().result()
+        last = pending.popleft().result()
+    yield from last  # once the pool is closed, see map_chunks of pool.py

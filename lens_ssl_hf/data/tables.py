@@ -51,6 +51,7 @@ def list_rows(
     """As [`list_catalogue`], of a table that has been read; the pixels are those of `stack` where one is given."""
     label_map = parse_label_map(options.label_map)
     names = _column_names(table, list(columns.values), options, stack is not None)
+    _refuse_unused_splits(table, columns, names, options)
     count = len(next(iter(columns.values.values()), ())) if columns.values else len(stack or ())
     if stack is not None and len(stack) != count:
         raise InputError(f"{stack.path} holds {len(stack)} cutouts and {table} {count} rows: give one row per cutout")
@@ -125,6 +126,22 @@ def _column_names(table: Path, available: list[str], options: DataArguments, has
                 f"{table} has no column {name!r} (it has {', '.join(available)}): name yours with {key}_column"
             )
     return names
+
+
+def _refuse_unused_splits(table: Path, columns: Columns, names: dict[str, str], options: DataArguments) -> None:
+    """
+    Raises:
+        [`InputError`]: a column without a meaning holds splits, in place of which others would be drawn.
+    """
+    if "split" in names or options.test_fold is not None:
+        return
+    for name in set(columns.values) - set(names.values()):
+        words = {_text(value).strip().lower() for value in columns.values[name]} - {""}
+        if words <= set(SPLIT_NAMES) and len({SPLIT_NAMES[word] for word in words}) > 1:
+            found = ", ".join(sorted(words))
+            raise InputError(
+                f"{table} holds splits in column {name!r} ({found}): give split_column {name}, or remove it"
+            )
 
 
 def _paths(

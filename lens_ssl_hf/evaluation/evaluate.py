@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise, open_splits
+from ..data.tensors import CutoutTensors, as_tensors, center_crop, digest, normalise, open_splits
 from ..errors import InputError
 from ..files import alone_in, write_json
 from ..inference.compatibility import differences, info_of
@@ -107,8 +107,11 @@ def predict(
         scores.append(network(images).logits.double().softmax(dim=-1)[:, 1].cpu())
     score = torch.cat(scores).numpy()
     if not np.isfinite(score).all():
-        worst = tensors.ids[int(np.flatnonzero(~np.isfinite(score))[0])]
-        raise InputError(f"cutout {worst} gives no finite score (NaN pixels?): build the data set with load_cutouts")
+        first = int(np.flatnonzero(~np.isfinite(score))[0])
+        one = tensors.ids[first]
+        if tensors.pixels[first].isfinite().all():
+            raise InputError(f"{classifier.name} gives no finite score of cutout {one}: train or export it again")
+        raise InputError(f"cutout {one} has NaN or infinite pixels: build the data set with load_cutouts")
     text = tensors.groups, tensors.subclasses
     return Predictions(tensors.ids, tensors.labels.cpu().numpy(), *text, score, columns)
 
@@ -116,8 +119,8 @@ def predict(
 def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str, Any], str | None]:
     """
     One split as it is, for [`as_tensors`]; the fields of its `CutoutInfo` (empty where it does not carry them); and
-    its name: of a whole data set `split`, by default test or the only one; of a split what it calls itself; `None` for
-    bare tensors.
+    its name: of a whole data set `split`, by default test or the only one; of a split what it calls itself; of a part
+    of a split one such as `test_10_of_40_0f3c9a21`; `None` for bare tensors.
 
     Raises:
         [`InputError`]: the data set has no such split.
@@ -125,20 +128,29 @@ def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str,
     is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
     if not is_whole:
         name = getattr(cutouts, "split", None)
-        return cutouts, info_of(cutouts), None if name is None else str(name)
+        return cutouts, info_of(cutouts), None if name is None else _name_of(cutouts, str(name))
     splits, info = open_splits(cutouts)
     if split is None:
         split = next(iter(splits)) if len(splits) == 1 else "test"
     if split not in splits:
         raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
-    return splits[split], info, split
+    return splits[split], info, _name_of(splits[split], split)
+
+
+def _name_of(chosen: Any, split: str) -> str:
+    """`split`, or a name of its own where `select` or `filter` left a part, which still calls itself that split."""
+    whole = (getattr(getattr(chosen, "info", None), "splits", None) or {}).get(split)
+    if whole is None or whole.num_examples == len(chosen):
+        return split
+    ids = [str(one) for one in chosen["id"]] if "id" in chosen.column_names else []
+    return f"{split}_{len(chosen)}_of_{whole.num_examples}_{digest(ids)[:8]}"
 
 
 def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: str | None) -> Path:
     """
     Where the evaluation of a run goes: `evaluation/` for the test split of the dataset that it was trained on. Other
-    datasets and splits have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so that the card of the
-    run goes on to speak of its own.
+    datasets, splits and parts of a split have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so
+    that the card of the run goes on to speak of its own.
     """
     parts, fingerprint = ["evaluation"], str(info.get("fingerprint") or "")
     if not fingerprint or fingerprint != read_run(run)["data"].get("fingerprint"):

@@ -214,7 +214,7 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
         ({"output_std": ""}, f"Spread of {spread} (std of unit vectors)"),
         ({"gradient_norm": ""}, "Gradient norm before clipping"),
     ]
-    panels = [panel for panel in panels if any(name in line for line in lines for name in panel[0])][:4]
+    panels = [panel for panel in panels if any(line.get(name) is not None for line in lines for name in panel[0])][:4]
     if not panels:
         raise InputError(f"{run}/metrics.jsonl holds no step yet: train first")
     figure = _figure((9.6, 6.4 if len(panels) > 2 else 3.4))

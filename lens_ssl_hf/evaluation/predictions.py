@@ -80,7 +80,9 @@ class Predictions:
             table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
             missing = [name for name in COLUMNS if name not in table]
             if missing:
-                raise InputError(f"{path} has no column {missing[0]!r}: write it with run_eval.py or Predictions.save")
+                raise InputError(
+                    f"{path} has no column {missing[0]!r}: write it with lens-ssl evaluate or Predictions.save"
+                )
             label, score = np.array(table["label"], dtype=np.int64), np.array(table["score"], dtype=np.float64)
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, InputError):

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, splits_and_info
+from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, open_splits, splits_and_info
+from ..errors import InputError
 from ..files import alone_in, write_json
-from ..training.loop import extract_cls
+from ..models.backbones import extract_cls, load_encoder
 from ..training.monitors import knn_scores, roc_auc
 from ..training.run_directory import read_run
-from .evaluate import compatibility, describe, evaluation_folder, report_on, title_of
+from .evaluate import choose_split, compatibility, describe, evaluation_folder, report_on, title_of
 from .predictions import Predictions
 
 logger = logging.getLogger(__name__)
@@ -127,16 +128,16 @@ def probe(
         `dict`: `probes` maps `linear`, `linear_patches` and `knn` to a report as [`evaluate`] returns it.
 
     Raises:
-        [`InputError`]: the run has not finished, or a split or its labels are missing.
+        [`InputError`]: the run has not finished, a split or its labels are missing, or a feature is NaN or infinite.
     """
-    from ..models.backbones import load_encoder
-
     facts = read_run(run)
     encoder = load_encoder(run)
     names = ("train", "validation", split)
+    cutouts = open_splits(cutouts)
     splits, info = splits_and_info(cutouts, *names)
     labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in splits.items()}
     labelled_splits(labelled, *names)
+    split_name = choose_split(cutouts, split)[2]
     held_out = labelled[split]
     num_bands = encoder.config.num_channels
     known = getattr(encoder.config, "cutouts", None) or {}
@@ -148,6 +149,12 @@ def probe(
         name: extract_features(encoder, one, *statistics, device=device, mean_patch=True)
         for name, one in labelled.items()
     }
+    for name, features in tokens.items():
+        if not features.isfinite().all():
+            raise InputError(
+                f"the backbone of {run} gives NaN or infinite features on {name}: pretrain again in another "
+                "output_dir with a lower learning_rate or with precision fp32"
+            )
     cls = {name: both[:, : encoder.config.hidden_size] for name, both in tokens.items()}
     labels = {name: tensors.labels.cpu() for name, tensors in labelled.items()}
     scores, strengths = {}, {}
@@ -164,8 +171,8 @@ def probe(
     reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}
     for name, strength in strengths.items():
         reports[name]["C"] = strength
-    report = {**describe(info, split), "model": str(run), "warnings": warnings, "probes": reports}
-    output_dir = evaluation_folder(run, info, split) if output_dir is None else Path(output_dir)
+    report = {**describe(info, split_name), "model": str(run), "warnings": warnings, "probes": reports}
+    output_dir = evaluation_folder(run, info, split_name) if output_dir is None else Path(output_dir)
     _write(output_dir, report, predictions)
     return report
 

@@ -25,9 +25,9 @@ from ..errors import InputError, Interrupted
 from ..files import make_folder, write_json
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
+from ..training.accelerator import autocast, native_precision, process_state
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, makes_no_difference, recipe
 from ..training.finetune import finetune, label_subset
-from ..training.loop import autocast, native_precision, process_state
 from ..training.pretrain import pretrain
 from ..training.progress import format_time
 from ..training.run_directory import read_run

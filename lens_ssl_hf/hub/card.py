@@ -171,17 +171,32 @@ def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:
 
 
 def render_card(facts: CardFacts) -> ModelCard:
-    """The card as a `huggingface_hub.ModelCard`."""
-    return _render(
-        "classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja",
-        metadata=Markup(facts.metadata().to_yaml()),
-        facts=facts,
-        cell=format_cell,
-        reproduction=reproduction,
-        bands=facts.data["bands"],
-        band_names=_code_spans(facts.data["bands"]),
-        study=Markup(facts.study),
-    )
+    """
+    The card as a `huggingface_hub.ModelCard`.
+
+    Raises:
+        [`InputError`]: what the run or its evaluation recorded is damaged.
+    """
+    from jinja2 import UndefinedError
+
+    try:
+        return _render(
+            "classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja",
+            metadata=Markup(facts.metadata().to_yaml()),
+            facts=facts,
+            cell=format_cell,
+            reproduction=reproduction,
+            bands=facts.data["bands"],
+            band_names=_code_spans(facts.data["bands"]),
+            study=Markup(facts.study),
+        )
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise InputError(
+            f"the card of {facts.name} cannot be written ({error}): run.json or evaluation/metrics.json of its run is "
+            "damaged, train or evaluate it again"
+        ) from error
 
 
 def render_dataset_card(
@@ -262,12 +277,13 @@ def _render(template: str, **values: Any) -> ModelCard:
 
 
 def format_cell(entry: dict[str, Any]) -> str:
-    """`0.953 (0.921 to 0.978)`, or why there is no number."""
+    """`0.953 (0.921 to 0.978)` and what is to be known of it, or why there is no number."""
     if entry["value"] is None:
         return f"not measured: {entry['reason']}"
     if entry["low"] is None:
         return _number(entry["value"])
-    return f"{_number(entry['value'])} ({_number(entry['low'])} to {_number(entry['high'])})"
+    interval = f"{_number(entry['value'])} ({_number(entry['low'])} to {_number(entry['high'])})"
+    return f"{interval}; {entry['note']}" if "note" in entry else interval
 
 
 def _number(value: float) -> str:
@@ -278,10 +294,10 @@ def reproduction(run: dict[str, Any]) -> str:
     """The command, or the call of the Python API, that made a run, as a Markdown block."""
     if run["command"]:
         return fenced(run["command"], "bash")
-    from ..training.arguments import FinetuneArguments, PretrainArguments, recipe
+    from ..training.arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, recipe
 
     pretraining = run["task"] == "pretrain"
-    defaults = vars((PretrainArguments if pretraining else FinetuneArguments)())
+    defaults = FORMER_OPTIONS | vars((PretrainArguments if pretraining else FinetuneArguments)())
     defaults |= recipe(run["method"]) if pretraining else {}
     settings = {name: value for name, value in run["arguments"].items() if value != defaults.get(name)}
     folder = settings.pop("output_dir", defaults["output_dir"])
@@ -306,7 +322,8 @@ def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
     try:
         report = json.loads(path.read_text())
         is_own = report["fingerprint"] == read_run(run)["data"].get("fingerprint")
-    except (ValueError, KeyError, TypeError) as error:
+        _reports(report)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged: evaluate the run again") from error
@@ -323,9 +340,8 @@ def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 
 def _last_monitor(path: Path) -> dict[str, float]:
-    found = [
-        {key: line[key] for key in ("knn_auc", "knn_accuracy")} for line in read_metrics(path) if "knn_auc" in line
-    ]
+    names = ("knn_auc", "knn_accuracy")
+    found = [{key: line[key] for key in names} for line in read_metrics(path) if line.keys() >= set(names)]
     return found[-1] if found else {}
 
 

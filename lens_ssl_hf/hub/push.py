@@ -163,7 +163,9 @@ def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
         if word.startswith("--"):
             is_of_data = word[2:].split("=")[0].replace("-", "_") in names
         options += [word] if is_of_data else []
-    return f"run {shlex.join(['python', 'scripts/run_eval.py', str(run), *options])}"
+    if not any(option.split("=")[0] == "--dataset" for option in options):  # it stood in the file of --config
+        options += ["--dataset", "CUTOUTS"]
+    return f"run {shlex.join(['lens-ssl', 'evaluate', str(run), *options])}"
 
 
 def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, origin: str) -> None:

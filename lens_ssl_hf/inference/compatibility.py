@@ -35,7 +35,8 @@ def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) ->
     if bands and given and bands != given:
         warnings.append(f"{name} was trained on bands {' '.join(bands)}, these cutouts have {' '.join(given)}")
     if model.get("stretch") and info.get("stretch") and model["stretch"] != info["stretch"]:
-        warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with")
+        fix = "" if info.get("simulated") else ": build them from their files with like"
+        warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with{fix}")
     scales = model.get("pixel_scale"), info.get("pixel_scale")
     if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
         warnings.append(f"{name} was trained on {scales[0]:.4g} arcsec pixels, these cutouts have {scales[1]:.4g}")

@@ -178,3 +178,19 @@ def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
         )
     resized.load_state_dict(state)
     return resized
+
+
+@torch.no_grad()
+def extract_cls(
+    encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512, mean_patch: bool = False
+) -> torch.Tensor:
+    """
+    [CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images; with `mean_patch` the
+    mean of the patch tokens behind them, `(n, 2 * hidden_size)`.
+    """
+    encoder.eval()
+    features = []
+    for batch in images.split(batch_size):
+        tokens = encoder(batch).last_hidden_state.float()
+        features.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1) if mean_patch else tokens[:, 0])
+    return torch.cat(features)

@@ -33,7 +33,7 @@ MAX_SIZES = {"num_channels": MAX_BANDS, "image_size": 4096, "patch_size": 4096, 
 MAX_SIZES |= {"hidden_size": 16_384, "intermediate_size": 131_072, "num_attention_heads": 1024}
 # What a ViT's file may hold beyond the model: the pooler, the mask token and the decoder serve pretraining alone.
 HARMLESS = r"(.*\.)?(pooler\.dense\.(weight|bias)|mask_token|position_ids)|decoder\.\d+\.(weight|bias)"
-# These would make transformers fetch code or other weights than those of `WEIGHTS`.
+# These, with or without an underscore before, would make transformers fetch code, or other weights than `WEIGHTS`.
 _IGNORED = ("auto_map", "attn_implementation", "experts_implementation", "transformers_weights")
 _HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 _AGAIN = "copy or download it again"
@@ -166,6 +166,7 @@ def _config(name: str, source: Any, hub: Mapping[str, Any]) -> PreTrainedConfig:
     for part in (values, values.get("backbone_config")):
         for key in _IGNORED if isinstance(part, dict) else ():
             part.pop(key, None)
+            part.pop(f"_{key}", None)
     try:
         config = CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:  # values of wrong types make transformers raise nearly anything
@@ -295,7 +296,7 @@ def _load(
     except InputError:
         raise
     except Exception as error:  # damaged files and wrong values make transformers and torch raise nearly anything
-        raise _fault(source, first_line(error)) from error
+        raise _fault(source, f"{CONFIG} and {WEIGHTS} make no model: {first_line(error)}") from error
     unexpected = [key for key in loading["unexpected_keys"] if not re.fullmatch(HARMLESS, key)]
     mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
     problems = ((mismatched, "has another shape than config.json says"), (loading["missing_keys"], "is missing"))

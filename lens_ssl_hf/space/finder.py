@@ -77,7 +77,7 @@ class Finder:
     def __init__(self, folder: Path):
         if not (folder / FACTS_FILE).is_file():
             raise InputError(
-                f"{folder} holds no Space: make one with make demo, or with scripts/push_space.py --dry-run"
+                f"{folder} holds no Space: make one with make demo, or with lens-ssl push-space --dry_run"
             )
         try:
             self.facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 The page of a Space: drop cutouts, see what the model says of each, and why.
 
 ```bash
-python -m lens_ssl_hf.space.page demo/space
+lens-ssl space demo/space
 ```
 """
 
@@ -10,7 +10,6 @@ import base64
 import html
 import io
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, exit_on_input_error
+from ..errors import InputError
 from ..evaluation.plots import format_score
 from ..quoting import in_markdown
 from .finder import Finder, Finding, at_prevalence, calibration
 from .limits import MAX_FILE_SIZE, MAX_FILES, MAX_PIXELS, MAX_SECONDS, LimitedUploads, check_files
 
-PREVALENCE = 1e-3  # the default of run_eval.py
+PREVALENCE = 1e-3  # the default of lens-ssl evaluate
 UNITS = {"flux, in the units of the training data": "flux", "display units, 0 to 255": "display"}
 ATTENTION_COLOUR = np.array([255, 60, 172])  # unlike any galaxy's
 
@@ -242,9 +241,9 @@ def explanation(finder: Finder) -> str:
     return f"""
 - **Cutouts** have {len(finder.bands)} bands ({bands}), in this order where the file does not name them, and {size} x
   {size} to {side} x {side} pixels {f"of {scale:.4g} arcsec" if scale else ""} around the object. Flux has
-  {f"the zero point {zero_point:.4g}" if zero_point else "the zero point of the training data"} and becomes display
-  units by the model's {cutouts["stretch"]["kind"]} stretch. Where a FITS header states another scale or zero point, it
-  is converted.
+  {"the zero point of the training data" if zero_point is None else f"the zero point {zero_point:.4g}"} and becomes
+  display units by the model's {cutouts["stretch"]["kind"]} stretch. Where a FITS header states another scale or zero
+  point, it is converted.
 - **P(lens)** is the softmax of the classifier.
 - **Calibration**: of the cutouts of the {split} split ({facts["num_lenses"]} lenses, {facts["num_nonlenses"]}
   non-lenses) whose score lies in the same of {len(facts["calibration"])} bins, the share that are lenses, with its
@@ -255,14 +254,3 @@ def explanation(finder: Finder) -> str:
 - **Nearest training cutouts** are those of the train split whose [CLS] features point in the most similar direction.
   Green frames are lenses, dashed orange ones non-lenses.
 """
-
-
-@exit_on_input_error
-def main() -> None:
-    if len(sys.argv) != 2:
-        raise InputError("give the folder of a Space: python -m lens_ssl_hf.space.page FOLDER")
-    launch(Path(sys.argv[1]))
-
-
-if __name__ == "__main__":
-    main()

@@ -41,19 +41,10 @@ class ViewArguments:
         """What views of `size` pixels and of this range of scales look like."""
         from ..data.views import ViewSettings  # torch, which --help need not wait for
 
-        return ViewSettings(
-            size=size,
-            field=self.crop_size,
-            scale=scale,
-            rotate=self.rotate,
-            flip=self.flip,
-            gain=self.gain,
-            offset=self.offset,
-            band_jitter=self.band_jitter,
-            blur_probability=self.blur_probability,
-            blur_sigma=(min(0.3, self.blur_sigma_max), self.blur_sigma_max),
-            noise_sigma=self.noise_sigma,
-        )
+        names = ("rotate", "flip", "gain", "offset", "band_jitter", "blur_probability", "noise_sigma")
+        shared = {name: getattr(self, name) for name in names}
+        blur_sigma = (min(0.3, self.blur_sigma_max), self.blur_sigma_max)
+        return ViewSettings(size=size, field=self.crop_size, scale=scale, blur_sigma=blur_sigma, **shared)
 
 
 @dataclass
@@ -71,8 +62,7 @@ class PretrainArguments(ViewArguments):
     backbone: str = _option("vits8", "vitt8, vits8 or vitb8 (only for --init scratch).")
     patch_size: int = _option(8, "Side of a patch in pixels.")
     epochs: int = _option(100, "Passes over the training images.")
-    batch_size: int = _option(32, "Images per optimizer step, over all processes and accumulation steps.")
-    gradient_accumulation_steps: int = _option(1, "Forward and backward passes per optimizer step.")
+    batch_size: int = _option(32, "Images per optimizer step, over all processes.")
     optimizer: str = _option("adamw", "adamw or sgd.")
     learning_rate: float = _option(5e-4, "Peak learning rate, for the batch size that is given.")
     final_learning_rate: float = _option(1e-6, "Learning rate at the end of the cosine.")
@@ -123,18 +113,18 @@ class PretrainArguments(ViewArguments):
         _choose("optimizer", self.optimizer, ("adamw", "sgd"))
         _choose("stream", self.stream, ("auto", "yes", "no"))
         _check_common(self)
-        _positive(self, "epochs", "gradient_accumulation_steps", "local_size", "checkpoint_every")
+        _positive(self, "epochs", "local_size", "checkpoint_every")
         _positive(self, "head_hidden_size", "prediction_hidden_size")
-        _at_least_two(self, "num_prototypes", "head_bottleneck_size", "projection_size")
+        _at_least_two(self, "batch_size", "num_prototypes", "head_bottleneck_size", "projection_size")
         _positive(self, "student_temperature", "teacher_temperature", "warmup_teacher_temperature")
         _positive(self, "patch_teacher_temperature", "warmup_patch_teacher_temperature")
         _positive(self, "global_scale_min", "local_scale_min", "mask_ratio")
         _not_negative(self, "final_learning_rate", "warmup_fraction", "final_weight_decay", "num_local_views")
         _at_most(self, 10, "final_learning_rate", "final_weight_decay")
         _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_fraction", "eval_every")
-        _at_most_one(self, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
-        _at_most_one(self, "warmup_fraction", "freeze_last_layer_fraction")
-        _at_most_one(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        _at_most(self, 1, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
+        _at_most(self, 1, "warmup_fraction", "freeze_last_layer_fraction")
+        _at_most(self, 1, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
         _not_negative(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
         if self.local_scale_min > self.local_scale_max:
             raise InputError(
@@ -143,15 +133,6 @@ class PretrainArguments(ViewArguments):
             )
         if self.local_size % self.patch_size:
             raise InputError(f"local_size {self.local_size} is not a multiple of patch_size {self.patch_size}")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise InputError(
-                f"batch_size {self.batch_size} is not a multiple of "
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
-            )
-        if self.batch_size // self.gradient_accumulation_steps < 2:
-            raise InputError(f"batch_size {self.batch_size} leaves one image at a time: raise it")
-        if self.method == "simsiam" and self.gradient_accumulation_steps > 1:
-            raise InputError("gradient accumulation changes simsiam's batch norm: use gradient_accumulation_steps 1")
 
 
 @dataclass
@@ -190,9 +171,9 @@ class FinetuneArguments(ViewArguments):
         _positive(self, "steps", "eval_every", "scale_min")
         _not_negative(self, "head_learning_rate", "warmup_fraction")
         _at_most(self, 10, "head_learning_rate")
-        _at_most_one(self, "scale_min", "warmup_fraction")
+        _at_most(self, 1, "scale_min", "warmup_fraction")
         _positive(self, "layer_decay")
-        _at_most_one(self, "layer_decay")
+        _at_most(self, 1, "layer_decay")
         if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
@@ -204,6 +185,8 @@ def recipe(method: str) -> dict[str, Any]:
     return yaml.safe_load((_RECIPES / f"{method}.yaml").read_text())
 
 
+# Options of earlier versions, with the value that training still has.
+FORMER_OPTIONS = {"gradient_accumulation_steps": 1}
 _OF_TEACHERS = ("num_local_views", "local_size", "local_scale_min", "local_scale_max")
 _OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature")
 
@@ -234,7 +217,7 @@ def _check_common(arguments: Any) -> None:
     _not_negative(arguments, "weight_decay", "clip_grad_norm", "seed")
     if arguments.seed >= 2**32:
         raise InputError(f"seed must be below 2^32, not {arguments.seed}")
-    _at_most_one(arguments, "gain", "band_jitter", "blur_probability")
+    _at_most(arguments, 1, "gain", "band_jitter", "blur_probability")
     _at_most(arguments, 10, "learning_rate", "weight_decay", "offset", "noise_sigma")
     _at_most(arguments, arguments.crop_size, "blur_sigma_max")
     if getattr(arguments, "init", "scratch") == "scratch" and arguments.crop_size % arguments.patch_size:
@@ -259,10 +242,6 @@ def _not_negative(arguments: Any, *names: str) -> None:
             raise InputError(f"{name} must be 0 or positive, not {getattr(arguments, name)}")
 
 
-def _at_most_one(arguments: Any, *names: str) -> None:
-    _at_most(arguments, 1, *names)
-
-
 def _at_most(arguments: Any, limit: float, *names: str) -> None:
     for name in names:
         if not getattr(arguments, name) <= limit:
@@ -271,7 +250,7 @@ def _at_most(arguments: Any, limit: float, *names: str) -> None:
 
 def _at_least_two(arguments: Any, *names: str) -> None:
     for name in names:
-        if not getattr(arguments, name) >= 2:  # one output alone is the same for all images
+        if not getattr(arguments, name) >= 2:  # one image, or one output, can be told from no other
             raise InputError(f"{name} must be at least 2, not {getattr(arguments, name)}")
 
 

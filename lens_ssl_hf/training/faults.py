@@ -23,18 +23,13 @@ class BuffersBefore:
     """
 
     def __init__(self, model: torch.nn.Module):
-        self._model = model
+        self.model = model
         self._before = [buffer.clone() for buffer in model.buffers()]
-
-    def finite_now(self, device: torch.device) -> torch.Tensor:
-        """Whether the buffers still hold no NaN and no infinity, as a bool on the device."""
-        finite = [buffer.isfinite().all() for buffer in self._model.buffers()]
-        return torch.stack(finite).all() if finite else torch.tensor(True, device=device)
 
     @torch.no_grad()
     def restore(self, skip: torch.Tensor) -> None:
         """Take the buffers back to what they were if `skip`, a bool on the device."""
-        for buffer, before in zip(self._model.buffers(), self._before):
+        for buffer, before in zip(self.model.buffers(), self._before):
             buffer.copy_(torch.where(skip, before, buffer))
 
 
@@ -58,8 +53,8 @@ class Faults:
         self, accelerator: Accelerator, step: int, loss: torch.Tensor, norm: torch.Tensor, buffers: BuffersBefore
     ) -> torch.Tensor:
         """Whether `step` is to be skipped, as a bool on the device, the same in every process."""
-        fault = ~(loss.detach().isfinite() & torch.as_tensor(norm, device=loss.device).isfinite())
-        fault = fault | ~buffers.finite_now(loss.device)  # an overflow in batch norm may leave the loss finite
+        values = [loss.detach(), norm, *buffers.model.buffers()]  # an overflow in batch norm may leave the loss finite
+        fault = ~torch.stack([value.isfinite().all() for value in values]).all()
         if accelerator.num_processes > 1:
             fault = accelerator.reduce(fault.float(), "sum") > 0
         self._total = self._total + fault

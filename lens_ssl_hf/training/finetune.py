@@ -1,11 +1,8 @@
 """Fine-tuning a ViT into a lens / non-lens classifier with few labels, from a pretraining or from scratch."""
 
-import dataclasses
 import logging
-import math
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +14,17 @@ from transformers import PreTrainedModel, ViTForImageClassification
 
 from ..data.batches import ResidentImages
 from ..data.processing import save_processor
-from ..data.tensors import (
-    CutoutTensors,
-    center_crop,
-    channel_statistics,
-    digest,
-    labelled_splits,
-    normalise,
-    splits_and_info,
-)
+from ..data.tensors import CutoutTensors, center_crop, channel_statistics, labelled_splits, normalise, splits_and_info
 from ..data.views import Views
 from ..errors import InputError
 from ..models import CNN, CNNConfig, backbone_config
-from ..models.backbones import backbone_name, load_encoder_for, use_fast_attention
+from ..models.backbones import backbone_name, load_encoder_for
+from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
-from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from .faults import BuffersBefore, Faults, optimizer_step
-from .loop import Averages, StopRequest, autocast, choose_precision, lens_probabilities, make_accelerator
 from .monitors import accuracy, roc_auc
-from .progress import Forecast, progress_bar
-from .run_directory import RunDirectory, origin
+from .run_directory import origin
 from .schedules import cosine
+from .trainer import Batch, Task, train
 
 logger = logging.getLogger(__name__)
 
@@ -72,54 +59,27 @@ def finetune(
     arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     splits, info = splits_and_info(cutouts, "train", "validation")
-    train, validation = labelled_splits(splits, "train", "validation")
-    center_crop(train.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
+    train_split, validation = labelled_splits(splits, "train", "validation")
+    center_crop(train_split.pixels[:1], arguments.crop_size)  # refuses cutouts that are too small
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
-    subset = train.select(label_subset(train.labels, arguments.labels, subset_seed))
+    subset = train_split.select(label_subset(train_split.labels, arguments.labels, subset_seed))
     batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
     set_seed(arguments.seed)
-    model, mean, std = _make_classifier(arguments, info, train)
+    model = _make_classifier(arguments, info, train_split)
     facts = {
         "task": "finetune",
         "method": None,
         "backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config),
         **origin(arguments.init, getattr(model, "vit", None)),
-        "arguments": dataclasses.asdict(arguments),
         "data": info,
-        "image_mean": mean,
-        "image_std": std,
-        "crop_size": arguments.crop_size,
         "num_labels": len(subset),
         "num_train_images": len(subset),
-        "samples": digest(subset.ids),
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "num_processes": accelerator.num_processes,
         "batch_size": batch_size,
-        "device": str(accelerator.device.type),
-        "precision": choose_precision(accelerator, arguments.precision),
-        "seed": arguments.seed,
     }
     model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
-    with RunDirectory(arguments.output_dir, arguments.resume, accelerator.is_main_process, arguments.report_to) as run:
-        accelerator.wait_for_everyone()
-        run.check_same(facts)
-        if run.is_finished:
-            accelerator.print(f"{run.path} is finished already")
-            return run.path
-        run.write_facts(facts)
-        images = normalise(subset.pixels.to(accelerator.device), mean, std)
-        validation_images = normalise(
-            center_crop(validation.pixels, arguments.crop_size).to(accelerator.device), mean, std
-        )
-        samples = ResidentImages(images, subset.ids, batch_size, arguments.seed)
-        outcome = _train(
-            model, samples, subset.labels, validation_images, validation.labels, arguments, accelerator, run
-        )
-        if accelerator.is_main_process:
-            run.save_model(model, lambda folder: _save_classifier(model, folder, arguments.crop_size, mean, std))
-        run.add_facts(outcome)
-        accelerator.wait_for_everyone()
-        return run.path
+    task = Finetuning(model, subset, validation, batch_size, arguments, accelerator.device)
+    return train(task, facts, accelerator)
 
 
 def _batch_size(wanted: int, accelerator: Accelerator) -> int:
@@ -160,18 +120,14 @@ def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
     return torch.cat([lenses[:num_lenses], nonlenses[: int(number) - num_lenses]]).sort().values
 
 
-def _make_classifier(
-    arguments: FinetuneArguments, info: dict, train: CutoutTensors
-) -> tuple[PreTrainedModel, list[float], list[float]]:
-    """The classifier, and the means and standard deviations per band that its inputs are normalised with."""
+def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: CutoutTensors) -> PreTrainedModel:
+    """The classifier; `config.cutouts` holds the means and standard deviations that its inputs are normalised with."""
     num_bands = len(info["bands"])
+    encoder, known = None, {}
     if arguments.backbone == "cnn":
-        encoder, known = None, {}
         config = CNNConfig(image_size=arguments.crop_size, num_channels=num_bands)
     elif arguments.init == "scratch":
-        encoder = None
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
-        known = {}
     else:
         encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"])
         config = encoder.config
@@ -184,7 +140,7 @@ def _make_classifier(
     if "image_mean" in known:
         mean, std = known["image_mean"], known["image_std"]
     else:
-        mean, std = channel_statistics(train.pixels, arguments.crop_size)
+        mean, std = channel_statistics(train_split.pixels, arguments.crop_size)
     config.num_labels = len(LABELS)
     config.id2label = dict(enumerate(LABELS))
     config.label2id = {name: number for number, name in enumerate(LABELS)}
@@ -194,7 +150,7 @@ def _make_classifier(
     if encoder is not None:
         state = {name: value for name, value in encoder.state_dict().items() if not name.endswith("mask_token")}
         model.vit.load_state_dict(state)
-    return model, mean, std
+    return model
 
 
 def layer_decay_groups(
@@ -226,117 +182,90 @@ def layer_decay_groups(
     return list(groups.values())
 
 
-def _train(
-    model: PreTrainedModel,
-    samples: ResidentImages,
-    labels: torch.Tensor,
-    validation_images: torch.Tensor,
-    validation_labels: torch.Tensor,
-    arguments: FinetuneArguments,
-    accelerator: Accelerator,
-    run: RunDirectory,
-) -> dict[str, Any]:
-    """The loop; leaves the weights of the best validation AUC in `model` and returns what happened."""
-    device = accelerator.device
-    labels, views = labels.to(device), Views(arguments.seed, device)
-    settings = arguments.view_settings(arguments.crop_size, (arguments.scale_min, 1.0))
-    use_fast_attention(model.to(device).train())
-    if arguments.linear_probe:
-        model.vit.requires_grad_(False)
+class Finetuning(Task):
+    """Views of a labelled batch -> cross entropy; the weights of the best validation AUC are kept."""
 
-    newest = newest_checkpoint(run.checkpoints, accelerator, run.facts["run_id"])
-    groups = layer_decay_groups(
-        model,
-        arguments.learning_rate,
-        arguments.head_learning_rate,
-        arguments.layer_decay,
-        arguments.weight_decay,
-    )
-    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    name = "finetune"
 
-    averages = Averages()
-    best = {"validation_auc": -1.0, "best_step": 0}
-    best_weights: dict[str, torch.Tensor] = {}
-    if newest is None:
-        first_step, seconds, counts = 0, 0.0, {}
-        run.forget_after(-1)
-    else:
-        first_step, extra = load_checkpoint(newest, model, optimizer.optimizer)
-        averages.restore(extra, device)
-        best_weights = {name: value.to(device) for name, value in extra.items() if isinstance(value, torch.Tensor)}
-        best = {name: extra[name] for name in best}
-        seconds, counts = extra["seconds"], extra["faults"]
-        run.forget_after(first_step)
-        accelerator.print(f"resuming from {newest}")
-    faults = Faults(device, **counts)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        subset: CutoutTensors,
+        validation: CutoutTensors,
+        batch_size: int,
+        arguments: FinetuneArguments,
+        device: torch.device,
+    ):
+        self.model, self.arguments = model, arguments
+        if arguments.linear_probe:
+            model.vit.requires_grad_(False)
+        self.steps = arguments.steps
+        self.section = self.evaluate_every = self.save_every = arguments.eval_every
+        self.statistics = (model.config.cutouts["image_mean"], model.config.cutouts["image_std"])
+        images = normalise(subset.pixels.to(device), *self.statistics)
+        self.samples = ResidentImages(images, subset.ids, batch_size, arguments.seed)
+        self.labels = subset.labels.to(device)
+        pixels = center_crop(validation.pixels, arguments.crop_size).to(device)
+        self.validation = normalise(pixels, *self.statistics), validation.labels
+        self.views = Views(arguments.seed, device)
+        self.view_settings = arguments.view_settings(arguments.crop_size, (arguments.scale_min, 1.0))
+        self.best = {"validation_auc": -1.0, "best_step": 0}
+        self.best_weights: dict[str, torch.Tensor] = {}
 
-    start = time.perf_counter() - seconds
-    warmup = round(arguments.warmup_fraction * arguments.steps)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    with StopRequest() as stop, progress_bar(accelerator, "finetune", first_step, arguments.steps) as bar:
-        forecast = Forecast(accelerator, bar, arguments.steps)
-        for step in range(first_step, arguments.steps):
-            factor = cosine(1.0, 0.0, step, arguments.steps, warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            buffers = BuffersBefore(model)
-            batch, chosen, epoch = samples.batch(step, accelerator.process_index, accelerator.num_processes)
-            batch = views.make(batch, chosen, settings, epoch, 0)
-            with autocast(device, run.facts["precision"]):
-                logits = wrapped(batch).logits
-            loss = F.cross_entropy(logits.float(), labels[chosen])
-            accelerator.backward(loss)
-            gradient_norm = accelerator.clip_grad_norm_(trainable, arguments.clip_grad_norm or math.inf)
-            fault = faults.note(accelerator, step, loss, gradient_norm, buffers)
-            optimizer_step(optimizer, fault, buffers)
-            averages.add({"loss": loss, "gradient_norm": gradient_norm}, fault)
-            done = step + 1
-            bar.update()
-            evaluates = done % arguments.eval_every == 0 or done == arguments.steps
-            logs = done % arguments.log_every == 0 or evaluates
-            if logs:
-                means = averages.pop(accelerator)
-                skipped = faults.check(samples.ids)
-                rate = arguments.learning_rate * factor
-                run.log(done, {"epoch": epoch, **means, "learning_rate": rate, "skipped": skipped})
-                run.log_time(done, {"seconds": time.perf_counter() - start})
-                forecast.update(done)
-            if evaluates:
-                scores = lens_probabilities(model, validation_images)
-                model.train()
-                auc = roc_auc(validation_labels, scores)
-                found = {"validation_auc": auc, "validation_accuracy": accuracy(validation_labels, scores)}
-                run.log(done, {"epoch": epoch, **found})
-                bar.set_postfix(validation_auc=f"{auc:.3f}", refresh=False)
-                if auc > best["validation_auc"]:  # never where it is NaN
-                    best = {"validation_auc": auc, "best_step": done}
-                    best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-            stops = stop.seen_by_any(accelerator, logs)
-            if (evaluates or stops) and accelerator.is_main_process:
-                extra = {
-                    **best,
-                    "seconds": time.perf_counter() - start,
-                    "faults": faults.counts(),
-                    **averages.state(),
-                    **best_weights,
-                }
-                save_checkpoint(run.checkpoints, done, model, optimizer.optimizer, extra, run_id=run.facts["run_id"])
-            if stops and done < arguments.steps:
-                raise stop.interruption(accelerator, done, arguments.steps, run.path)
-    skipped = faults.finish(arguments.steps)
-    if not best_weights:
-        raise InputError(
-            "the scores of all evaluations were NaN, so that no model is written: begin again in another output_dir "
-            "with a lower learning_rate or with precision fp32"
-        )
-    model.load_state_dict(best_weights)
-    return {**best, "skipped_steps": skipped, "seconds": round(time.perf_counter() - start, 1)}
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        arguments = self.arguments
+        rates = (arguments.learning_rate, arguments.head_learning_rate, arguments.layer_decay)
+        groups = layer_decay_groups(self.model, *rates, arguments.weight_decay)
+        return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
 
+    def schedule(self, step: int, groups: list[dict[str, Any]]) -> dict[str, float]:
+        factor = cosine(1.0, 0.0, step, self.steps, round(self.arguments.warmup_fraction * self.steps))
+        for group in groups:
+            group["lr"] = group["peak"] * factor
+        return {"learning_rate": self.arguments.learning_rate * factor}
 
-def _save_classifier(
-    model: PreTrainedModel, folder: Path, crop_size: int, mean: list[float], std: list[float]
-) -> None:
-    """A folder that plain transformers loads: weights, configuration and image processor."""
-    model.save_pretrained(folder)
-    save_processor(folder, model.config.cutouts, crop_size, mean, std)
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
+        views = self.views.make(images, indices, self.view_settings, epoch, 0)
+        return {"pixel_values": views, "labels": self.labels[indices]}
+
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
+        logits = model(batch["pixel_values"]).logits
+        return {"loss": F.cross_entropy(logits.float(), batch["labels"])}
+
+    def epoch(self, done: int) -> int:
+        return (done - 1) // self.samples.steps_per_epoch
+
+    @torch.no_grad()
+    def evaluate(self, done: int) -> dict[str, float]:
+        images, labels = self.validation
+        self.model.eval()
+        logits = torch.cat([self.model(batch).logits.float() for batch in images.split(512)])
+        scores = F.softmax(logits, dim=-1)[:, 1]
+        self.model.train()
+        auc = roc_auc(labels, scores)
+        if auc > self.best["validation_auc"]:  # never where it is NaN
+            self.best = {"validation_auc": auc, "best_step": done}
+            self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {"validation_auc": auc, "validation_accuracy": accuracy(labels, scores)}
+
+    def state(self) -> dict[str, Any]:
+        return {**self.best, **self.best_weights}
+
+    def restore(self, extra: dict[str, Any]) -> None:
+        self.best = {name: extra[name] for name in self.best}
+        device = self.labels.device
+        self.best_weights = {name: extra[name].to(device) for name in self.model.state_dict() if name in extra}
+
+    def finish(self) -> dict[str, Any]:
+        if not self.best_weights:
+            raise InputError(
+                "the scores of all evaluations were NaN, so that no model is written: begin again in another "
+                "output_dir with a lower learning_rate or with precision fp32"
+            )
+        self.model.load_state_dict(self.best_weights)
+        return self.best
+
+    def save(self, folder: Path) -> None:
+        """A folder that plain transformers loads: weights, configuration and image processor."""
+        self.model.save_pretrained(folder)
+        save_processor(folder, self.model.config.cutouts, self.arguments.crop_size, *self.statistics)

@@ -1,9 +1,50 @@
-"""What is watched while training: AUC and kNN on the validation split, and the signs of collapse."""
+"""What is watched while training: means of losses, AUC and kNN on the validation split, and the signs of collapse."""
 
+import logging
 import math
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
+
+from ..data.tensors import CutoutTensors, center_crop, normalise
+from ..models.backbones import extract_cls
+
+logger = logging.getLogger(__name__)
+
+
+class Averages:
+    """Running means of scalars that stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, values: dict[str, torch.Tensor], skipped: torch.Tensor) -> None:
+        """Count the values of one step, unless it was `skipped`."""
+        values = {**values, "count": torch.ones_like(skipped, dtype=torch.float32)}
+        values = {name: torch.where(skipped, 0.0, value.detach().float()) for name, value in values.items()}
+        # in the order of the step, which a checkpoint does not keep
+        self._sums = {name: value + self._sums.get(name, 0.0) for name, value in values.items()}
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """
+        Means over the steps since the last call and over the processes; empty where all were skipped. Every process
+        must call it.
+        """
+        sums = {name: value.item() for name, value in accelerator.reduce(self._sums, "mean").items()}
+        self._sums = {}
+        count = sums.pop("count", 0.0)
+        return {name: total / count for name, total in sums.items()} if count else {}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The sums, for a checkpoint between two calls of `pop`."""
+        return {f"average.{name}": value for name, value in self._sums.items()}
+
+    def restore(self, extra: dict[str, Any], device: torch.device) -> None:
+        """Take the sums out of what a checkpoint holds."""
+        names = [name for name in extra if name.startswith("average.")]
+        self._sums = {name.removeprefix("average."): extra.pop(name).to(device) for name in names}
 
 
 def roc_auc(labels: torch.Tensor, scores: torch.Tensor) -> float:
@@ -70,6 +111,46 @@ def knn_scores(
         weights = torch.softmax(nearest / temperature, dim=1)
         votes.append((weights * (train_labels[indices] == 1)).sum(dim=1))
     return torch.cat(votes)
+
+
+MONITORED = 4096  # cutouts of train and of validation that the kNN monitor sees, at most
+
+
+class KNNMonitor:
+    """
+    kNN on the encoder's [CLS]: the labelled training cutouts vote on the validation split (main process only).
+    Neither of them is used where one has not both classes.
+    """
+
+    def __init__(
+        self, splits: dict[str, CutoutTensors], crop_size: int, mean: list, std: list, accelerator: Accelerator
+    ):
+        self.sets: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name in ("train", "validation") if accelerator.is_main_process else ():
+            split = splits.get(name)
+            labelled = split.labels >= 0 if split is not None else torch.zeros(0, dtype=torch.bool)
+            if len(split.labels[labelled].unique() if labelled.any() else ()) < 2:
+                logger.warning(
+                    "the %s split has no labelled lenses and non-lenses, so that no nearest neighbours are evaluated "
+                    "while training; pretraining itself needs no labels",
+                    name,
+                )
+                self.sets = []
+                return
+            chosen = labelled.nonzero().flatten()
+            chosen = chosen[:: -(-len(chosen) // MONITORED)]
+            pixels = center_crop(split.pixels[chosen], crop_size).to(accelerator.device)
+            self.sets.append((normalise(pixels, mean, std), split.labels[chosen].to(accelerator.device)))
+
+    def __call__(self, encoder: torch.nn.Module) -> dict[str, float]:
+        """`knn_auc` and `knn_accuracy` of an encoder; nothing where there is nothing to evaluate on."""
+        if not self.sets:
+            return {}
+        was_training = encoder.training
+        (train, train_labels), (validation, labels) = self.sets
+        scores = knn_scores(extract_cls(encoder, train), train_labels, extract_cls(encoder, validation))
+        encoder.train(was_training)
+        return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy(labels, scores)}
 
 
 def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -> str | None:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from ..data.tensors import checksum
 from ..errors import InputError
 from ..files import make_folder, remove_leftovers, replacing, write_json, write_text
-from .arguments import FinetuneArguments, PretrainArguments, makes_no_difference
+from .arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, makes_no_difference
 from .faults import check_model
 from .tracking import Trackers
 
@@ -126,9 +126,9 @@ class RunDirectory:
             for facts in (self._earlier, facts)
         )
         kind = PretrainArguments if facts["task"] == "pretrain" else FinetuneArguments
-        old = {
-            item.name: item.default for item in fields(kind) if item.name in new
-        } | old  # begun before these options
+        defaults = {item.name: item.default for item in fields(kind) if item.name in new}
+        old = defaults | FORMER_OPTIONS | old  # begun before these options, or with those
+        new |= FORMER_OPTIONS
         differences = [
             f"{name} is {new.get(name)}, was {old.get(name)}"
             for name in sorted(old.keys() | new.keys())
@@ -327,12 +327,17 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command() -> str | None:
-    """The command line, where a script of this project runs; a program that calls the Python API is not recorded."""
-    script = Path(sys.argv[0]).resolve()
-    if script.parent != Path(__file__).resolve().parents[2] / "scripts":
+    """The command line, where a command of this project runs; a program that calls the Python API is not recorded."""
+    program, package = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
+    if sys.argv[0].startswith("lens-ssl "):
+        name = sys.argv[0].split()
+    elif program.parent == package / "commands":  # python -m lens_ssl_hf.commands.pretrain
+        name = ["lens-ssl", program.stem.replace("_", "-")]
+    elif program.parent == package.parent / "scripts":
+        name = ["python", str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program.name)]
+    else:
         return None
-    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script.name
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    return shlex.join([*name, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:

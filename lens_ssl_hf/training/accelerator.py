@@ -1,21 +1,17 @@
-"""What the two training loops share: Accelerate, precision, data on the device, order of the samples, averages."""
+"""Accelerate as a training needs it: as many processes as were launched, their device, and the precision there."""
 
 import contextlib
 import ctypes
 import os
-import signal
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from torch.nn import functional as F
 
-from ..errors import InputError, Interrupted, handling_stop_signals
+from ..errors import InputError
 
 
 def process_state() -> PartialState:
@@ -142,114 +138,3 @@ def native_precision(device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """bf16 autocast, or nothing for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices with weight decay, norms and biases without."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay, "decayed": True},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "decayed": False},
-    ]
-
-
-class Averages:
-    """Running means of scalars that stay on the device until they are read."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-
-    def add(self, values: dict[str, torch.Tensor], skipped: torch.Tensor) -> None:
-        """Count the values of one step, unless it was `skipped`."""
-        values = {**values, "count": torch.ones_like(skipped, dtype=torch.float32)}
-        for name, value in values.items():
-            value = torch.where(skipped, 0.0, value.detach().float())
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """
-        Means over the steps since the last call and over the processes; empty where all were skipped. Every process
-        must call it.
-        """
-        sums = {name: value.item() for name, value in accelerator.reduce(self._sums, "mean").items()}
-        self._sums = {}
-        count = sums.pop("count", 0.0)
-        return {name: total / count for name, total in sums.items()} if count else {}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The sums, for a checkpoint between two calls of `pop`."""
-        return {f"average.{name}": value for name, value in self._sums.items()}
-
-    def restore(self, extra: dict[str, Any], device: torch.device) -> None:
-        """Take the sums out of what a checkpoint holds."""
-        prefix = "average."
-        self._sums = {
-            name[len(prefix) :]: extra.pop(name).to(device) for name in list(extra) if name.startswith(prefix)
-        }
-
-
-class StopRequest:
-    """Notes Ctrl-C and SIGTERM, so that a loop can save before it leaves. A second Ctrl-C leaves at once."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self._handling = handling_stop_signals(self._note)
-
-    def __enter__(self) -> "StopRequest":
-        self._handling.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._handling.__exit__(*exception)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.signal_number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_number = number
-
-    def seen_by_any(self, accelerator: Accelerator, may_communicate: bool) -> bool:
-        """
-        Whether a process was told to stop. Several processes must agree on the step, which takes a message: they look
-        only where `may_communicate` says so, in all of them alike.
-        """
-        if accelerator.num_processes == 1:
-            return self.signal_number is not None
-        if not may_communicate:
-            return False
-        flag = torch.tensor(float(self.signal_number or 0), device=accelerator.device)
-        number = int(accelerator.gather(flag.reshape(1)).max())
-        if number:
-            self.signal_number = number
-        return number > 0
-
-    def interruption(self, accelerator: Accelerator, done: int, total: int, run: Path) -> Interrupted:
-        """What to raise in every process once the main one has saved the step `done` of `total`."""
-        accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left
-        return Interrupted(
-            f"{run} is saved at step {done} of {total}; do the same again with --resume auto to go on",
-            self.signal_number,
-        )
-
-
-@torch.no_grad()
-def extract_cls(
-    encoder: torch.nn.Module, images: torch.Tensor, batch_size: int = 512, mean_patch: bool = False
-) -> torch.Tensor:
-    """
-    [CLS] features `(n, hidden_size)` in float32 of normalised `(n, bands, size, size)` images; with `mean_patch` the
-    mean of the patch tokens behind them, `(n, 2 * hidden_size)`.
-    """
-    encoder.eval()
-    features = []
-    for batch in images.split(batch_size):
-        tokens = encoder(batch).last_hidden_state.float()
-        features.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1) if mean_patch else tokens[:, 0])
-    return torch.cat(features)
-
-
-@torch.no_grad()
-def lens_probabilities(classifier: torch.nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
-    """P(lens) `(n,)` in float32 of normalised `(n, bands, size, size)` images."""
-    classifier.eval()
-    logits = torch.cat([classifier(batch).logits.float() for batch in images.split(batch_size)])
-    return F.softmax(logits, dim=-1)[:, 1]

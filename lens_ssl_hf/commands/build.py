@@ -1,0 +1,103 @@
+"""
+Build a dataset once: a directory of Parquet, or one safetensors file for a machine with only torch and transformers.
+It says what it understood of the source, and draws some of the cutouts.
+
+```bash
+lens-ssl build --dataset my_cutouts/ --output my_dataset/            # load_dataset("my_dataset")
+lens-ssl build --dataset my_cutouts/ --output my_dataset.safetensors # --dataset of every command
+```
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.arguments import DataArguments
+from ..errors import InputError, exit_on_input_error
+from ..launch import one_process
+from .parsing import parse
+from .shared import load_dataset
+
+MOST_USED = ("dataset", "output", "size", "bands", "stretch", "pixel_scale", "zero_point", "file_pattern")
+MOST_USED += ("label_map", "on_bad_file")
+COLUMNS = 8  # cutouts of a kind that are drawn
+SIDE = 128  # of a drawn cutout, in pixels at least
+
+
+@dataclass
+class OutputArguments:
+    """Where the dataset goes."""
+
+    output: str = field(metadata={"help": "The directory, or the file that ends in .safetensors, to write."})
+
+
+def draw_examples(cutouts: Any, path: Path) -> None:
+    """A row of lenses and one of non-lenses, or two of unlabelled cutouts; a square marks what models see."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from .. import cutout_info
+    from ..data.reading import MODEL_CROP
+    from ..evaluation.plots import colour_image
+
+    info = cutout_info(cutouts)
+    split = cutouts["train"] if "train" in cutouts else cutouts["unlabelled"]
+    labels = np.array(split["label"])
+    rows = {name: np.flatnonzero(labels == label)[:COLUMNS] for name, label in (("lens", 1), ("nonlens", 0))}
+    if "train" not in cutouts:
+        first = np.arange(len(split))[: 2 * COLUMNS]
+        rows = {"unlabelled": first[:COLUMNS], "": first[COLUMNS:]}
+    scale = max(1, -(-SIDE // info.size))
+    cell = scale * info.size + 4
+    sheet = Image.new("RGB", (COLUMNS * cell, len(rows) * (cell + 14)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, indices) in enumerate(rows.items()):
+        top = number * (cell + 14)
+        draw.text((2, top), name, fill="black")
+        for column, index in enumerate(indices.tolist()):
+            pixels = np.asarray(split.with_format("numpy")[index]["pixels"])
+            image = Image.fromarray(colour_image(pixels, info.bands))
+            left, upper = column * cell + 2, top + 14
+            sheet.paste(image.resize((scale * info.size,) * 2, Image.Resampling.NEAREST), (left, upper))
+            if info.size > MODEL_CROP:
+                edge, side = scale * ((info.size - MODEL_CROP) // 2), scale * MODEL_CROP
+                corners = (left + edge, upper + edge, left + edge + side - 1, upper + edge + side - 1)
+                draw.rectangle(corners, outline=(160, 160, 160))
+    try:
+        sheet.save(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error}): the dataset itself is saved") from error
+
+
+def write_dataset(arguments: DataArguments, output: str) -> None:
+    """Build a dataset, write it, and say and draw what is in it."""
+    from .. import save_cutouts, save_tensors
+    from ..data.storage import check_target
+    from ..data.summary import describe_build
+
+    target = Path(output)
+    check_target(target)  # before hours of building
+    cutouts = load_dataset(arguments)
+    is_file = output.endswith(".safetensors")
+    if isinstance(cutouts, str) and not is_file:
+        raise InputError(f"{cutouts} can be written as .safetensors alone: give such an output")
+    (save_tensors if is_file else save_cutouts)(cutouts, output)
+    if isinstance(cutouts, str):
+        print(f"{output}: as {cutouts}")
+        return
+    print(describe_build(cutouts, arguments.dataset))
+    examples = target.with_name(f"{target.stem}_examples.png") if is_file else target / "examples.png"
+    draw_examples(cutouts, examples)
+    print(f"{examples}: some of the cutouts")
+    print(f"{output}: " + ", ".join(f"{len(split)} {name}" for name, split in cutouts.items()))
+
+
+@exit_on_input_error
+@one_process
+def main() -> None:
+    data_arguments, arguments = parse(DataArguments, OutputArguments, description=__doc__, most_used=MOST_USED)
+    write_dataset(data_arguments, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""
+Evaluate a classifier on a labelled split, with 95 % intervals; or a pretrained backbone, by kNN and linear probe.
+
+```bash
+lens-ssl evaluate runs/dino-300 --dataset my_cutouts/            # writes runs/dino-300/evaluation/
+lens-ssl evaluate runs/dino-300 --dataset other_cutouts/         # evaluation-other_cutouts-.../ beside it
+lens-ssl evaluate runs/dino-300 --dataset unlabelled/ --predict_only
+lens-ssl evaluate lens-dino-vits8-classifier --dataset other_cutouts/ --eval_dir evaluation/
+lens-ssl evaluate runs/dino-300/evaluation/predictions.parquet --eval_dir evaluation/ --prevalence 1e-4
+```
+
+The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands,
+pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv
+and needs nothing but torch, transformers and safetensors.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.arguments import DataArguments
+from ..errors import InputError, exit_on_input_error
+from ..launch import one_process
+from .parsing import parse
+from .shared import load_dataset_like, quiet
+
+MOST_USED = ("model", "dataset", "split", "eval_dir", "prevalence", "batch_size", "predict_only")
+
+
+@dataclass
+class EvalDataArguments(DataArguments):
+    """Where the cutouts come from and how they are brought to display units."""
+
+    dataset: str = field(
+        default="",
+        metadata={
+            "help": (
+                "A folder, a table, a stack, a directory that save_cutouts wrote, the Hub id of one, or 'simulated'. "
+                "Required, unless the model is a file of predictions."
+            )
+        },
+    )
+
+
+@dataclass
+class EvalArguments:
+    model: str = field(metadata={"help": "A run, an exported folder, a Hub id, or a file of predictions."})
+    split: str | None = field(
+        default=None, metadata={"help": "The split to evaluate on; test by default, or the only one."}
+    )
+    eval_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Where to write; by default evaluation/ of a run for the test split of its own dataset, and a folder "
+                "beside it for other datasets and splits."
+            )
+        },
+    )
+    prevalence: float = field(default=1e-3, metadata={"help": "Share of lenses on the sky, for the expected purity."})
+    num_bootstrap: int = field(default=1000, metadata={"help": "Draws of the bootstrap over groups."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
+    batch_size: int = field(default=256, metadata={"help": "Cutouts per forward pass."})
+    predict_only: bool = field(default=False, metadata={"help": "Write predictions.csv and measure nothing."})
+
+
+@exit_on_input_error
+@one_process
+def main() -> None:
+    arguments, data_arguments = parse(
+        EvalArguments, EvalDataArguments, description=__doc__, positional=("model",), most_used=MOST_USED
+    )
+    model = Path(arguments.model)
+    if not arguments.eval_dir and not (model / "run.json").is_file():
+        raise InputError(f"{model} is no run: say with --eval_dir where to write")
+    has_predictions = model.suffix in (".parquet", ".csv")
+    if not has_predictions and not data_arguments.dataset:
+        raise InputError("--dataset is missing: give the cutouts to evaluate on")
+    from .. import evaluate, predict
+    from ..evaluation.evaluate import choose_split, evaluation_folder
+
+    quiet()
+    cutouts = None if has_predictions else load_dataset_like(arguments.model, data_arguments)
+    if arguments.eval_dir:
+        folder = Path(arguments.eval_dir)
+    else:
+        _, info, split = choose_split(cutouts, arguments.split)
+        folder = evaluation_folder(model, info, split)
+    if arguments.predict_only:
+        predictions = predict(arguments.model, cutouts, arguments.batch_size, split=arguments.split)
+        print(predictions.save(folder / "predictions.csv"))
+        return
+    result = evaluate(
+        arguments.model,
+        cutouts,
+        folder,
+        split=arguments.split,
+        prevalence=arguments.prevalence,
+        num_bootstrap=arguments.num_bootstrap,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
+    for name, report in result.get("probes", {"": result}).items():
+        if name:
+            print(f"-- {name} probe")
+        for entry in report["metrics"].values():
+            if entry["value"] is None:
+                print(f"{entry['title']:48} not measured: {entry['reason']}")
+            else:
+                interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
+                print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
+                if note := entry.get("note"):
+                    print(f"{'':48} {note}")
+    print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    main()

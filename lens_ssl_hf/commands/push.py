@@ -1,0 +1,47 @@
+"""
+Publish a run on the Hub: weights, image processor, card with its numbers, pictures, recipe and metrics in one commit.
+
+```bash
+hf auth login                                                                      # once; or set HF_TOKEN
+lens-ssl evaluate runs/dino-300 --dataset my_cutouts/                     # no model without numbers
+lens-ssl push runs/dino --repo_id me/lens-dino-vits8
+lens-ssl push runs/dino-300 --repo_id me/lens-dino-vits8-classifier --base_model me/lens-dino-vits8
+lens-ssl push runs/dino --repo_id me/lens-dino-vits8 --dry_run     # only writes lens-dino-vits8/
+```
+
+A classifier goes to a repository whose name ends in -classifier, a backbone to another. A push that fails or is
+interrupted leaves the Hub as it was and can be repeated; one without changes makes no commit.
+"""
+
+from dataclasses import dataclass, field
+
+from ..errors import exit_on_input_error
+from ..launch import one_process
+from .parsing import parse
+from .shared import PushArguments, quiet
+
+
+@dataclass
+class ModelArguments(PushArguments):
+    run: str = field(default="", metadata={"help": "An evaluated run directory of lens-ssl pretrain or finetune."})
+    with_heads: bool = field(
+        default=False, metadata={"help": "Also publish the SSL checkpoint with its heads, in pretraining/."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub id of the backbone that a classifier was fine-tuned from, for the card."}
+    )
+    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights, as the Hub names it."})
+
+
+@exit_on_input_error
+@one_process
+def main() -> None:
+    (arguments,) = parse(ModelArguments, description=__doc__, positional=("run",))
+    from .. import push_to_hub
+
+    quiet()
+    print(push_to_hub(**vars(arguments)))
+
+
+if __name__ == "__main__":
+    main()

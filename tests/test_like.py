@@ -1,0 +1,154 @@
+"""Files in the display units of a model that is to score them."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from astropy.io import fits
+from PIL import Image
+from tiny_runs import tiny_vit, write_classifier_run
+
+from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
+from lens_ssl_hf.commands.shared import load_dataset_like
+from lens_ssl_hf.data.arguments import DataArguments
+from lens_ssl_hf.data.processing import cutout_info
+from lens_ssl_hf.evaluation.evaluate import evaluation_folder
+
+STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
+SCALE = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CD1_1": -0.1 / 3600, "CD2_2": 0.1 / 3600}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """It takes g r i of 0.168 arcsec and zero point 27."""
+    path = write_classifier_run(tmp_path / "run")
+    config = json.loads((path / "model" / "config.json").read_text())
+    config["cutouts"]["stretch"] = STRETCH
+    (path / "model" / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def flux(seed, size=40):
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(size=(3, size, size)).astype("float32")
+    pixels[:, size // 2 - 2 : size // 2 + 2, size // 2 - 2 : size // 2 + 2] += rng.uniform(5, 60, (3, 1, 1))
+    return pixels
+
+
+def write_fits(count, size=40, gain=1.0, **header):
+    folder = Path("new")
+    folder.mkdir()
+    for i in range(count):
+        fits.PrimaryHDU((gain * flux(i, size)).astype("f4"), fits.Header(header)).writeto(folder / f"{i}.fits")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"BUNIT": "nJy", "BANDS": "irg", "gain": 10**1.76},
+        {"MAGZERO": 22.5, "BANDS": "i,g,r", "gain": 10**-1.8},
+        {"size": 80, **SCALE},
+    ],
+    ids=["silent", "nJy", "zero point and order", "scale"],
+)
+def test_files_are_scored_in_a_dataset_as_one_by_one(facts, run):
+    folder = write_fits(5, **facts)
+    data = load_cutouts(folder, like=run, cache_dir="cache")
+    first = read_cutout(folder / "0.fits", like=run)
+    edge = (first.shape[1] - cutout_info(data).size) // 2
+    assert (np.array(data["unlabelled"][0]["pixels"]) == first).all() and edge == 0
+    info = cutout_info(data)
+    assert (info.bands, info.zero_point, info.pixel_scale) == (["g", "r", "i"], 27, 0.168)
+    alone = [
+        {one["label"]: one["score"] for one in found}["lens"] for found in pipeline(run)(sorted(folder.iterdir()))
+    ]
+    assert predict(run, data).score == pytest.approx(alone, abs=1e-5)
+
+
+def test_pictures_are_display_units_already(run):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 40, 40, 3), "uint8")
+    Path("new").mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(f"new/{i}.png")
+    data = load_cutouts("new", like=run, cache_dir="cache")
+    assert (np.array(data["unlabelled"][0]["pixels"]) == read_cutout("new/0.png", like=run)).all()
+    assert cutout_info(data).stretch["kind"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bands": ["i", "r", "g"]}, "bands i r g contradicts like, .*run has g r i: leave bands out"),
+        ({"zero_point": 22.5}, "zero_point 22.5 contradicts like"),
+        ({"pixel_scale": 0.2}, "pixel_scale 0.2 contradicts like"),
+        ({"stretch": "sqrt"}, "stretch sqrt contradicts like"),
+        ({"like": "./nowhere"}, "cannot load a model from ./nowhere"),
+    ],
+)
+def test_contradictions_are_refused(options, match, run):
+    folder = write_fits(3)
+    with pytest.raises(InputError, match=match):
+        load_cutouts(folder, cache_dir="cache", **{"like": run, **options})
+
+
+def test_what_cannot_be_flux_in_the_units_of_the_model_is_refused(run):
+    folder = write_fits(3, gain=1e-9)
+    with pytest.raises(InputError, match=r"new/0.fits: after the model's asinh stretch it has no contrast"):
+        load_cutouts(folder, like=run, cache_dir="cache")
+
+
+def test_files_without_zero_point_beside_others_are_refused(run):
+    folder = write_fits(3, MAGZERO=27.0)
+    np.save(folder / "x.npy", flux(9))
+    with pytest.raises(InputError, match=r"x.npy states no zero point"):
+        load_cutouts(folder, like=run, cache_dir="cache")
+    assert load_cutouts(folder, like=run, zero_point=27.0, cache_dir="cache")["unlabelled"].num_rows == 4
+
+
+def test_the_dataset_that_a_run_was_trained_on_stays_what_it_is(run):
+    """Also its evaluation goes where it did; a model of other units makes another dataset of the same files."""
+    folder = Path("own")
+    for label in ("lenses", "nonlenses"):
+        (folder / label).mkdir(parents=True)
+        for i in range(12):
+            np.save(folder / label / f"{i}.npy", flux(i + 100 * len(label)))
+    own = load_cutouts(folder, bands=["g", "r", "i"], cache_dir="cache")
+    path = Path(run, "run.json")
+    facts = json.loads(path.read_text())
+    foreign = load_cutouts(folder, like=run, cache_dir="cache")
+    facts["data"]["fingerprint"] = cutout_info(own).fingerprint
+    path.write_text(json.dumps(facts))
+    again = load_dataset_like(run, DataArguments(str(folder), bands=["g", "r", "i"], cache_dir="cache"))
+    assert cutout_info(again) == cutout_info(own) != cutout_info(foreign)
+    assert evaluation_folder(run, vars(cutout_info(again)), "test").name == "evaluation"
+    assert evaluation_folder(run, vars(cutout_info(foreign)), "test").name.startswith("evaluation-own-")
+
+
+def test_what_is_built_or_simulated_keeps_its_units(run):
+    """A model that states nothing, too, changes nothing."""
+    folder = write_fits(3)
+    tiny_vit(3).save_pretrained("silent")
+    silent = load_dataset_like("silent", DataArguments(str(folder), cache_dir="cache"))
+    assert cutout_info(silent) == cutout_info(load_cutouts(folder, cache_dir="cache"))
+    arguments = DataArguments("simulated", cache_dir="cache", train_size=4, validation_size=4, test_size=4, size=32)
+    assert cutout_info(load_dataset_like(run, arguments)).bands == ["i", "r", "g"]
+    with pytest.raises(InputError, match="like has no meaning for simulated cutouts"):
+        load_cutouts("simulated", like=run)
+
+
+def test_the_scripts_that_score_set_it_by_themselves(run):
+    folder = write_fits(3, BUNIT="nJy", gain=10**1.76)
+    data = load_dataset_like(run, DataArguments(str(folder), cache_dir="cache"))
+    assert cutout_info(data).stretch == STRETCH
+    with pytest.raises(InputError, match=r"like is other but .*run scores the cutouts: leave like out"):
+        load_dataset_like(run, DataArguments(str(folder), like="other"))
