@@ -4,7 +4,9 @@ import os
 import signal
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads it when it is imported
+# Before the imports, which read them: nothing is looked for on the Hub, and parallel workers share the cores.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -12,7 +14,6 @@ import torch
 
 from lens_ssl_hf.data.tensors import CutoutTensors
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it, and what they start
 
 STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
