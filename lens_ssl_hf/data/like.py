@@ -44,7 +44,7 @@ def adopt(options: DataArguments, model: dict[str, Any]) -> None:
     for name, value in asked.items():
         if None not in (value, stated[name]) and not _equal(value, stated[name]):
             texts = [" ".join(v) if isinstance(v, list) else f"{v}" for v in (value, stated[name])]
-            raise InputError(f"{name} {texts[0]} contradicts like, {options.like} has {texts[1]}: leave {name} out")
+            raise InputError(f"{name} {texts[0]} contradicts {options.like}, which has {texts[1]}: leave {name} out")
     for name in ADOPTED:
         if model[name] is not None:
             setattr(options, name, model[name])

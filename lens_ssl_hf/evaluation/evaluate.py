@@ -283,7 +283,7 @@ def report_on(
     """The measures of labelled predictions with the counts and settings that they rest on."""
     known = predictions.labelled()
     if not len(known):
-        raise InputError("none of the cutouts has a label: evaluation needs labelled ones, predict does not")
+        raise InputError("none of the cutouts has a label: evaluation needs labelled ones, predict_only does not")
     try:
         from .metrics import measure, threshold_at_fpr
     except ImportError as error:
