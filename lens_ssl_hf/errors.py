@@ -51,6 +51,9 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
             _leave_it_to_the_main_process(128 + getattr(interrupt, "signal_number", signal.SIGINT))
             print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
             sys.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
+        except BrokenPipeError:  # `lens-ssl ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed at the exit
+            sys.exit(128 + signal.SIGPIPE)
         finally:
             signal.signal(signal.SIGTERM, previous)
 

@@ -164,8 +164,13 @@ def test_counts_without_a_zero_point_are_refused_where_the_model_needs_one(tmp_p
     entry = {"bands": list("gri"), "zero_point": 27.0, "stretch": {"kind": "none"}}
     with pytest.raises(InputError, match=r"a is in adu and states no AB zero point, .* of zero point 27: add MAGZERO"):
         to_display(raw, entry, "a")
-    raw = read_raw(write(tmp_path / "b.fits", (CUBE, "", {"BUNIT": "adu", "MAGZERO": 0.0})))
-    to_display(raw, {**entry, "zero_point": 0.0}, "b")  # which is one
+
+
+def test_a_zero_point_of_0_is_stated(tmp_path):
+    raw = read_raw(write(tmp_path / "a.fits", (CUBE, "", {"BUNIT": "adu", "MAGZERO": 0.0})))
+    curve = {"kind": "linear", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
+    entry = {"bands": list("gri"), "zero_point": 2.5, "stretch": curve}
+    np.testing.assert_allclose(to_display(raw, entry, "a"), 10 * CUBE, rtol=1e-5, atol=1e-5)
 
 
 def test_asinh_magnitudes_of_panstarrs_become_flux(tmp_path):
