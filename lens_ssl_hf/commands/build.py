@@ -19,7 +19,7 @@ from .parsing import parse
 from .shared import load_dataset
 
 MOST_USED = ("dataset", "output", "size", "bands", "stretch", "pixel_scale", "zero_point", "file_pattern")
-MOST_USED += ("label_map", "like", "on_bad_file")
+MOST_USED += ("label_map", "on_bad_file")
 COLUMNS = 8  # cutouts of a kind that are drawn
 SIDE = 128  # of a drawn cutout, in pixels at least
 
