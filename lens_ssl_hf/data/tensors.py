@@ -250,8 +250,11 @@ def check_finite(name: str, split: CutoutTensors) -> CutoutTensors:
     return split
 
 
-def center_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """The central `size x size` pixels, with the same rounding as `ViTImageProcessor`'s centre crop."""
+def center_crop(pixels: Any, size: int) -> Any:
+    """
+    The central `size x size` pixels of a tensor or an array `(..., H, W)`, with the same rounding as
+    `ViTImageProcessor`'s centre crop.
+    """
     height, width = pixels.shape[-2:]
     if min(height, width) < size:
         raise InputError(

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..data.readers import read_raw
+from ..data.tensors import center_crop
 from ..errors import InputError
 from ..evaluation.plots import colour_image
 from ..inference.pipeline import LensPipeline
@@ -153,12 +154,6 @@ def _centre(pixels: np.ndarray, size: int) -> np.ndarray:
         for length in pixels.shape[1:]
     )
     return pixels[:, rows, columns]
-
-
-def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The central `size x size` pixels of `(bands, H, W)`, rounded as the image processors do it."""
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
 
 
 def calibration(score: float, bins: list[dict[str, Any]]) -> dict[str, Any]:
