@@ -40,6 +40,50 @@ def test_no_step_waits_for_the_device(method, tmp_path):
     assert sorted(split) == ["backward", "forward", "optimizer", "views"] and min(split.values()) > 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_tensors_is_the_step_of_numbers(method, tmp_path):
+    """What a CUDA graph replays: the same weights, with a learning rate, temperatures and an epoch on the device."""
+    from benchmark import BenchmarkArguments, our_step
+
+    from lens_ssl_hf.training.step_graph import run_step
+
+    arguments = BenchmarkArguments(batch_size=8, num_local_views=1)
+    trainers = []
+    for name in "ab":
+        torch.manual_seed(0)
+        trainers.append(our_step(arguments, method, "vitt8", tmp_path / name, precision="fp32"))
+    plain, other = trainers
+
+    def train_on(images, indices, numbers, phase):
+        groups = other.optimizer.param_groups
+        numbers |= {f"learning_rate.{i}": group["lr"] for i, group in enumerate(groups)}
+        packed = torch.tensor(list(numbers.values()), dtype=torch.float64)
+        run_step(other._train_on, groups, images, indices, packed, list(numbers), phase)
+
+    other.train_on = train_on
+    for step in range(4):
+        assert plain.step(step) == other.step(step)
+    for expected, found in zip(plain.task.model.parameters(), other.task.model.parameters()):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(tmp_path):
+    from lens_ssl_hf.models.backbones import compile_layers
+
+    results = []
+    for compiles in (False, True):
+        model = make_model("dino").train()
+        if compiles:
+            compile_layers(model)
+        loss = model(**make_views("dino", batch=4)).loss
+        loss.backward()
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert torch.cosine_similarity(results[0][1], results[1][1], dim=0) > 0.99999
+    assert not any("_orig_mod" in name for name in model.state_dict())
+
+
 KEPT = """
 import resource, torch
 from lens_ssl_hf.training.accelerator import make_accelerator

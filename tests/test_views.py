@@ -57,21 +57,21 @@ def test_plain_view_is_the_centre_crop():
 def test_rotations_and_mirrors():
     images = torch.randn(4, 1, 32, 32, generator=GENERATOR)
     settings = ViewSettings(32, 32, scale=(1.0, 1.0))
-    quarter = torch.tensor([[0.0, 0.25, 0.9, 0.5, 0.5]]).expand(4, -1)
-    mirror = torch.tensor([[0.0, 0.0, 0.1, 0.5, 0.5]]).expand(4, -1)
-    turned = affine_crop(images, settings, quarter)
+    quarter = torch.tensor([[0.0, 0.25, 0.9, 0.5, 0.5]]).expand(1, 4, -1)
+    mirror = torch.tensor([[0.0, 0.0, 0.1, 0.5, 0.5]]).expand(1, 4, -1)
+    turned = affine_crop(images, settings, quarter)[0]
     expected = torch.rot90(images, 1, dims=(2, 3))
     torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
-    flipped = affine_crop(images, settings, mirror)
+    flipped = affine_crop(images, settings, mirror)[0]
     torch.testing.assert_close(flipped, images.flip(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(affine_crop(flipped, settings, mirror), images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(affine_crop(flipped, settings, mirror)[0], images, atol=1e-4, rtol=0)
 
 
 def test_scale_is_the_area_of_the_crop():
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     settings = ViewSettings(16, 32, scale=(0.25, 0.25), rotate=False, flip=False)
-    view = affine_crop(ramp, settings, torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.5]]))
-    torch.testing.assert_close(view[0, 0, 0], torch.arange(8.0, 24.0), atol=1e-4, rtol=0)
+    view = affine_crop(ramp, settings, torch.tensor([[[0.0, 0.0, 0.0, 0.5, 0.5]]]))
+    torch.testing.assert_close(view[0, 0, 0, 0], torch.arange(8.0, 24.0), atol=1e-4, rtol=0)
 
 
 def test_views_are_not_clamped():
@@ -137,7 +137,7 @@ def test_mask_and_pixels_of_a_view_share_no_random_number(monkeypatch):
 
     def record(*arguments):
         numbers = random_bits(*arguments)
-        used[arguments[-1]] = numbers
+        used[arguments[-1]] = numbers.flatten(0, 1)
         return numbers
 
     monkeypatch.setattr(views_module, "random_bits", record)

@@ -54,20 +54,24 @@ class ViewSettings:
     noise_sigma: float = 0.1
 
 
-def random_bits(seed: int, epoch: int, indices: torch.Tensor, view: int, count: int) -> torch.Tensor:
+Counter = int | torch.Tensor  # an integer, or a 0-dim LongTensor, which a CUDA graph can be given anew
+
+
+def random_bits(seed: int, epoch: Counter, indices: torch.Tensor, view: Counter, count: int) -> torch.Tensor:
     """
     32 random bits per (sample, number), by the splitmix64 finaliser (Steele et al. 2014) over the counters.
 
     Args:
-        indices (`torch.LongTensor` of shape `(batch,)`): sample indices in the data set.
+        indices (`torch.LongTensor` of shape `(batch,)`): sample indices in the dataset.
+        view (`int` or `torch.LongTensor` of shape `(views, 1)`): number of one view, or of several.
 
     Returns:
-        `torch.LongTensor` of shape `(batch, count)`, values in [0, 2^32).
+        `torch.LongTensor` of shape `(batch, count)` or `(views, batch, count)`, values in [0, 2^32).
     """
     key = _mix(seed)
     for counter in (epoch, view):
         key = _mix(key + counter + 1)
-    keys = _mix(indices + (key + 1)).unsqueeze(1)
+    keys = _mix(indices + (key + 1)).unsqueeze(-1)
     return _mix(keys + torch.arange(1, count + 1, device=indices.device)) & 0xFFFFFFFF
 
 
@@ -87,8 +91,11 @@ def _shift_right(state: int | torch.Tensor, bits: int) -> Any:
     return (state >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
 
 
-def uniforms(seed: int, epoch: int, indices: torch.Tensor, view: int, count: int) -> torch.Tensor:
-    """`(batch, count)` float32 numbers in [0, 1), a function of (seed, epoch, sample index, view, number) alone."""
+def uniforms(seed: int, epoch: Counter, indices: torch.Tensor, view: Counter, count: int) -> torch.Tensor:
+    """
+    float32 numbers in [0, 1), a function of (seed, epoch, sample index, view, number) alone: of the shape that
+    [`random_bits`] gives.
+    """
     # 24 bits are what float32 holds exactly, so that rounding never gives 1.
     return (random_bits(seed, epoch, indices, view, count) >> 8).to(torch.float32) / (1 << 24)
 
@@ -109,60 +116,68 @@ class Views:
         self._noise_bank(1)  # that of all but huge views, before the first step
 
     def make(
-        self, images: torch.Tensor, indices: torch.Tensor, settings: ViewSettings, epoch: int, view: int
+        self, images: torch.Tensor, indices: torch.Tensor, settings: ViewSettings, epoch: Counter, view: int
+    ) -> torch.Tensor:
+        """One view of each image: `(batch, bands, size, size)`. See [`~Views.crops`]."""
+        return self.crops(images, indices, settings, epoch, view, 1)[0]
+
+    def crops(
+        self,
+        images: torch.Tensor,
+        indices: torch.Tensor,
+        settings: ViewSettings,
+        epoch: Counter,
+        first: int,
+        count: int,
     ) -> torch.Tensor:
         """
-        One view of each image.
+        Several views of each image, all at once.
 
         Args:
             images (`torch.Tensor` of shape `(batch, bands, H, W)`): normalised pixels.
-            indices (`torch.LongTensor` of shape `(batch,)`): their indices in the data set.
-            settings ([`ViewSettings`]): what the view looks like.
-            epoch (`int`): number of the epoch.
-            view (`int`): number of the view; two views of an image with different numbers are independent.
+            indices (`torch.LongTensor` of shape `(batch,)`): their indices in the dataset.
+            settings ([`ViewSettings`]): what the views look like.
+            epoch (`int` or 0-dim `torch.LongTensor`): number of the epoch.
+            first, count (`int`): the views are numbered from `first`. Two views of an image with different numbers
+                are independent, whatever else is made in the same call.
 
         Returns:
-            `torch.Tensor` of shape `(batch, bands, size, size)`. Values are not clamped.
+            `torch.Tensor` of shape `(count, batch, bands, size, size)`. Values are not clamped.
         """
-        u = uniforms(self.seed, epoch, indices, view, 10)
-        views = affine_crop(images, settings, u[:, :5])
-        views = views * _column(1 + settings.gain * (2 * u[:, 5] - 1))
-        views = views + _column(settings.offset * (2 * u[:, 6] - 1))
+        numbers = _numbers(first, count, images.device)
+        u = uniforms(self.seed, epoch, indices, numbers, 10)
+        views = affine_crop(images, settings, u[..., :5])
+        views = views * _column(1 + settings.gain * (2 * u[..., 5] - 1))
+        views = views + _column(settings.offset * (2 * u[..., 6] - 1))
         if settings.band_jitter > 0:
-            u_bands = uniforms(self.seed, epoch, indices, view + _BAND_VIEWS, 2 * views.shape[1])
+            u_bands = uniforms(self.seed, epoch, indices, numbers + _BAND_VIEWS, 2 * views.shape[2])
             jitter = settings.band_jitter * (2 * u_bands - 1)
-            gain, offset = jitter.unflatten(1, (2, -1))[..., None, None].unbind(dim=1)
+            gain, offset = jitter.unflatten(-1, (2, -1))[..., None, None].unbind(dim=2)
             views = torch.addcmul(offset, views, 1 + gain)
         if settings.blur_probability > 0:
             low, high = settings.blur_sigma
-            sigma = (low + (high - low) * u[:, 8]) * (u[:, 7] < settings.blur_probability)
-            views = gaussian_blur(views, sigma, radius=math.ceil(3 * high))
+            sigma = (low + (high - low) * u[..., 8]) * (u[..., 7] < settings.blur_probability)
+            blurred = gaussian_blur(views.flatten(0, 1), sigma.flatten(), radius=math.ceil(3 * high))
+            views = blurred.unflatten(0, views.shape[:2])
         if settings.noise_sigma > 0:
-            noise = self._noise(indices, epoch, view, views[0].numel()).view_as(views)
-            views = torch.addcmul(views, noise, _column(settings.noise_sigma * u[:, 9]))
+            noise = self._noise(indices, epoch, numbers, views[0, 0].numel()).view(views.shape)
+            views = torch.addcmul(views, noise, _column(settings.noise_sigma * u[..., 9]))
         return views
 
-    def crops(
-        self, images: torch.Tensor, indices: torch.Tensor, settings: ViewSettings, epoch: int, first: int, count: int
-    ) -> torch.Tensor:
-        """`count` views of each image, numbered from `first`: `(count, batch, bands, size, size)`."""
-        return torch.stack([self.make(images, indices, settings, epoch, first + i) for i in range(count)])
-
     def masks(
-        self, indices: torch.Tensor, grid: int, count: int, epoch: int, first: int, num_views: int
+        self, indices: torch.Tensor, grid: int, count: int, epoch: Counter, first: int, num_views: int
     ) -> torch.Tensor:
         """Block-wise masks of `num_views` views numbered from `first`: `(num_views, batch, count)` patch indices."""
-        views = range(first, first + num_views)
-        numbers = _MASK_NUMBER + 4 + grid * grid
-        rows = [uniforms(self.seed, epoch, indices, view, numbers)[:, _MASK_NUMBER:] for view in views]
-        return torch.stack([block_mask(u, grid, count) for u in rows])
+        numbers = _numbers(first, num_views, indices.device)
+        u = uniforms(self.seed, epoch, indices, numbers, _MASK_NUMBER + 4 + grid * grid)[..., _MASK_NUMBER:]
+        return block_mask(u.flatten(0, 1), grid, count).unflatten(0, u.shape[:2])
 
-    def _noise(self, indices: torch.Tensor, epoch: int, view: int, count: int) -> torch.Tensor:
+    def _noise(self, indices: torch.Tensor, epoch: Counter, views: torch.Tensor, count: int) -> torch.Tensor:
         # A stretch of one fixed bank of normal deviates per view costs a tenth of drawing them anew.
-        bits = random_bits(self.seed, epoch, indices, view, _NOISE_NUMBER + 1)[:, _NOISE_NUMBER]
+        bits = random_bits(self.seed, epoch, indices, views, _NOISE_NUMBER + 1)[..., _NOISE_NUMBER]
         bank = self._noise_bank(count)
         start = bits % (len(bank) - count)
-        return bank[start.unsqueeze(1) + torch.arange(count, device=indices.device)]
+        return bank[start.unsqueeze(-1) + torch.arange(count, device=indices.device)]
 
     def _noise_bank(self, count: int) -> torch.Tensor:
         """Normal deviates, at least twice as many as the `count` of a view."""
@@ -180,25 +195,32 @@ def affine_crop(images: torch.Tensor, settings: ViewSettings, u: torch.Tensor) -
     Args:
         images (`torch.Tensor` of shape `(batch, bands, H, W)`): the images.
         settings ([`ViewSettings`]): size, field, scale, rotate and flip are used.
-        u (`torch.Tensor` of shape `(batch, 5)`): uniforms for scale, angle, mirror, and position in x and y.
+        u (`torch.Tensor` of shape `(views, batch, 5)`): uniforms for scale, angle, mirror, and position in x and y.
+
+    Returns:
+        `torch.Tensor` of shape `(views, batch, bands, size, size)`.
     """
     height, width = images.shape[-2:]
     low, high = settings.scale
-    side = settings.field * (low + (high - low) * u[:, 0]).sqrt()
-    angle = 2 * math.pi * u[:, 1] if settings.rotate else torch.zeros_like(side)
-    mirror = torch.where(u[:, 2] < 0.5, -1.0, 1.0) if settings.flip else torch.ones_like(side)
+    side = settings.field * (low + (high - low) * u[..., 0]).sqrt()
+    angle = 2 * math.pi * u[..., 1] if settings.rotate else torch.zeros_like(side)
+    mirror = torch.where(u[..., 2] < 0.5, -1.0, 1.0) if settings.flip else torch.ones_like(side)
     room = (settings.field - side).clamp(min=0)  # keeps the unrotated crop inside the field
     cos, sin = angle.cos() * side, angle.sin() * side
     # Rows map the view's [-1, 1] to the image's [-1, 1] (grid_sample's corners at the outer edges of the pixels).
     theta = torch.stack(
         [
-            torch.stack([cos * mirror / width, -sin / width, 2 * room * (u[:, 3] - 0.5) / width], dim=1),
-            torch.stack([sin * mirror / height, cos / height, 2 * room * (u[:, 4] - 0.5) / height], dim=1),
+            torch.stack([cos * mirror / width, -sin / width, 2 * room * (u[..., 3] - 0.5) / width], dim=-1),
+            torch.stack([sin * mirror / height, cos / height, 2 * room * (u[..., 4] - 0.5) / height], dim=-1),
         ],
-        dim=1,
+        dim=-2,
     )
-    grid = F.affine_grid(theta, [len(images), images.shape[1], settings.size, settings.size], align_corners=False)
-    return F.grid_sample(images, grid.to(images.dtype), padding_mode="reflection", align_corners=False)
+    size, (views, batch) = settings.size, theta.shape[:2]
+    grid = F.affine_grid(theta.flatten(0, 1), [views * batch, images.shape[1], size, size], align_corners=False)
+    # The views of an image lie below each other in one tall one, so that no image is copied.
+    tall = grid.to(images.dtype).unflatten(0, (views, batch)).transpose(0, 1).reshape(batch, views * size, size, 2)
+    crops = F.grid_sample(images, tall, padding_mode="reflection", align_corners=False)
+    return crops.unflatten(2, (views, size)).permute(2, 0, 1, 3, 4)
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
@@ -248,4 +270,9 @@ def block_mask(u: torch.Tensor, grid: int, count: int) -> torch.Tensor:
 
 
 def _column(values: torch.Tensor) -> torch.Tensor:
-    return values.view(-1, 1, 1, 1)
+    """One value per image, to be combined with pixels."""
+    return values[..., None, None, None]
+
+
+def _numbers(first: int, count: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(first, first + count, device=device).unsqueeze(1)

@@ -44,23 +44,28 @@ class Faults:
     """
 
     def __init__(self, device: torch.device, total: int = 0, consecutive: int = 0):
-        # of these, the most in a row since the last check, and the last step that was skipped
+        # of these, the most in a row since the last check, and the last step that was skipped; changed in place
         self._total, self._consecutive, self._longest, self._last = torch.tensor(
             [total, consecutive, consecutive, 0], device=device
         )
 
     def note(
-        self, accelerator: Accelerator, step: int, loss: torch.Tensor, norm: torch.Tensor, buffers: BuffersBefore
+        self,
+        accelerator: Accelerator,
+        step: int | torch.Tensor,
+        loss: torch.Tensor,
+        norm: torch.Tensor,
+        buffers: BuffersBefore,
     ) -> torch.Tensor:
         """Whether `step` is to be skipped, as a bool on the device, the same in every process."""
         values = [loss.detach(), norm, *buffers.model.buffers()]  # an overflow in batch norm may leave the loss finite
         fault = ~torch.stack([value.isfinite().all() for value in values]).all()
         if accelerator.num_processes > 1:
             fault = accelerator.reduce(fault.float(), "sum") > 0
-        self._total = self._total + fault
-        self._consecutive = (self._consecutive + 1) * fault
-        self._longest = torch.maximum(self._longest, self._consecutive)
-        self._last = torch.where(fault, step, self._last)
+        self._total += fault
+        self._consecutive.copy_((self._consecutive + 1) * fault)
+        self._longest.copy_(torch.maximum(self._longest, self._consecutive))
+        self._last.copy_(torch.where(fault, step, self._last))
         return fault
 
     def counts(self) -> dict[str, int]:
@@ -78,7 +83,7 @@ class Faults:
             [`InputError`]: too many in a row.
         """
         total, longest, last = torch.stack([self._total, self._longest, self._last]).tolist()
-        self._longest = self._consecutive
+        self._longest.copy_(self._consecutive)
         if longest < MAX_CONSECUTIVE_FAULTS:
             return total
         raise InputError(

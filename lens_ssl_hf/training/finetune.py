@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, ViTForImageClassification
 from ..data.batches import ResidentImages
 from ..data.processing import save_processor
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, labelled_splits, normalise, splits_and_info
-from ..data.views import Views
+from ..data.views import Counter, Views
 from ..errors import InputError
 from ..models import CNN, CNNConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for
@@ -24,7 +25,7 @@ from .arguments import FinetuneArguments, make_arguments
 from .monitors import accuracy, roc_auc
 from .run_directory import origin
 from .schedules import cosine
-from .trainer import Batch, Task, train
+from .trainer import Batch, Number, Task, train
 
 logger = logging.getLogger(__name__)
 
@@ -226,11 +227,11 @@ class Finetuning(Task):
             group["lr"] = group["peak"] * factor
         return {"learning_rate": self.arguments.learning_rate * factor}
 
-    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: Counter) -> Batch:
         views = self.views.make(images, indices, self.view_settings, epoch, 0)
         return {"pixel_values": views, "labels": self.labels[indices]}
 
-    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: Mapping[str, Number]) -> Batch:
         logits = model(batch["pixel_values"]).logits
         return {"loss": F.cross_entropy(logits.float(), batch["labels"])}
 

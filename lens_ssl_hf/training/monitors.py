@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Averages:
-    """Running means of scalars that stay on the device until they are read."""
+    """Running means of scalars that stay on the device until they are read. The sums are changed in place."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
@@ -24,8 +24,10 @@ class Averages:
         """Count the values of one step, unless it was `skipped`."""
         values = {**values, "count": torch.ones_like(skipped, dtype=torch.float32)}
         values = {name: torch.where(skipped, 0.0, value.detach().float()) for name, value in values.items()}
-        # in the order of the step, which a checkpoint does not keep
-        self._sums = {name: value + self._sums.get(name, 0.0) for name, value in values.items()}
+        before, self._sums = self._sums, {}  # in the order of the step, which a checkpoint does not keep
+        for name, value in values.items():
+            self._sums[name] = before[name] if name in before else torch.zeros_like(value)
+            self._sums[name] += value
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """
@@ -33,7 +35,8 @@ class Averages:
         must call it.
         """
         sums = {name: value.item() for name, value in accelerator.reduce(self._sums, "mean").items()}
-        self._sums = {}
+        for value in self._sums.values():
+            value.zero_()
         count = sums.pop("count", 0.0)
         return {name: total / count for name, total in sums.items()} if count else {}
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTModel
 
 from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
 from ..data.tensors import center_crop, channel_statistics, normalise, splits_and_info
-from ..data.views import Views
+from ..data.views import Counter, Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
 from ..models.backbones import backbone_name, extract_cls, load_encoder_for
@@ -24,7 +25,7 @@ from .faults import check_outputs
 from .monitors import MONITORED, CollapseWatch, KNNMonitor
 from .run_directory import origin, read_run
 from .schedules import cosine, linear
-from .trainer import Batch, Task, train
+from .trainer import Batch, Number, Task, train
 
 
 def pretrain(
@@ -236,7 +237,7 @@ class Pretraining(Task):
             values[name] = linear(getattr(arguments, f"warmup_{name}"), getattr(arguments, name), step, warmup)
         return values
 
-    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: Counter) -> Batch:
         """The views, as keywords of the model's forward."""
         arguments = self.arguments
         views = {"global_views": self.views.crops(images, indices, self.global_settings, epoch, 0, 2)}
@@ -249,21 +250,25 @@ class Pretraining(Task):
             views["masked_patches"] = self.views.masks(indices, grid, count, epoch, 0, 2)
         return views
 
-    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: Mapping[str, Number]) -> Batch:
         temperatures = {name: value for name, value in scheduled.items() if name.endswith("temperature")}
         return model(**batch, **temperatures)
 
-    def after_backward(self, step: int, output: Any) -> None:
+    def phase(self, step: int) -> bool:
+        """Whether the head's last layer stands still."""
+        return self.model.has_teacher and step < self.arguments.freeze_last_layer_fraction * self.steps
+
+    def after_backward(self, phase: bool, output: Any) -> None:
         if not self.model.has_teacher:
             return
-        if step < self.arguments.freeze_last_layer_fraction * self.steps:
+        if phase:
             self.model.student.head.last_layer.weight.grad = None
         for name in output:
             if "centre" in name:  # of all processes
                 output[name] = self.accelerator.reduce(output[name].detach(), "mean")
         self.model.update_centre(output)
 
-    def after_step(self, scheduled: dict[str, float], skip: torch.Tensor) -> None:
+    def after_step(self, scheduled: Mapping[str, Number], skip: torch.Tensor) -> None:
         if self.model.has_teacher:
             self.model.update_teacher(scheduled["teacher_momentum"], skip=skip)
 

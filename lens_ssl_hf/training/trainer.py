@@ -6,7 +6,7 @@ pretraining and fine-tuning.
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from ..data.batches import ResidentImages, StreamedImages
 from ..errors import handling_stop_signals
-from ..models.backbones import use_fast_attention
-from .accelerator import autocast, choose_precision
+from ..data.views import Counter
+from ..models.backbones import compile_layers, use_fast_attention
+from .accelerator import autocast, can_compile, choose_precision
 from .arguments import FinetuneArguments, PretrainArguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .faults import BuffersBefore, Faults, optimizer_step
@@ -26,8 +27,10 @@ from .interruption import StopRequest
 from .monitors import Averages
 from .progress import Forecast, progress_bar
 from .run_directory import RunDirectory
+from .step_graph import StepGraph
 
 Batch = Mapping[str, torch.Tensor]
+Number = float | torch.Tensor  # on a GPU a 0-dim tensor, which a graph can be given anew
 
 
 class Task:
@@ -55,16 +58,19 @@ class Task:
     def schedule(self, step: int, groups: list[dict[str, Any]]) -> dict[str, float]:
         """Set the optimizer's groups for a step; returns the scheduled values, which are logged."""
 
-    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: int) -> Batch:
+    def phase(self, step: int) -> Hashable:
+        """What a step does besides computing with other numbers: steps of one phase are the same computation."""
+
+    def make_batch(self, images: torch.Tensor, indices: torch.Tensor, epoch: Counter) -> Batch:
         """Views of the `images` `(b, bands, H, W)` of one process, and what else `forward` needs."""
 
-    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: dict[str, float]) -> Batch:
+    def forward(self, model: torch.nn.Module, batch: Batch, scheduled: Mapping[str, Number]) -> Batch:
         """The `"loss"` and more, in autocast, of the `model` as it is wrapped for several processes."""
 
-    def after_backward(self, step: int, output: Batch) -> None:
+    def after_backward(self, phase: Hashable, output: Batch) -> None:
         """What comes before the gradients are clipped. It may change buffers: a faulty step restores them."""
 
-    def after_step(self, scheduled: dict[str, float], skip: torch.Tensor) -> None:
+    def after_step(self, scheduled: Mapping[str, Number], skip: torch.Tensor) -> None:
         """What follows the optimizer, unless `skip`, a bool on the device."""
 
     def epoch(self, done: int) -> float:
@@ -155,14 +161,21 @@ class Trainer:
                 if stops and done < task.steps:
                     raise stop.interruption(accelerator, done, task.steps, run.path)
         skipped = self.faults.finish(task.steps)
-        return {**task.finish(), "skipped_steps": skipped, "seconds": round(time.perf_counter() - self.start, 1)}
+        with torch.compiler.set_stance("force_eager"):
+            outcome = task.finish()
+        return {**outcome, "skipped_steps": skipped, "seconds": round(time.perf_counter() - self.start, 1)}
 
     def begin(self) -> int:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done."""
         task, accelerator, run = self.task, self.accelerator, self.run
         use_fast_attention(task.model.to(accelerator.device).train())
+        if can_compile(accelerator.device) and not task.arguments.deterministic:  # it chooses kernels by their speed
+            compile_layers(task.model)
         newest = newest_checkpoint(run.checkpoints, accelerator, run.facts["run_id"])
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.make_optimizer())
+        on_one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        groups = self.optimizer.param_groups
+        self.train_on = StepGraph(self._train_on, groups, accelerator.device) if on_one_gpu else self._train_on
         self.trainable = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
         done, seconds = 0, 0.0
         if newest is None:
@@ -186,23 +199,30 @@ class Trainer:
         """
         task, accelerator = self.task, self.accelerator
         scheduled = task.schedule(step, self.optimizer.param_groups)
-        before = BuffersBefore(task.model)
         images, indices, epoch = task.samples.batch(step, accelerator.process_index, accelerator.num_processes)
+        self.train_on(images, indices, {"step": step, "epoch": epoch, **scheduled}, task.phase(step))
+        return scheduled
+
+    def _train_on(
+        self, images: torch.Tensor, indices: torch.Tensor, numbers: Mapping[str, Number], phase: Hashable
+    ) -> None:
+        """The computation of a step. What it changes it changes in place: a graph replays it."""
+        task, accelerator = self.task, self.accelerator
+        before = BuffersBefore(task.model)
         with record_function("views"):
-            batch = task.make_batch(images, indices, epoch)
+            batch = task.make_batch(images, indices, numbers["epoch"])
         with record_function("forward"), autocast(accelerator.device, self.run.facts["precision"]):
-            output = task.forward(self.wrapped, batch, scheduled)
+            output = task.forward(self.wrapped, batch, numbers)
         with record_function("backward"):
             accelerator.backward(output["loss"])
         with record_function("optimizer"):
-            task.after_backward(step, output)
+            task.after_backward(phase, output)
             gradient_norm = accelerator.clip_grad_norm_(self.trainable, task.arguments.clip_grad_norm or math.inf)
-            fault = self.faults.note(accelerator, step, output["loss"], gradient_norm, before)
+            fault = self.faults.note(accelerator, numbers["step"], output["loss"], gradient_norm, before)
             optimizer_step(self.optimizer, fault, before)
-            task.after_step(scheduled, fault)
+            task.after_step(numbers, fault)
         watched = {name: output[name] for name in task.watched if name in output}
         self.averages.add({**watched, "gradient_norm": gradient_norm}, fault)
-        return scheduled
 
     def _is_due(self, done: int, every: int) -> bool:
         """Whether it is the turn of what is done every so many steps (0 for never), and at the end."""
@@ -220,7 +240,8 @@ class Trainer:
         return means
 
     def _evaluate(self, done: int) -> dict[str, float]:
-        found = self.task.evaluate(done)
+        with torch.compiler.set_stance("force_eager"):  # other shapes, in which few steps are done
+            found = self.task.evaluate(done)
         self.run.log(done, {"epoch": self.task.epoch(done), **found})
         return found
 
