@@ -16,8 +16,8 @@ from torch.profiler import record_function
 from tqdm.auto import tqdm
 
 from ..data.batches import ResidentImages, StreamedImages
-from ..errors import handling_stop_signals
 from ..data.views import Counter
+from ..errors import handling_stop_signals
 from ..models.backbones import compile_layers, use_fast_attention
 from .accelerator import autocast, can_compile, choose_precision
 from .arguments import FinetuneArguments, PretrainArguments
