@@ -14,7 +14,7 @@
 # What such a machine often lacks can come along as wheels in .whl/, made where there is a package index:
 #
 #     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 --dest .whl \
-#         datasets dill multiprocess evaluate astropy pyerfa astropy-iers-data
+#         datasets dill multiprocess evaluate requests urllib3 charset-normalizer astropy pyerfa astropy-iers-data
 #
 # Results of the study and of the training come in pieces:
 #

@@ -145,6 +145,8 @@ def test_random_bits_and_masks_are_those_of_the_cpu():
 
 def loss_and_gradient(method, device, dtype=torch.float32, bf16=False):
     model = make_model(method).to(device, dtype).train()
+    for name, buffer in model.named_buffers():
+        buffer.data = buffer.float() if "centre" in name else buffer  # as the logits in the losses
     use_fast_attention(model)
     views = {name: view.to(device) for name, view in make_views(method, batch=16).items()}
     views = {name: view.to(dtype) if view.is_floating_point() else view for name, view in views.items()}
@@ -193,7 +195,7 @@ def test_scores_are_those_of_the_cpu(classifier, tiny_cutouts):
 # ---- whole trainings -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16"] if REHEARSES else ["bf16", "fp32"])
 @pytest.mark.parametrize("training", ["simsiam", "dino", "ibot", "finetune", "cnn"])
 def test_trainings_learn(training, precision, tiny_cutouts, tmp_path):
     run = train(training, tiny_cutouts, tmp_path / "run", precision=precision)
