@@ -143,7 +143,7 @@ run_classifiers() {
         for init in ssl scratch; do classifier $init "$seed" > "$folder/$init-$seed.log" 2>&1 & pids+=($!); done
     done
     for pid in "${pids[@]}"; do wait "$pid" || { tail -n 3 "$folder"/*.log; return 1; }; done
-    tail -n 12 "$folder"/*.log
+    grep "^ROC AUC   " "$folder"/*.log
 }
 
 classifier() {  # INIT SEED
