@@ -52,7 +52,7 @@ install_missing() {
         --target "$WORK/site" "${missing[@]}"
 }
 
-within() { timeout --kill-after=20 $((LIMIT > SECONDS ? LIMIT - SECONDS : 1)) "$@"; }  # what is left of the time
+within() { timeout --foreground --kill-after=20 $((LIMIT > SECONDS ? LIMIT - SECONDS : 1)) "$@"; }  # what is left of the time
 
 stage() {  # NAME COMMAND...: run it, and say how long it took
     local name=$1 begun=$SECONDS
