@@ -18,7 +18,7 @@ import pytest
 import torch
 from packaging.version import Version
 from test_interruptions import assert_same_run, run_until_killed
-from test_invariants import RECORD, STEPS, TRAININGS, first_steps
+from test_invariants import RECORD, SMALLEST, STEPS, TOLERANCES, TRAININGS, first_steps
 from test_models import make_model, make_views
 from transformers import AutoModel, ViTForImageClassification
 
@@ -193,15 +193,13 @@ def record(tmp_path_factory):
 @pytest.mark.parametrize("training", TRAININGS)
 def test_the_first_steps_are_those_on_record(training, record, exact_fp32, tmp_path):
     """
-    The record is a CPU's, which repeats it to 2e-4 (losses) and 2e-3 (gradient norms). A GPU's sines and exponentials
-    have other last bits, so that views differ by up to 1e-4 where a CPU's do not differ at all: ten times as much.
+    A GPU's sines and exponentials have other last bits. Views that are off by 1e-5 throughout, more than they are,
+    move SimSiam's third step by 8e-5 in loss and by 5e-3 in gradient norm, the others by less than a CPU's tolerances.
     """
-    expected = record[training]
-    found = first_steps(training, tmp_path)
-    for name, first, later in (("loss", 1e-4, 2e-3), ("gradient_norm", 1e-3, 2e-2)):
-        values, recorded = found[name][: STEPS[training]], expected[name][: STEPS[training]]
-        assert values[0] == pytest.approx(recorded[0], rel=first, abs=2e-5), name
-        assert values == pytest.approx(recorded, rel=later, abs=2e-4), name
+    slack = 10 if training == "simsiam" else 1
+    for name, values in first_steps(training, tmp_path).items():
+        values, recorded = values[: STEPS[training]], record[training][name][: STEPS[training]]
+        assert values == pytest.approx(recorded, rel=slack * TOLERANCES[name], abs=slack * SMALLEST), name
 
 
 def test_scores_are_those_of_the_cpu(classifier, tiny_cutouts):
