@@ -52,7 +52,9 @@ install_missing() {
         --target "$WORK/site" "${missing[@]}"
 }
 
-within() { timeout --foreground --kill-after=20 $((LIMIT > SECONDS ? LIMIT - SECONDS : 1)) "$@"; }  # what is left of the time
+left() { echo $((LIMIT > SECONDS ? LIMIT - SECONDS : 1)); }  # seconds
+
+within() { timeout --foreground --kill-after=20 "$(left)" "$@"; }
 
 stage() {  # NAME COMMAND...: run it, and say how long it took
     local name=$1 begun=$SECONDS
@@ -63,6 +65,15 @@ stage() {  # NAME COMMAND...: run it, and say how long it took
 }
 
 lens_ssl() { within python3 -m lens_ssl_hf "$@"; }
+
+background() {  # LOG ARGUMENTS...: of lens-ssl; a job of its own, which can be told to stop
+    timeout --foreground --kill-after=20 "$(left)" python3 -m lens_ssl_hf "${@:2}" > "$1" 2>&1 &
+}
+
+wait_for_all() {
+    local job
+    for job in $(jobs -p); do wait "$job"; done
+}
 
 simulate() {  # FILE SIZES...: unless it is there
     local file=$1
@@ -76,9 +87,9 @@ run_study() {  # BACKBONE
     local worker
     if [ $SECONDS -ge "$STUDY_SECONDS" ]; then return; fi
     for worker in $(seq "$WORKERS"); do
-        lens_ssl study --dataset "$WORK/study.safetensors" --output_dir "$WORK/study" --methods $METHODS \
-            --backbones "$1" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" --epochs "$EPOCHS" \
-            --steps "$STEPS" --precision bf16 > "$WORK/worker$worker.log" 2>&1 &
+        background "$WORK/worker$worker.log" study --dataset "$WORK/study.safetensors" --output_dir "$WORK/study" \
+            --methods $METHODS --backbones "$1" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" \
+            --epochs "$EPOCHS" --steps "$STEPS" --precision bf16
     done
     until [ $SECONDS -ge "$STUDY_SECONDS" ] || [ "$(done_cells "$1")" -ge "$(planned_cells)" ] || [ -z "$(jobs -r)" ]
     do sleep 1; done
@@ -137,20 +148,21 @@ run_train() {
 }
 
 run_classifiers() {
-    local seed init pid pids=()
-    lens_ssl evaluate "$folder/ssl" --dataset "$data" > "$folder/ssl.log" 2>&1 & pids+=($!)
+    local seed run runs=()
     for seed in $(seq 0 $((SEEDS - 1))); do
-        for init in ssl scratch; do classifier $init "$seed" > "$folder/$init-$seed.log" 2>&1 & pids+=($!); done
+        runs+=("$folder/ssl-$seed" "$folder/scratch-$seed")
+        finetune "$folder/ssl-$seed" --init "$folder/ssl"
+        finetune "$folder/scratch-$seed" --backbone "$TRAIN_BACKBONE"
     done
-    for pid in "${pids[@]}"; do wait "$pid" || { tail -n 3 "$folder"/*.log; return 1; }; done
+    wait_for_all
+    for run in "$folder/ssl" "${runs[@]}"; do background "$run.log" evaluate "$run" --dataset "$data"; done
+    wait_for_all
     grep "^ROC AUC   " "$folder"/*.log
 }
 
-classifier() {  # INIT SEED
-    local from=scratch run=$folder/$1-$2
-    if [ "$1" = ssl ]; then from=$folder/ssl; fi
-    lens_ssl finetune --dataset "$data" --init "$from" --backbone "$TRAIN_BACKBONE" --labels "$TRAIN_LABELS" \
-        --steps "$STEPS" --seed "$2" --resume auto --output_dir "$run" && lens_ssl evaluate "$run" --dataset "$data"
+finetune() {  # RUN OPTIONS...
+    background "$1.log" finetune --dataset "$data" --labels "$TRAIN_LABELS" --steps "$STEPS" --seed "${1##*-}" \
+        --resume auto --output_dir "$@"
 }
 
 export_best() {  # the backbone, and the classifier with the best validation AUC; bf16 on disk

@@ -1,10 +1,11 @@
 """
 What must hold on a GPU: it computes what the CPU does, runs resume to the bit, no step waits for the host or leaks.
 
-`make test-gpu` runs these. LENS_SSL_REHEARSE=1 runs on the CPU all but what only CUDA has, so that the tests themselves
-are known to work before a GPU is there.
+`make test-gpu` runs these. With LENS_SSL_REHEARSE=1 they run on the CPU, but for what only CUDA has: so that they are
+known to work before a GPU is there.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -232,7 +233,7 @@ def test_trainings_learn(training, precision, tiny_cutouts, tmp_path):
         assert len(predict(run, tiny_cutouts).score) == 48
 
 
-@pytest.mark.parametrize("training", ["simsiam", "dino", "ibot", "finetune"])
+@pytest.mark.parametrize("training", TRAININGS)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(training, tiny_cutouts, tmp_path):
     settings = {"precision": "bf16", "deterministic": True}
     whole = train(training, tiny_cutouts, tmp_path / "whole", **settings)
@@ -267,8 +268,8 @@ def test_one_process_of_a_launch_is_the_plain_run(dino_run, data, tmp_path):
 # ---- one step --------------------------------------------------------------------------------------
 
 
-def watch_steps(monkeypatch, around):
-    """Run every step of the trainings that follow inside `around(number of the step)`."""
+def train_inside(around, training, cutouts, folder, monkeypatch, **settings):
+    """Four epochs of twelve steps, each step inside `around(its number)`."""
     step = Trainer.step
 
     def watched(self, number):
@@ -276,48 +277,39 @@ def watch_steps(monkeypatch, around):
             return step(self, number)
 
     monkeypatch.setattr(Trainer, "step", watched)
+    settings |= {"batch_size": 8, "log_every": 1000}
+    settings |= {"epochs": 4, "eval_every": 0} if training in METHODS else {"steps": 48, "eval_every": 48}
+    train(training, cutouts, folder, **settings)
 
 
 @cuda_only
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("training", ["simsiam", "dino", "ibot", "finetune"])
+@pytest.mark.parametrize("training", TRAININGS)
 def test_no_step_waits_for_the_gpu(training, precision, tiny_cutouts, tmp_path, monkeypatch):
-    """The first five may: they compile and allocate. An epoch, in whose first step its order is copied, has twelve."""
+    """But for the first ones, which compile and allocate, and the first one of an epoch, which copies its order."""
 
-    class Waits:
-        def __init__(self, number):
-            self.mode = "error" if 5 <= number < 12 else "default"
-
-        def __enter__(self):
-            torch.cuda.set_sync_debug_mode(self.mode)
-
-        def __exit__(self, *exception):
+    @contextlib.contextmanager
+    def without_waiting(number):
+        torch.cuda.set_sync_debug_mode("error" if number > 6 and number % 12 else "default")
+        try:
+            yield
+        finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    watch_steps(monkeypatch, Waits)
-    settings = {"batch_size": 8, "precision": precision, "log_every": 100}
-    settings |= {"epochs": 1, "eval_every": 0} if training in METHODS else {"steps": 12, "eval_every": 12}
-    train(training, tiny_cutouts, tmp_path / "run", **settings)
+    train_inside(without_waiting, training, tiny_cutouts, tmp_path / "run", monkeypatch, precision=precision)
 
 
 @cuda_only
-@pytest.mark.parametrize("training", ["simsiam", "dino", "ibot", "finetune"])
+@pytest.mark.parametrize("training", TRAININGS)
 def test_memory_does_not_grow_from_step_to_step(training, tiny_cutouts, tmp_path, monkeypatch):
     peaks = []
 
-    class Measures:
-        def __init__(self, number):
-            pass
+    @contextlib.contextmanager
+    def measured(number):
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        peaks.append(torch.cuda.max_memory_allocated())
 
-        def __enter__(self):
-            torch.cuda.reset_peak_memory_stats()
-
-        def __exit__(self, *exception):
-            peaks.append(torch.cuda.max_memory_allocated())
-
-    watch_steps(monkeypatch, Measures)
-    settings = {"batch_size": 8, "log_every": 1000}
-    settings |= {"epochs": 4, "eval_every": 0} if training in METHODS else {"steps": 48, "eval_every": 48}
-    train(training, tiny_cutouts, tmp_path / "run", **settings)
+    train_inside(measured, training, tiny_cutouts, tmp_path / "run", monkeypatch)
     assert len(peaks) == 48
-    assert max(peaks[36:]) <= max(peaks[6:18]) + 2**20  # an epoch's order comes and goes
+    assert max(peaks[36:]) <= max(peaks[6:24]) + 2**20
