@@ -2,7 +2,7 @@
 # What a GPU that is at hand for some minutes is used for, in parts of less than 8 minutes:
 #
 #     scripts/gpu.sh check    # the tests that need a GPU
-#     scripts/gpu.sh speed    # the benchmark
+#     scripts/gpu.sh speed    # scripts/benchmark_gpu.py
 #     scripts/gpu.sh study    # as many cells of the study on simulated cutouts as there is time for
 #     scripts/gpu.sh train    # a long pretraining; classifiers from it and from scratch; the two best as exported folders
 #
@@ -188,7 +188,7 @@ run_part() {
     stage wheels install_missing
     case $part in
         check) stage check within python3 -m pytest -m gpu tests/test_gpu.py -q -p no:cacheprovider ;;
-        speed) stage speed within python3 scripts/benchmark.py --parts gpu --output "$OUT/benchmark_gpu.json" \
+        speed) stage speed within python3 scripts/benchmark_gpu.py --output "$OUT/benchmark_gpu.json" \
             ${LENS_SSL_REHEARSE:+--tiny yes} ;;
         study)
             stage simulate simulate "$WORK/study.safetensors" $study_sizes
