@@ -183,7 +183,7 @@ END
 }
 
 run_part() {
-    trap 'echo "== $part: $SECONDS s in all, status $?"; kill $(jobs -p) 2> /dev/null' EXIT
+    trap 'echo "== $part: $SECONDS s in all, status $?"; kill $(jobs -p) 2> /dev/null || true' EXIT
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "no GPU"
     stage wheels install_missing
     case $part in
