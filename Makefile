@@ -1,6 +1,7 @@
 # make demo   the main job, from simulated cutouts to a published-style model
 # make space  the page that scores cutouts in a browser, with the demo's model, on this machine
-# make test   the tests, on up to four cores; make test-slow the ones that take minutes
+# make test   the tests, on up to four cores; make test-slow the ones that take minutes,
+#             make test-gpu the ones that need a GPU
 # Every target sets up what it needs in .venv.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ INSTALLED := .venv/installed
 SPACE_INSTALLED := .venv/installed-space
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo space test test-slow quality style clean
+.PHONY: demo space test test-slow test-gpu quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -22,6 +23,9 @@ test: $(INSTALLED)
 
 test-slow: $(SPACE_INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

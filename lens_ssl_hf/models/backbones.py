@@ -101,7 +101,7 @@ def _interpolate_positions(embeddings: torch.nn.Module, tokens: torch.Tensor, he
     grid = math.isqrt(positions.shape[1] - 1)
     matrix = _bicubic(grid, height // embeddings.patch_size, width // embeddings.patch_size, positions.device)
     with torch.autocast(positions.device.type, enabled=False):
-        return torch.cat([positions[:, :1], matrix @ positions[:, 1:]], dim=1)
+        return torch.cat([positions[:, :1], matrix.to(positions.dtype) @ positions[:, 1:]], dim=1)
 
 
 @functools.lru_cache

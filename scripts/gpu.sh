@@ -1,0 +1,204 @@
+#!/usr/bin/env bash
+# What a GPU that is at hand for some minutes is used for, in parts of less than 8 minutes:
+#
+#     scripts/gpu.sh check    # the tests that need a GPU
+#     scripts/gpu.sh speed    # scripts/benchmark_gpu.py
+#     scripts/gpu.sh study    # as many cells of the study on simulated cutouts as there is time for
+#     scripts/gpu.sh train    # a long pretraining; classifiers from it and from scratch; the two best as exported folders
+#
+# With --rehearse the same code runs with tiny sizes on the CPU. Results and a log go to $OUT (gpu_results): at most 8
+# files of at most 16 MiB. Datasets and runs lie in $WORK (/tmp/lens_ssl_gpu), where a part that was stopped goes on
+# when it is started again.
+#
+# It needs Python 3.12 with torch, transformers, accelerate, pyarrow, pandas, scikit-learn, matplotlib, h5py and pytest.
+# What such a machine often lacks can come along as wheels in .whl/, made where there is a package index:
+#
+#     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 --dest .whl \
+#         datasets dill multiprocess evaluate requests urllib3 charset-normalizer astropy pyerfa astropy-iers-data
+#
+# Results of the study and of the training come in pieces:
+#
+#     cat gpu_results/study.tar.gz.* | tar -xz -C runs/study     # whole: lens-ssl study goes on there and reports
+#     cat gpu_results/unfinished.tar.gz.* | tar -xz -C report    # cells of pretrainings that are not all fine-tuned
+#     cat gpu_results/weights.tar.* | tar -x                     # FIRST_PIECE=6 brings those after the first six
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+part=${1:-} SECONDS=0
+if [ "${2:-}" = --rehearse ]; then
+    export LENS_SSL_REHEARSE=1 CUDA_VISIBLE_DEVICES=
+    : "${WORKERS:=2}" "${BACKBONES:=vitt8}" "${TRAIN_BACKBONE:=vitt8}" "${LABELS:=16 all}" "${TRAIN_LABELS:=16}"
+    : "${SEEDS:=1}" "${EPOCHS:=1}" "${STEPS:=2}" "${TRAIN_EPOCHS:=1}" "${BATCH:=32}"
+    sizes="--train_size 48 --validation_size 24 --test_size 24"
+    study_sizes="$sizes --unlabelled_size 48 --test_large_size 40" train_sizes="$sizes --unlabelled_size 48"
+fi
+: "${OUT:=gpu_results}" "${WORK:=/tmp/lens_ssl_gpu}" "${LIMIT:=460}"                          # all parts; seconds
+: "${WORKERS:=6}" "${SEEDS:=3}" "${SUBSETS:=1}" "${LABELS:=100 300 600 1200 all}" "${BACKBONES:=vits8 vitb8}"
+: "${METHODS:=supervised simsiam dino ibot}" "${EPOCHS:=3}" "${STEPS:=1800}" "${STUDY_SECONDS:=400}"        # study
+: "${TRAIN_METHOD:=dino}" "${TRAIN_BACKBONE:=vits8}" "${TRAIN_EPOCHS:=100}" "${BATCH:=512}" "${TRAIN_LABELS:=300}"
+: "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # train: further options of lens-ssl pretrain; pieces that come back
+: "${study_sizes:=--unlabelled_size 38630 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
+mkdir -p "$OUT" "$WORK/site"
+OUT=$(realpath "$OUT")
+export PYTHONPATH=$WORK/site:$PWD TQDM_MININTERVAL=30 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
+
+install_missing() {
+    local wheel module missing=()
+    for wheel in .whl/*.whl; do
+        module=$(basename "$wheel" | cut -d- -f1 | sed s/pyerfa/erfa/)
+        if [ -e "$wheel" ] && ! python3 -c "import $module" 2> /dev/null; then missing+=("$wheel"); fi
+    done
+    [ ${#missing[@]} = 0 ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$WORK/site" "${missing[@]}"
+}
+
+left() { echo $((LIMIT > SECONDS ? LIMIT - SECONDS : 1)); }  # seconds
+
+within() { timeout --foreground --kill-after=20 "$(left)" "$@"; }
+
+stage() {  # NAME COMMAND...: run it, and say how long it took
+    local name=$1 begun=$SECONDS
+    shift
+    echo "== $name"
+    "$@"
+    echo "== $name: $((SECONDS - begun)) s"
+}
+
+lens_ssl() { within python3 -m lens_ssl_hf "$@"; }
+
+background() {  # LOG ARGUMENTS...: of lens-ssl; a job of its own, which can be told to stop
+    timeout --foreground --kill-after=20 "$(left)" python3 -m lens_ssl_hf "${@:2}" > "$1" 2>&1 &
+}
+
+wait_for_all() {
+    local job
+    for job in $(jobs -p); do wait "$job"; done
+}
+
+simulate() {  # FILE SIZES...: unless it is there
+    local file=$1
+    shift
+    [ -e "$file" ] || lens_ssl build --dataset simulated --size 48 "$@" --cache_dir "$WORK/cache" --output "$file"
+}
+
+# ---- study: several processes share the cells, since one that trains small models leaves the GPU idle
+
+run_study() {  # BACKBONE
+    local worker
+    if [ $SECONDS -ge "$STUDY_SECONDS" ]; then return; fi
+    for worker in $(seq "$WORKERS"); do
+        background "$WORK/worker$worker.log" study --dataset "$WORK/study.safetensors" --output_dir "$WORK/study" \
+            --methods $METHODS --backbones "$1" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" \
+            --epochs "$EPOCHS" --steps "$STEPS" --precision bf16
+    done
+    until [ $SECONDS -ge "$STUDY_SECONDS" ] || [ "$(done_cells "$1")" -ge "$(planned_cells)" ] || [ -z "$(jobs -r)" ]
+    do sleep 1; done
+    kill $(jobs -p) 2> /dev/null || true  # a training saves a checkpoint first; the report is made elsewhere
+    wait
+    tail -n 2 "$WORK"/worker*.log
+    echo "$1: $(done_cells "$1") of $(planned_cells) cells are done"
+}
+
+done_cells() { find "$WORK/study" -name cell.json -path "*-$1-*" 2> /dev/null | wc -l; }
+
+planned_cells() {
+    local own=$(($(wc -w <<< "$METHODS") * $(wc -w <<< "$LABELS") * SEEDS * SUBSETS))
+    echo $((own + SEEDS * $(wc -w <<< "${METHODS/supervised/}")))
+}
+
+# Weights stay behind. A pretraining that is not yet fine-tuned on all labels would need its own: it is made again by
+# whoever goes on, with its cells, which are therefore packed apart.
+pack_study() {
+    local folder source whole=() unfinished=()
+    cd "$WORK/study"
+    for folder in pretrainings/* cells/*; do
+        [ -e "$folder/cell.json" ] || continue
+        source=$(basename "${folder%-labels*}")
+        if [ -e "pretrainings/$source" ] &&
+            [ "$(find cells -path "cells/$source-labels*/cell.json" | wc -l)" -lt $(($(wc -w <<< "$LABELS") * SUBSETS)) ]
+        then unfinished+=("$folder"); else whole+=("$folder"); fi
+    done
+    pack study "${whole[@]}"
+    [ ${#unfinished[@]} = 0 ] || pack unfinished "${unfinished[@]}"
+    cd - > /dev/null
+}
+
+pack() {  # NAME FOLDERS...: what is small in them, in pieces
+    local name=$1
+    shift
+    find study.json "$@" -maxdepth 1 -type f \( -name "*.json" -o -name "*.jsonl" -o -name "predictions*.parquet" \) |
+        tar -cz -T - | split -b 15M -d - "$OUT/$name.tar.gz."
+}
+
+# ---- train
+
+run_train() {
+    local folder=$WORK/$TRAIN_METHOD-$TRAIN_BACKBONE-$TRAIN_EPOCHS-$BATCH data=$WORK/train.safetensors
+    if [ ! -d "$folder/pieces" ]; then
+        stage pretrain lens_ssl pretrain --dataset "$data" --method "$TRAIN_METHOD" --backbone "$TRAIN_BACKBONE" \
+            --epochs "$TRAIN_EPOCHS" --batch_size "$BATCH" --eval_every 10 --checkpoint_every 10 --resume auto \
+            $TRAIN_OPTIONS --output_dir "$folder/ssl"
+        stage classifiers run_classifiers
+        stage export export_best
+    fi
+    (cd "$folder" && find ssl* scratch* rounded -name "*.json*" -not -path "*/model/*" -o -name "*.parquet" |
+        tar -cz -T -) > "$OUT/results.tar.gz"
+    find "$folder/pieces" -type f | sort | tail -n "+$((FIRST_PIECE + 1))" | head -n 6 | xargs -r cp -t "$OUT"
+    echo "pieces of the weights: $(find "$folder/pieces" -type f | wc -l), from $FIRST_PIECE on, six at most, are in $OUT"
+}
+
+run_classifiers() {
+    local seed run runs=()
+    for seed in $(seq 0 $((SEEDS - 1))); do
+        runs+=("$folder/ssl-$seed" "$folder/scratch-$seed")
+        finetune "$folder/ssl-$seed" --init "$folder/ssl"
+        finetune "$folder/scratch-$seed" --backbone "$TRAIN_BACKBONE"
+    done
+    wait_for_all
+    for run in "$folder/ssl" "${runs[@]}"; do background "$run.log" evaluate "$run" --dataset "$data"; done
+    wait_for_all
+    grep "^ROC AUC   " "$folder"/*.log
+}
+
+finetune() {  # RUN OPTIONS...
+    background "$1.log" finetune --dataset "$data" --labels "$TRAIN_LABELS" --steps "$STEPS" --seed "${1##*-}" \
+        --resume auto --output_dir "$@"
+}
+
+export_best() {  # the backbone, and the classifier with the best validation AUC; bf16 on disk
+    local name=lens-$TRAIN_METHOD-$TRAIN_BACKBONE best
+    best=$(python3 -c "import json, sys; print(max(sys.argv[1:], key=lambda run: json.load(open(run + '/run.json'))['validation_auc']))" "$folder"/ssl-?)
+    lens_ssl export "$folder/ssl" "$folder/export/$name"
+    lens_ssl export "$best" "$folder/export/$name-classifier"
+    python3 - "$folder"/export/*/model.safetensors << 'END'
+import sys
+from safetensors.torch import load_file, save_file
+for path in sys.argv[1:]:
+    save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path, {"format": "pt"})
+END
+    lens_ssl evaluate "$folder/export/$name-classifier" --dataset "$data" --eval_dir "$folder/rounded"
+    mkdir "$folder/pieces.partial"
+    tar -c -C "$folder/export" . | split -b 15M -d - "$folder/pieces.partial/weights.tar."
+    mv "$folder/pieces.partial" "$folder/pieces"
+}
+
+run_part() {
+    trap 'echo "== $part: $SECONDS s in all, status $?"; kill $(jobs -p) 2> /dev/null || true' EXIT
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "no GPU"
+    stage wheels install_missing
+    case $part in
+        check) stage check within python3 -m pytest -m gpu tests/test_gpu.py -q -p no:cacheprovider ;;
+        speed) stage speed within python3 scripts/benchmark_gpu.py --output "$OUT/benchmark_gpu.json" \
+            ${LENS_SSL_REHEARSE:+--tiny yes} ;;
+        study)
+            stage simulate simulate "$WORK/study.safetensors" $study_sizes
+            for backbone in $BACKBONES; do stage "study $backbone" run_study "$backbone"; done
+            stage pack pack_study ;;
+        train)
+            stage simulate simulate "$WORK/train.safetensors" $train_sizes
+            run_train ;;
+        *) echo "usage: scripts/gpu.sh check|speed|study|train [--rehearse]" >&2; return 2 ;;
+    esac
+}
+
+run_part 2>&1 | tee -a "$OUT/$part.log"

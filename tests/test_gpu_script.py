@@ -1,0 +1,103 @@
+"""scripts/gpu.sh, rehearsed with tiny sizes on the CPU: the files that it leaves are few, small, whole and of use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lens_ssl_hf import load_tensors, predict
+from lens_ssl_hf.models.loading import load_classifier
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def start(part, folder, **variables):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OUT": f"{folder}/out", "WORK": f"{folder}/work", **variables}
+    command = ["scripts/gpu.sh", part, "--rehearse"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+
+
+def rehearse(part, folder, **variables):
+    """Rehearse a part to its end; returns what came back, by name."""
+    process = start(part, folder, **variables)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    files = {path.name: path for path in (folder / "out").iterdir()}
+    assert len(files) <= 8 and all(path.stat().st_size < 16 * 2**20 for path in files.values())
+    assert files[f"{part}.log"].read_text().endswith("s in all, status 0\n")
+    return files
+
+
+def unpack(files, name, folder):
+    """Put the pieces of an archive together, as the script says, and unpack them."""
+    pieces = sorted(path for key, path in files.items() if key.startswith(f"{name}."))
+    folder.mkdir(exist_ok=True)
+    kind = "-xz" if "gz" in pieces[0].name else "-x"
+    subprocess.run(f"cat {' '.join(map(str, pieces))} | tar {kind} -C {folder}", shell=True, check=True)
+    return folder
+
+
+def test_check(tmp_path):
+    log = rehearse("check", tmp_path)["check.log"].read_text()
+    assert "passed" in log and "failed" not in log
+
+
+def test_speed(tmp_path):
+    files = rehearse("speed", tmp_path)
+    assert {"machine", "pretrain"} <= json.loads(files["benchmark_gpu.json"].read_text()).keys()
+
+
+def test_study(tmp_path):
+    files = rehearse("study", tmp_path)
+    home = unpack(files, "study.tar.gz", tmp_path / "home")
+    cells = sorted(path.parent for path in home.glob("*/*/cell.json"))
+    assert len(cells) == 3 + 4 * 2
+    before = {path: path.stat().st_mtime_ns for path in home.glob("*/*/*")}
+    options = "--methods supervised simsiam dino ibot --backbones vitt8 --labels 16 all --seeds 1 --subsets 1"
+    options += f" --epochs 1 --steps 2 --precision bf16 --dataset {tmp_path}/work/study.safetensors"
+    command = [sys.executable, "-m", "lens_ssl_hf", "study", *options.split(), "--output_dir", home]
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert report.returncode == 0, report.stderr
+    assert report.stdout.count("vitt8") >= 8
+    assert {path: path.stat().st_mtime_ns for path in home.glob("*/*/*") if path in before} == before
+    # With a budget more, no pretraining is fine-tuned on all of them, and no time is left.
+    files = rehearse("study", tmp_path, LABELS="16 24 all", STUDY_SECONDS="0")
+    names = {}
+    for kind in ("study", "unfinished"):
+        folder = unpack(files, f"{kind}.tar.gz", tmp_path / kind)
+        names[kind] = sorted({path.parent.name.split("-")[0] for path in folder.glob("*/*/cell.json")})
+    assert names == {"study": ["supervised"], "unfinished": ["dino", "ibot", "simsiam"]}
+
+
+def test_train_goes_on_after_a_kill(tmp_path):
+    process = start("train", tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("work/*/ssl/run.json")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    files = rehearse("train", tmp_path)
+    with tarfile.open(files["results.tar.gz"]) as results:
+        names = results.getnames()
+    for name in ("ssl/evaluation", "ssl-0/evaluation", "scratch-0/evaluation", "rounded"):
+        assert f"{name}/metrics.json" in names
+    exported = unpack(files, "weights.tar", tmp_path / "exported")
+    name = exported / "lens-dino-vitt8-classifier"
+    model, _ = load_classifier(str(name))
+    assert model.dtype == torch.float32
+    cutouts = load_tensors(tmp_path / "work" / "train.safetensors")
+    assert len(predict(name, cutouts).score) == 24
+    pieces = [key for key in files if key.startswith("weights.tar.")]
+    for key in pieces:
+        files[key].unlink()
+    later = rehearse("train", tmp_path, FIRST_PIECE="1")  # done already
+    assert sorted(key for key in later if key.startswith("weights.tar.")) == sorted(pieces)[1:]
