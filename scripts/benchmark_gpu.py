@@ -181,7 +181,7 @@ def measure_pretrain(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str
 
 def measure_levers(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, Any]]:
     """DINO with vits8. The attention kernels and the packed pass are compared without compiled layers."""
-    for batch in (8,) if arguments.tiny else (128, 1024):
+    for batch in (8,) if arguments.tiny else (1024, 128):
         with tempfile.TemporaryDirectory() as folder:
             seconds = {}
             for name, changes in LEVERS.items():

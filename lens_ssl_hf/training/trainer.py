@@ -30,6 +30,7 @@ from .run_directory import RunDirectory
 from .step_graph import StepGraph
 
 Batch = Mapping[str, torch.Tensor]
+COMPILED_FROM = 2000  # steps of a run
 Number = float | torch.Tensor  # on a GPU a 0-dim tensor, which a graph can be given anew
 
 
@@ -169,7 +170,8 @@ class Trainer:
         """Make the optimizer, and take up the newest checkpoint; returns the steps done."""
         task, accelerator, run = self.task, self.accelerator, self.run
         use_fast_attention(task.model.to(accelerator.device).train())
-        if can_compile(accelerator.device) and not task.arguments.deterministic:  # it chooses kernels by their speed
+        # Compilation takes as long as some hundred steps, and chooses kernels by their speed.
+        if task.steps >= COMPILED_FROM and not task.arguments.deterministic and can_compile(accelerator.device):
             compile_layers(task.model)
         newest = newest_checkpoint(run.checkpoints, accelerator, run.facts["run_id"])
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.make_optimizer())
