@@ -184,13 +184,13 @@ def measure_levers(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, 
     for batch in (8,) if arguments.tiny else (1024, 128):
         with tempfile.TemporaryDirectory() as folder:
             seconds = {}
-            for name, changes in LEVERS.items():
+            for number, (name, changes) in enumerate(LEVERS.items()):
 
                 def measure() -> dict[str, Any]:
                     with contextlib.ExitStack() as stack:
                         for change in changes:
                             stack.enter_context(change())
-                        ours, _ = started("dino", "vits8", batch, Path(folder) / str(len(seconds)))
+                        ours, _ = started("dino", "vits8", batch, Path(folder) / str(number))
                         seconds[name] = time_of(ours, arguments)
                         return {"images_per_second": batch / seconds[name], **peaks()}
 
@@ -357,7 +357,6 @@ def one_pass(model: Any) -> None:
         return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None
 
     ALL_ATTENTION_FUNCTIONS.register("within_views", attend)
-    backbone.set_attn_implementation("within_views")
 
     def tokens_of(groups: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         size = backbone.config.image_size
@@ -374,6 +373,7 @@ def one_pass(model: Any) -> None:
             yield part.unflatten(0, shape).unflatten(0, views.shape[:2])
 
     def forward(global_views: torch.Tensor, local_views: torch.Tensor, **temperatures: Any) -> Any:
+        backbone.set_attn_implementation("within_views")  # the training has chosen another one
         made = tokens_of([global_views, local_views])
         model._tokens = lambda of, views, *mask: next(made) if of is backbone else plain_tokens(of, views, *mask)
         return plain_forward(global_views, local_views=local_views, **temperatures)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from safetensors.torch import load_file
 from test_interruptions import assert_same_run, run_until_killed
 from test_invariants import RECORD, SMALLEST, STEPS, TOLERANCES, TRAININGS, first_steps
 from test_models import make_model, make_views
@@ -28,6 +29,7 @@ from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.data.views import Views, ViewSettings, random_bits
 from lens_ssl_hf.models import METHODS
 from lens_ssl_hf.models.backbones import use_fast_attention
+from lens_ssl_hf.training import trainer
 from lens_ssl_hf.training.trainer import Trainer
 
 REHEARSES = os.environ.get("LENS_SSL_REHEARSE") == "1"
@@ -297,6 +299,27 @@ def test_no_step_waits_for_the_gpu(training, precision, tiny_cutouts, tmp_path, 
             torch.cuda.set_sync_debug_mode("default")
 
     train_inside(without_waiting, training, tiny_cutouts, tmp_path / "run", monkeypatch, precision=precision)
+
+
+@cuda_only
+@pytest.mark.parametrize("training", [*TRAININGS, "cnn"])
+def test_a_graph_replays_the_step_to_the_bit(training, tiny_cutouts, tmp_path, monkeypatch):
+    torch.use_deterministic_algorithms(True)
+    graphed = train(training, tiny_cutouts, tmp_path / "graphed", precision="bf16")
+    monkeypatch.setattr(trainer, "StepGraph", lambda step, groups, device: step)
+    plain = train(training, tiny_cutouts, tmp_path / "plain", precision="bf16")
+    assert losses(graphed) == pytest.approx(losses(plain), rel=1e-3)
+    assert losses(graphed) == losses(plain)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (graphed, plain)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@cuda_only
+def test_a_compiled_training_is_close_to_the_plain_one(tiny_cutouts, tmp_path, monkeypatch):
+    plain = train("ibot", tiny_cutouts, tmp_path / "plain", precision="bf16")
+    monkeypatch.setattr(trainer, "COMPILED_FROM", 0)
+    compiled = train("ibot", tiny_cutouts, tmp_path / "compiled", precision="bf16")
+    assert losses(compiled) == pytest.approx(losses(plain), rel=0.02)
 
 
 @cuda_only

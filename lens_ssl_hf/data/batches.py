@@ -66,8 +66,9 @@ class ResidentImages:
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            # on the device, so that no step waits for a copy
-            self._order = (epoch, epoch_order(len(self.images), self.seed, epoch).to(self.images.device))
+            order, device = epoch_order(len(self.images), self.seed, epoch), self.images.device
+            order = order.pin_memory() if device.type == "cuda" else order  # so that no step waits for the copy
+            self._order = (epoch, order.to(device, non_blocking=True))
         share = self.batch_size // num_processes
         first = batch * self.batch_size + process * share
         return self._order[1][first : first + share], epoch

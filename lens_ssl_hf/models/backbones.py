@@ -4,10 +4,12 @@ import functools
 import math
 import os
 from types import MethodType
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from ..errors import InputError
@@ -114,11 +116,30 @@ def _bicubic(grid: int, height: int, width: int, device: torch.device) -> torch.
 def use_fast_attention(model: torch.nn.Module) -> None:
     """
     Make the ViTs in a model, which is on its device, compute attention the fast way there. On a CPU these are plain
-    products: the fused kernel is up to eight times slower on the few tokens of a cutout, in bf16 above all.
+    products: the fused kernel is up to eight times slower on the few tokens of a cutout, in bf16 above all. Elsewhere
+    it is the fused kernel without a mask, which transformers makes in vain for a CUDA graph.
     """
     for module in model.modules():
-        if isinstance(module, ViTModel) and module.device.type == "cpu":
-            module.set_attn_implementation("eager")
+        if isinstance(module, ViTModel):
+            module.set_attn_implementation("eager" if module.device.type == "cpu" else "unmasked")
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of all tokens `(batch, heads, tokens, size)` to all, in the form that transformers asks for."""
+    output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("unmasked", _attend)
 
 
 def compile_layers(model: torch.nn.Module) -> None:

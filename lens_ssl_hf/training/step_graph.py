@@ -32,6 +32,7 @@ class StepGraph:
         self.constants: Hashable = None
         self.count = 0  # steps with these constants
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.numbers: torch.Tensor | None = None
 
     def __call__(
         self, images: torch.Tensor, indices: torch.Tensor, numbers: Mapping[str, float], phase: Hashable
@@ -46,9 +47,10 @@ class StepGraph:
             phase (`Hashable`): what the step looks at on the host; a graph serves the steps of one phase.
         """
         numbers = {**numbers, **{f"learning_rate.{i}": group["lr"] for i, group in enumerate(self.groups)}}
-        # pinned, so that the host need not wait for the copy
-        packed = torch.tensor(list(numbers.values()), dtype=torch.float64, pin_memory=True)
-        inputs = [images, indices, packed.to(images.device, non_blocking=True)]
+        if self.numbers is None:
+            self.numbers = torch.empty(len(numbers), dtype=torch.float64, device=images.device)
+        for slot, value in zip(self.numbers.unbind(), numbers.values()):
+            slot.fill_(value)  # travels with the launch: no copy to wait for
         constants = (phase, images.shape, tuple(group["weight_decay"] for group in self.groups))
         if constants != self.constants:
             self.constants, self.count, self.graph = constants, 0, None
@@ -56,22 +58,22 @@ class StepGraph:
         if self.count <= WARMUP_STEPS:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                run_step(self.step, self.groups, *inputs, list(numbers), phase)
+                run_step(self.step, self.groups, images, indices, self.numbers, list(numbers), phase)
             torch.cuda.current_stream().wait_stream(self.stream)
             return
         if self.graph is None:
-            self._capture(inputs, list(numbers), phase)
-        for own, new in zip(self.inputs, inputs):
-            own.copy_(new)
+            self._capture(images, indices, list(numbers), phase)
+        self.images.copy_(images)
+        self.indices.copy_(indices)
         self.graph.replay()
 
-    def _capture(self, inputs: list[torch.Tensor], names: list[str], phase: Hashable) -> None:
-        self.inputs = [value.clone() for value in inputs]
+    def _capture(self, images: torch.Tensor, indices: torch.Tensor, names: list[str], phase: Hashable) -> None:
+        self.images, self.indices = images.clone(), indices.clone()
         for group in self.groups:  # what AdamW asks for; without a graph it warns of it
             group["capturable"] = True
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-            run_step(self.step, self.groups, *self.inputs, names, phase)
+            run_step(self.step, self.groups, self.images, self.indices, self.numbers, names, phase)
         for group in self.groups:
             group["capturable"] = False
 
@@ -86,7 +88,7 @@ def run_step(
     phase: Hashable,
 ) -> None:
     """
-    A step whose numbers are 0-dim tensors, those of the optimizer's groups included.
+    A step whose numbers are 0-dim tensors, the learning rates of the optimizer's groups included.
 
     Args:
         packed (`torch.DoubleTensor` of shape `(len(names),)`): the numbers, on the device.

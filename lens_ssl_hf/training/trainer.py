@@ -6,7 +6,7 @@ pretraining and fine-tuning.
 import dataclasses
 import math
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +175,9 @@ class Trainer:
             compile_layers(task.model)
         newest = newest_checkpoint(run.checkpoints, accelerator, run.facts["run_id"])
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.make_optimizer())
-        on_one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-        groups = self.optimizer.param_groups
-        self.train_on = StepGraph(self._train_on, groups, accelerator.device) if on_one_gpu else self._train_on
+        self.train_on: Callable[..., None] = self._train_on
+        if accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not task.arguments.deterministic:
+            self.train_on = StepGraph(self._train_on, self.optimizer.param_groups, accelerator.device)
         self.trainable = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
         done, seconds = 0, 0.0
         if newest is None:
