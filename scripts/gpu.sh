@@ -36,7 +36,7 @@ fi
 : "${WORKERS:=6}" "${SEEDS:=3}" "${SUBSETS:=1}" "${LABELS:=100 300 600 1200 all}" "${BACKBONES:=vits8 vitb8}"
 : "${METHODS:=supervised simsiam dino ibot}" "${EPOCHS:=3}" "${STEPS:=1800}" "${STUDY_SECONDS:=400}"        # study
 : "${TRAIN_METHOD:=dino}" "${TRAIN_BACKBONE:=vits8}" "${TRAIN_EPOCHS:=100}" "${BATCH:=512}" "${TRAIN_LABELS:=300}"
-: "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # train: further options of lens-ssl pretrain; pieces that come back
+: "${CHECK_OPTIONS:=}" "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # train: further options of lens-ssl pretrain; pieces that come back
 : "${study_sizes:=--unlabelled_size 38630 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
 mkdir -p "$OUT" "$WORK/site"
 OUT=$(realpath "$OUT")
@@ -187,7 +187,7 @@ run_part() {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "no GPU"
     stage wheels install_missing
     case $part in
-        check) stage check within python3 -m pytest -m gpu tests/test_gpu.py -q -p no:cacheprovider \
+        check) stage check within python3 -m pytest -m gpu tests/test_gpu.py -q -p no:cacheprovider $CHECK_OPTIONS \
             --numprocesses "$WORKERS" --dist worksteal ;;
         speed) stage speed within python3 scripts/benchmark_gpu.py --output "$OUT/benchmark_gpu.json" \
             ${LENS_SSL_REHEARSE:+--tiny yes} $SPEED_OPTIONS ;;
