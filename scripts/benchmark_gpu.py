@@ -68,11 +68,12 @@ PRETRAININGS = [
 PREDICTIONS = {
     "the step as one CUDA graph": {128: 2.5, 1024: 1.1},
     "layers compiled": {128: 1.1, 1024: 1.6},
+    "attention for few tokens": {128: 1.3, 1024: 1.5},
+    "residual stream in bf16": {128: 1.03, 1024: 1.07},
     "patch embedding as a matrix product": {128: 1.05, 1024: 1.1},
     "one pass for both crop sizes": {128: 1.15, 1024: 1.0},
-    "attention by the memory-efficient kernel": {128: 1.0, 1024: 0.95},
-    "attention by cuDNN": {128: 1.0, 1024: 0.9},
-    "attention as plain products": {128: 0.9, 1024: 0.7},
+    "fused attention: memory-efficient for cuDNN's": {128: 1.0, 1024: 0.95},
+    "fused attention: FlashAttention 2 for cuDNN's": {128: 1.0, 1024: 1.0},
 }
 
 
@@ -83,6 +84,7 @@ class GPUArguments:
     seconds: float = field(default=1.5, metadata={"help": "Least time of one measurement."})
     budget: float = field(default=240.0, metadata={"help": "Seconds after which no further measurement begins."})
     tiny: bool = field(default=False, metadata={"help": "Rehearse with tiny sizes, on a CPU too."})
+    levers: list[str] = field(default_factory=lambda: list(LEVERS), metadata={"help": "Steps of the stage levers."})
     worker: str = field(default="", metadata={"help": "Used by the script itself, for its processes."})
 
 
@@ -184,11 +186,11 @@ def measure_levers(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, 
     for batch in (8,) if arguments.tiny else (1024, 128):
         with tempfile.TemporaryDirectory() as folder:
             seconds = {}
-            for number, (name, changes) in enumerate(LEVERS.items()):
+            for number, name in enumerate(arguments.levers):
 
                 def measure() -> dict[str, Any]:
                     with contextlib.ExitStack() as stack:
-                        for change in changes:
+                        for change in LEVERS[name]:
                             stack.enter_context(change())
                         ours, _ = started("dino", "vits8", batch, Path(folder) / str(number))
                         seconds[name] = time_of(ours, arguments)
@@ -322,6 +324,17 @@ def attention(backend: str) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: sdpa_kernel(getattr(SDPBackend, backend))
 
 
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    with mock.patch("lens_ssl_hf.models.backbones.can_compile", lambda device: False):
+        yield
+
+
+def bf16_residuals(model: Any) -> None:
+    for branch in (model.student, model.teacher):
+        branch.backbone.embeddings.register_forward_hook(lambda module, inputs, output: output.bfloat16())
+
+
 def patches_by_product(model: Any) -> None:
     """A convolution whose patches do not overlap is a matrix product."""
     for branch in (model.student, model.teacher):
@@ -383,23 +396,24 @@ def one_pass(model: Any) -> None:
 
 LEVERS: dict[str, list[Callable[[], contextlib.AbstractContextManager]]] = {
     "ours": [],
+    "residual stream in bf16": [lambda: changed_model(bf16_residuals)],
+    "fused attention": [fused_attention],
     "without graph": [without_graph],
     "without compile": [uncompiled],
-    "without graph and compile": [uncompiled, without_graph],
-    "without compile, patches by product": [uncompiled, lambda: changed_model(patches_by_product)],
+    "patches by product": [lambda: changed_model(patches_by_product)],
+    "fused attention, efficient": [fused_attention, attention("EFFICIENT_ATTENTION")],
+    "fused attention, flash": [fused_attention, attention("FLASH_ATTENTION")],
     "without compile, one pass": [uncompiled, lambda: changed_model(one_pass)],
-    "without compile, efficient": [uncompiled, attention("EFFICIENT_ATTENTION")],
-    "without compile, cudnn": [uncompiled, attention("CUDNN_ATTENTION")],
-    "without compile, math": [uncompiled, attention("MATH")],
 }
 PAIRS = {
     "the step as one CUDA graph": ("without graph", "ours"),
     "layers compiled": ("without compile", "ours"),
-    "patch embedding as a matrix product": ("without compile", "without compile, patches by product"),
+    "attention for few tokens": ("fused attention", "ours"),
+    "residual stream in bf16": ("ours", "residual stream in bf16"),
+    "patch embedding as a matrix product": ("ours", "patches by product"),
     "one pass for both crop sizes": ("without compile", "without compile, one pass"),
-    "attention by the memory-efficient kernel": ("without compile", "without compile, efficient"),
-    "attention by cuDNN": ("without compile", "without compile, cudnn"),
-    "attention as plain products": ("without compile", "without compile, math"),
+    "fused attention: memory-efficient for cuDNN's": ("fused attention", "fused attention, efficient"),
+    "fused attention: FlashAttention 2 for cuDNN's": ("fused attention", "fused attention, flash"),
 }
 
 

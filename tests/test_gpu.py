@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from test_interruptions import assert_same_run, run_until_killed
 from test_invariants import RECORD, SMALLEST, STEPS, TOLERANCES, TRAININGS, first_steps
 from test_models import make_model, make_views
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, ViTForImageClassification
 
 from lens_ssl_hf import finetune, pipeline, predict, pretrain
@@ -299,6 +300,31 @@ def test_no_step_waits_for_the_gpu(training, precision, tiny_cutouts, tmp_path, 
             torch.cuda.set_sync_debug_mode("default")
 
     train_inside(without_waiting, training, tiny_cutouts, tmp_path / "run", monkeypatch, precision=precision)
+
+
+@cuda_only
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("tokens", [5, 10, 17, 64])
+def test_attention_over_few_tokens_is_that_of_float64(tokens, compiled):
+    from lens_ssl_hf.models.short_attention import short_attention
+
+    generator = torch.Generator().manual_seed(tokens)
+    made = [torch.randn(33, tokens, 6, 64, generator=generator) for _ in range(4)]
+
+    def results(attend, dtype, device):
+        *inputs, gradient = (tensor.bfloat16().to(device, dtype).transpose(1, 2) for tensor in made)
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        output = attend(*inputs)
+        return output, *torch.autograd.grad(output, inputs, gradient)
+
+    def few(query, key, value):
+        return short_attention(query, key, value, 0.125)
+
+    expected = results(lambda *qkv: scaled_dot_product_attention(*qkv, scale=0.125), torch.float64, "cpu")
+    once, again = (results(torch.compile(few) if compiled else few, torch.bfloat16, "cuda") for _ in range(2))
+    for wanted, found, repeated in zip(expected, once, again):
+        assert (found.double().cpu() - wanted).norm() < 0.01 * wanted.norm()
+        assert torch.equal(found, repeated)
 
 
 @cuda_only

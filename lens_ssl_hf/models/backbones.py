@@ -1,8 +1,10 @@
 """The Vision Transformers that are pretrained: stock transformers ViTs under the names that the study uses."""
 
 import functools
+import importlib.util
 import math
 import os
+import shutil
 from types import MethodType
 from typing import Any
 
@@ -116,12 +118,27 @@ def _bicubic(grid: int, height: int, width: int, device: torch.device) -> torch.
 def use_fast_attention(model: torch.nn.Module) -> None:
     """
     Make the ViTs in a model, which is on its device, compute attention the fast way there. On a CPU these are plain
-    products: the fused kernel is up to eight times slower on the few tokens of a cutout, in bf16 above all. Elsewhere
-    it is the fused kernel without a mask, which transformers makes in vain for a CUDA graph.
+    products: the fused kernel is up to eight times slower on the few tokens of a cutout, in bf16 above all. On a GPU
+    it is a kernel of ours for few tokens, or where Triton is missing the fused kernel, without the mask that
+    transformers makes in vain for a CUDA graph.
     """
     for module in model.modules():
         if isinstance(module, ViTModel):
-            module.set_attn_implementation("eager" if module.device.type == "cpu" else "unmasked")
+            kind = "eager" if module.device.type == "cpu" else "unmasked"
+            if can_compile(module.device):
+                from .short_attention import attend  # needs Triton
+
+                kind = "few_tokens"
+                ALL_ATTENTION_FUNCTIONS.register(kind, attend)
+            module.set_attn_implementation(kind)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether Triton makes kernels there: it takes an NVIDIA GPU of the year 2020 or later, and a C compiler."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    return compiler is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend(

@@ -2,9 +2,7 @@
 
 import contextlib
 import ctypes
-import importlib.util
 import os
-import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -135,12 +133,6 @@ def native_precision(device: torch.device) -> str:
     else:
         has_bf16 = False
     return "bf16" if has_bf16 else "fp32"
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile pays and works there: on a GPU, with Triton and the C compiler that it needs."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
-    return device.type == "cuda" and compiler is not None and importlib.util.find_spec("triton") is not None
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

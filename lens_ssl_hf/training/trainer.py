@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from ..data.batches import ResidentImages, StreamedImages
 from ..data.views import Counter
 from ..errors import handling_stop_signals
-from ..models.backbones import compile_layers, use_fast_attention
-from .accelerator import autocast, can_compile, choose_precision
+from ..models.backbones import can_compile, compile_layers, use_fast_attention
+from .accelerator import autocast, choose_precision
 from .arguments import FinetuneArguments, PretrainArguments
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .faults import BuffersBefore, Faults, optimizer_step
