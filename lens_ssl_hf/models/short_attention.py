@@ -1,8 +1,8 @@
 """
-Attention over few tokens, for NVIDIA GPUs. Fused kernels work in tiles of 64 to 128 tokens, of which a cutout's 5 or 17
-leave most empty: they take a third of a training step. Here a head of an image is one tile, and one program of the GPU,
-which reads its queries, keys and values once. The backward pass adds nothing up across programs, so that it gives the
-same bits each time.
+Attention over few tokens, for NVIDIA GPUs. Fused kernels work in tiles of 64 to 128 tokens, of which a cutout's 5 or
+17 leave most empty: they take a third of a training step. Here a head of an image is one tile, and one program of the
+GPU, which reads its queries, keys and values once. The backward pass adds nothing up across programs, so that it gives
+the same bits each time.
 """
 
 from typing import Any
