@@ -60,8 +60,8 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("machine", "pretrain", "levers", "profile", "usual", "finetune", "scoring")
 # method, backbone, batch: the most important first
 PRETRAININGS = [
-    ("dino", "vits8", 1024), ("dino", "vitb8", 1024), ("dino", "vits8", 128), ("ibot", "vits8", 1024),
-    ("dino", "vits8", 512), ("dino", "vits8", 32), ("dino", "vitb8", 128), ("simsiam", "vits8", 1024),
+    ("dino", "vitb8", 1024), ("ibot", "vits8", 1024), ("dino", "vits8", 1024), ("simsiam", "vits8", 1024),
+    ("dino", "vits8", 128), ("dino", "vits8", 32), ("dino", "vits8", 512), ("dino", "vitb8", 128),
     ("ibot", "vitb8", 512), ("simsiam", "vitb8", 512),
 ]  # fmt: skip
 # What each lever was expected to bring before it was measured: seconds of a step without it / with it, per batch.

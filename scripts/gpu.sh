@@ -4,7 +4,7 @@
 #     scripts/gpu.sh check    # the tests that need a GPU
 #     scripts/gpu.sh speed    # scripts/benchmark_gpu.py
 #     scripts/gpu.sh study    # as many cells of the study on simulated cutouts as there is time for
-#     scripts/gpu.sh train    # a long pretraining; classifiers from it and from scratch; the two best as exported folders
+#     scripts/gpu.sh train    # a long pretraining, exported; classifiers from it and from scratch
 #
 # With --rehearse the same code runs with tiny sizes on the CPU. Results and a log go to $OUT (gpu_results): at most 8
 # files of at most 16 MiB. Datasets and runs lie in $WORK (/tmp/lens_ssl_gpu), where a part that was stopped goes on
@@ -20,7 +20,7 @@
 #
 #     cat gpu_results/study.tar.gz.* | tar -xz -C runs/study     # whole: lens-ssl study goes on there and reports
 #     cat gpu_results/unfinished.tar.gz.* | tar -xz -C report    # cells of pretrainings that are not all fine-tuned
-#     cat gpu_results/weights.tar.* | tar -x                     # FIRST_PIECE=6 brings those after the first six
+#     cat gpu_results/weights.tar.* | tar -x                     # FIRST_PIECE=4 brings those after the first four
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,7 +36,7 @@ fi
 : "${WORKERS:=6}" "${SEEDS:=3}" "${SUBSETS:=1}" "${LABELS:=100 300 600 1200 all}" "${BACKBONES:=vits8 vitb8}"
 : "${METHODS:=supervised simsiam dino ibot}" "${EPOCHS:=3}" "${STEPS:=1800}" "${STUDY_SECONDS:=400}"        # study
 : "${TRAIN_METHOD:=dino}" "${TRAIN_BACKBONE:=vits8}" "${TRAIN_EPOCHS:=100}" "${BATCH:=512}" "${TRAIN_LABELS:=300}"
-: "${CHECK_OPTIONS:=}" "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # train: further options of lens-ssl pretrain; pieces that come back
+: "${CHECK_OPTIONS:=}" "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # of lens-ssl pretrain
 : "${study_sizes:=--unlabelled_size 38630 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
 mkdir -p "$OUT" "$WORK/site"
 OUT=$(realpath "$OUT")
@@ -134,24 +134,42 @@ pack() {  # NAME FOLDERS...: what is small in them, in pieces
 
 run_train() {
     local folder=$WORK/$TRAIN_METHOD-$TRAIN_BACKBONE-$TRAIN_EPOCHS-$BATCH data=$WORK/train.safetensors
+    local backbone=$folder/lens-$TRAIN_METHOD-$TRAIN_BACKBONE
     if [ ! -d "$folder/pieces" ]; then
         stage pretrain lens_ssl pretrain --dataset "$data" --method "$TRAIN_METHOD" --backbone "$TRAIN_BACKBONE" \
-            --epochs "$TRAIN_EPOCHS" --batch_size "$BATCH" --eval_every 10 --checkpoint_every 10 --resume auto \
-            $TRAIN_OPTIONS --output_dir "$folder/ssl"
-        stage classifiers run_classifiers
-        stage export export_best
+            --epochs "$TRAIN_EPOCHS" --batch_size "$BATCH" --checkpoint_every 10 --resume auto $TRAIN_OPTIONS \
+            --output_dir "$folder/ssl"
+        stage export export_backbone
     fi
-    (cd "$folder" && find ssl* scratch* rounded -name "*.json*" -not -path "*/model/*" -o -name "*.parquet" |
-        tar -cz -T -) > "$OUT/results.tar.gz"
-    find "$folder/pieces" -type f | sort | tail -n "+$((FIRST_PIECE + 1))" | head -n 6 | xargs -r cp -t "$OUT"
-    echo "pieces of the weights: $(find "$folder/pieces" -type f | wc -l), from $FIRST_PIECE on, six at most, are in $OUT"
+    find "$folder/pieces" -type f | sort | tail -n "+$((FIRST_PIECE + 1))" | head -n 4 | xargs -r cp -t "$OUT"
+    echo "pieces of the weights: $(find "$folder/pieces" -type f | wc -l), from $FIRST_PIECE on, four at most, in $OUT"
+    pack_results
+    stage classifiers run_classifiers
+    pack_results
 }
 
-run_classifiers() {
+pack_results() {
+    (cd "$folder" && find ssl* scratch* -name "*.json*" -not -path "*/model/*" -o -name "*.parquet" | tar -cz -T -) \
+        > "$OUT/results.tar.gz" 2> /dev/null || true
+}
+
+export_backbone() {  # bf16 on disk
+    lens_ssl export "$folder/ssl" "$backbone"
+    python3 - "$backbone/model.safetensors" << 'END'
+import sys
+from safetensors.torch import load_file, save_file
+save_file({name: value.bfloat16() for name, value in load_file(sys.argv[1]).items()}, sys.argv[1], {"format": "pt"})
+END
+    mkdir "$folder/pieces.partial"
+    tar -c -C "$folder" "$(basename "$backbone")" | split -b 15M -d - "$folder/pieces.partial/weights.tar."
+    mv "$folder/pieces.partial" "$folder/pieces"
+}
+
+run_classifiers() {  # from the exported weights, and from scratch
     local seed run runs=()
     for seed in $(seq 0 $((SEEDS - 1))); do
         runs+=("$folder/ssl-$seed" "$folder/scratch-$seed")
-        finetune "$folder/ssl-$seed" --init "$folder/ssl"
+        finetune "$folder/ssl-$seed" --init "$backbone"
         finetune "$folder/scratch-$seed" --backbone "$TRAIN_BACKBONE"
     done
     wait_for_all
@@ -163,23 +181,6 @@ run_classifiers() {
 finetune() {  # RUN OPTIONS...
     background "$1.log" finetune --dataset "$data" --labels "$TRAIN_LABELS" --steps "$STEPS" --seed "${1##*-}" \
         --resume auto --output_dir "$@"
-}
-
-export_best() {  # the backbone, and the classifier with the best validation AUC; bf16 on disk
-    local name=lens-$TRAIN_METHOD-$TRAIN_BACKBONE best
-    best=$(python3 -c "import json, sys; print(max(sys.argv[1:], key=lambda run: json.load(open(run + '/run.json'))['validation_auc']))" "$folder"/ssl-?)
-    lens_ssl export "$folder/ssl" "$folder/export/$name"
-    lens_ssl export "$best" "$folder/export/$name-classifier"
-    python3 - "$folder"/export/*/model.safetensors << 'END'
-import sys
-from safetensors.torch import load_file, save_file
-for path in sys.argv[1:]:
-    save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path, {"format": "pt"})
-END
-    lens_ssl evaluate "$folder/export/$name-classifier" --dataset "$data" --eval_dir "$folder/rounded"
-    mkdir "$folder/pieces.partial"
-    tar -c -C "$folder/export" . | split -b 15M -d - "$folder/pieces.partial/weights.tar."
-    mv "$folder/pieces.partial" "$folder/pieces"
 }
 
 run_part() {

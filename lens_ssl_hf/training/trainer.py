@@ -176,7 +176,7 @@ class Trainer:
         newest = newest_checkpoint(run.checkpoints, accelerator, run.facts["run_id"])
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.make_optimizer())
         self.train_on: Callable[..., None] = self._train_on
-        if accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not task.arguments.deterministic:
+        if accelerator.device.type == "cuda" and accelerator.num_processes == 1:
             self.train_on = StepGraph(self._train_on, self.optimizer.param_groups, accelerator.device)
         self.trainable = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
         done, seconds = 0, 0.0
