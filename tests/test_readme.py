@@ -18,7 +18,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from lens_ssl_hf import export
 from lens_ssl_hf.commands import main as command_line
 from lens_ssl_hf.commands import parsing
-from lens_ssl_hf.data.headers import Headers, facts_of
+from lens_ssl_hf.data.files.headers import Headers, facts_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

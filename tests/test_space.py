@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 from tiny_runs import cutouts, write_classifier_run
 
 from lens_ssl_hf import InputError, predict
-from lens_ssl_hf.data.processing import Stretch
+from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation.metrics import reliability
 from lens_ssl_hf.quoting import in_markdown

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .processing import CutoutInfo, Stretch, cutout_info
-from .reading import FACTS_FILE, MODEL_CROP
+from .from_files import FACTS_FILE, MODEL_CROP
+from .info import CutoutInfo, cutout_info
+from .listing.labels import NAME_OF_LABEL
+from .stretch import Stretch
 
 _LENSES = 300  # training lenses whose light is looked at, at most
 
@@ -36,8 +38,7 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
         lines[name] += _stated(facts, field, "stated")
     for name, split in dataset_dict.items():
         counts = Counter(split["label"][:])
-        names = {1: "lens", 0: "nonlens", -1: "unlabelled"}
-        lines[name] = ", ".join(f"{counts[label]} {kind}" for label, kind in names.items() if counts[label])
+        lines[name] = ", ".join(f"{counts[label]} {kind}" for label, kind in NAME_OF_LABEL.items() if counts[label])
     further = [name for name in next(iter(dataset_dict.values())).column_names if name not in _OWN]
     lines["further columns"] = ", ".join(further) if further and not info.simulated else ""
     if facts:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..data.readers import read_raw
+from ..data.files.readers import read_raw
 from ..data.tensors import center_crop
 from ..errors import InputError
 from ..evaluation.plots import colour_image

@@ -1,0 +1,82 @@
+"""Simulated cutouts as splits of flux, with the stretch fitted to them."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .display import standardise
+from .files.raw import RawCutout
+from .info import CutoutInfo
+from .simulation import BANDS, SIMULATOR_VERSION, SimulationConfig, simulate_cutouts
+from .stretch import FIT_CUTOUTS, Stretch
+
+if TYPE_CHECKING:
+    from .dataset import CutoutsConfig
+
+# Each split of the simulation has its own range of indices, so that the size of one does not change the others.
+FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7, "test_large": 4 * 10**7}
+
+
+def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], CutoutInfo]:
+    """The splits as iterators over (flux, columns), simulated as they are read."""
+    bands = config.bands or list(reversed(BANDS))  # red first, as in a colour picture
+    if not set(bands) <= set(BANDS) or len(set(bands)) < len(bands):
+        raise InputError(f"bands {' '.join(bands)} cannot be simulated: choose among {' '.join(BANDS)}")
+    if not 0 < config.lens_fraction < 1:
+        raise InputError(f"lens_fraction is {config.lens_fraction}: give a number between 0 and 1")
+    chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing")}
+    chosen |= {
+        name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name)) is not None
+    }
+    if config.size_arcsec is not None:  # the simulator's sizes are even
+        chosen["size"] = 2 * round(config.size_arcsec / (config.pixel_scale or SimulationConfig.pixel_scale) / 2)
+    simulation = SimulationConfig(**chosen)
+    counts = {split: getattr(config, f"{split}_size") for split in FIRST_INDEX}
+    indices, lenses = [], []
+    for split, first in FIRST_INDEX.items():
+        count = counts[split]
+        num_lenses = round(count * (0.5 if split == "test_large" else config.lens_fraction))
+        is_left_out = split == "test_large" and not count
+        if split != "unlabelled" and not is_left_out and not 0 < num_lenses < count:
+            raise InputError(f"{split}_size {count} leaves a class empty: simulate more")
+        is_lens = np.arange(count) < num_lenses
+        np.random.default_rng((config.data_seed, first)).shuffle(is_lens)
+        indices += range(first, first + count)
+        lenses += is_lens.tolist()
+    stream = _simulate(config, indices, lenses, simulation, bands)  # one pool of processes for all splits
+    splits = {split: islice(stream, count) for split, count in counts.items() if count}
+    sample = list(islice(splits["train"], FIT_CUTOUTS))
+    splits["train"] = chain(sample, splits["train"])
+    stretch = Stretch.fit((flux for flux, _ in sample), "asinh" if config.stretch == "auto" else config.stretch)
+    info = CutoutInfo(
+        source="simulated",
+        name="simulated lenses",
+        simulated=True,
+        bands=list(bands),
+        size=simulation.size,
+        pixel_scale=simulation.pixel_scale,
+        zero_point=simulation.zero_point,
+        stretch=stretch.to_dict(),
+        fingerprint=config.fingerprint,
+        simulator_version=SIMULATOR_VERSION,
+    )
+    return splits, info
+
+
+def _simulate(
+    config: "CutoutsConfig", indices: list[int], lenses: list[bool], simulation: SimulationConfig, bands: list[str]
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    order = [BANDS.index(band) for band in bands]
+    cutouts = simulate_cutouts(config.data_seed, indices, lenses, simulation, num_proc=config.num_proc)
+    for index, lens, (flux, meta) in zip(indices, lenses, cutouts):
+        labelled = not FIRST_INDEX["unlabelled"] <= index < FIRST_INDEX["test_large"]
+        name = f"sim-{config.data_seed}-{index}"
+        columns = {"id": name, "group": name, "label": int(lens) if labelled else -1}
+        columns["subclass"] = meta["subclass"] if labelled else ""
+        columns["einstein_radius"] = meta["einstein_radius"] if labelled else float("nan")
+        columns["seeing"] = [float(meta["seeing"][i]) for i in order]
+        columns |= {key: meta[key] for key in ("ra", "dec", "zero_point", "pixel_scale")}
+        yield standardise(RawCutout(flux[order]), name), columns
