@@ -170,7 +170,7 @@ def test_nan_pixels_in_parquet_are_refused(saved, tmp_path):
     cutouts = load_cutouts(saved, cache_dir=str(tmp_path / "cache"))
     cutouts["train"] = cutouts["train"].map(spoil, with_indices=True)
     save_cutouts(cutouts, tmp_path / "set")
-    for read in (splits_and_info, lambda found: ParquetSplits(tmp_path / "set").sample("train", 330)):
+    for read in (splits_and_info, lambda found: read_split(ParquetSplits(tmp_path / "set"), "train", 330)):
         with pytest.raises(InputError, match="cutout object 3 of train has NaN or infinite pixels"):
             read(load_cutouts(tmp_path / "set", cache_dir=str(tmp_path / "cache")))
 

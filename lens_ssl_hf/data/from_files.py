@@ -50,16 +50,10 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What is kept of a readable file until all have been seen."""
+    """What is kept of a readable file until all have been seen: what it states, without its pixels."""
 
     shape: tuple[int, int, int]
-    bands: tuple[str | None, ...] | None
-    zero_points: tuple[float | None, ...] | None
-    pixel_scale: float | None
-    display: bool
-    unit: str | None
-    ra: float | None
-    dec: float | None
+    stated: RawCutout
     problem: str  # of a band without any contrast; said where the bands are those that are wanted
 
 
@@ -68,46 +62,24 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
     Read every file once to check it, draw the splits, fit the stretch; the splits then read the files again. What was
     understood of the files is written into `output_dir`, for [`summary`](summary.py).
     """
-
-    def splits_of(rows: list[Row]) -> dict[str, list[Row]]:
-        source = f"{config.name} {config.dataset}{config.bad}"
-        return assign_splits(rows, source, config.validation_fraction, config.test_fraction, config.data_seed)
-
-    splits_of(config.listing.rows)  # what is impossible is said before all files are read
+    _splits_of(config.listing.rows, config)  # what is impossible is said before all files are read
+    if config.pixel_scale:
+        import torch  # noqa: F401  which resampling needs: once here, not in every process
     settings = _Settings(
         stack=config.listing.stack,
         **{name: getattr(config, name) for name in _Settings.__dataclass_fields__ if name != "stack"},
     )
     checked = _check_all(config, settings)
-    rows = [row for row in config.listing.rows if row.id in checked]
-    rows = _same_bands(rows, checked, config)
+    rows = _same_bands([row for row in config.listing.rows if row.id in checked], checked, config)
     if not rows:
         raise InputError(f"{config.dataset} holds no readable cutout{config.bad}: restore the files")
     bands, display, pixel_scale, zero_point = _common(rows, checked, config)
     size = _size(rows, checked, config, pixel_scale)
-    rows = [_with_position(row, checked[row.id]) for row in rows]
-    splits = splits_of(rows)
+    splits = _splits_of([_with_position(row, checked[row.id]) for row in rows], config)
     missing = sum(row.label < 0 for row in rows) - len(splits.get("unlabelled", ()))
     if missing:
         logger.warning(f"{missing} unlabelled cutouts of {config.dataset} belong to the test split: they are left out")
     settings = replace(settings, bands=bands, pixel_scale=pixel_scale, zero_point=zero_point, size=size)
-
-    def read(members: list[Row]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        found = map_chunks(_read_chunk, members, config.num_proc, (settings,))
-        for row, flux in zip(members, found):
-            if isinstance(flux, str):
-                raise InputError(flux)
-            columns = {key: getattr(row, key) for key in ("id", "label", "subclass", "group", "ra", "dec")}
-            yield flux, columns | row.columns
-
-    kind = "none" if display and (config.model or config.stretch == "auto") else config.stretch
-    kind = "asinh" if kind == "auto" else kind
-    train = splits.get("train") or splits["unlabelled"]
-    sample = np.random.default_rng(config.data_seed).permutation(len(train))[:FIT_CUTOUTS]
-    if config.model and not display:
-        stretch = Stretch.from_dict(config.model["stretch"])
-    else:
-        stretch = Stretch.fit((flux for flux, _ in read([train[i] for i in sorted(sample)])), kind)
     info = CutoutInfo(
         source=config.name,
         name=Path(config.dataset).resolve().stem,
@@ -116,13 +88,38 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
         size=size,
         pixel_scale=pixel_scale,
         zero_point=zero_point,
-        stretch=stretch.to_dict(),
+        stretch=_stretch(splits, settings, display, config).to_dict(),
         fingerprint=config.fingerprint,
         left_out=len(config.bad.problems),
     )
     facts = _stated([checked[row.id] for row in rows]) | {"left_out": config.listing.left_out}
     write_json(output_dir / FACTS_FILE, facts)
-    return {split: read(members) for split, members in splits.items()}, info
+    return {split: _read(members, settings, config.num_proc) for split, members in splits.items()}, info
+
+
+def _splits_of(rows: list[Row], config: "CutoutsConfig") -> dict[str, list[Row]]:
+    source = f"{config.name} {config.dataset}{config.bad}"
+    return assign_splits(rows, source, config.validation_fraction, config.test_fraction, config.data_seed)
+
+
+def _stretch(splits: dict[str, list[Row]], settings: _Settings, display: bool, config: "CutoutsConfig") -> Stretch:
+    """That of the model, or one that is fitted to a sample of the training cutouts."""
+    if config.model and not display:
+        return Stretch.from_dict(config.model["stretch"])
+    kind = "none" if display and (config.model or config.stretch == "auto") else config.stretch
+    train = splits.get("train") or splits["unlabelled"]
+    sample = np.random.default_rng(config.data_seed).permutation(len(train))[:FIT_CUTOUTS]
+    cutouts = _read([train[i] for i in sorted(sample)], settings, config.num_proc)
+    return Stretch.fit((flux for flux, _ in cutouts), "asinh" if kind == "auto" else kind)
+
+
+def _read(rows: list[Row], settings: _Settings, num_proc: int | None) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Flux and columns of each row."""
+    for row, flux in zip(rows, map_chunks(_read_chunk, rows, num_proc, (settings,))):
+        if isinstance(flux, str):
+            raise InputError(flux)
+        columns = {key: getattr(row, key) for key in ("id", "label", "subclass", "group", "ra", "dec")}
+        yield flux, columns | row.columns
 
 
 def _check_all(config: "CutoutsConfig", settings: _Settings) -> dict[str, _Checked]:
@@ -199,8 +196,7 @@ def _check(row: Row, raw: RawCutout, settings: _Settings) -> _Checked:
     if settings.model:
         to_display(raw, settings.model, row.name)  # refuses what cannot be flux in the model's units
     _check_size(row, pixels, raw.pixel_scale, settings)
-    facts = (raw.bands, raw.zero_points, raw.pixel_scale, raw.display, raw.unit, raw.ra, raw.dec)
-    return _Checked(pixels.shape, *facts, problem)
+    return _Checked(pixels.shape, replace(raw, pixels=np.empty(0)), problem)
 
 
 def _check_size(row: Row, pixels: np.ndarray, pixel_scale: float | None, settings: _Settings) -> None:
@@ -247,18 +243,18 @@ def _with_position(row: Row, found: _Checked) -> Row:
     """The row with the position of the file's WCS, where the table gives none."""
     if row.ra is not None or row.dec is not None:
         return row
-    return replace(row, ra=found.ra, dec=found.dec)
+    return replace(row, ra=found.stated.ra, dec=found.stated.dec)
 
 
 def _same_bands(rows: list[Row], checked: dict[str, _Checked], config: "CutoutsConfig") -> list[Row]:
     """The rows with the bands that most rows have, each with some contrast; the others are bad."""
 
     def bands(row: Row) -> tuple[int, tuple[str, ...]]:
-        found = checked[row.id]
-        if config.bands or not found.bands or found.bands == PICTURE_BANDS:
-            return found.shape[0], ()
-        names = tuple(name or "unnamed" for name in found.bands)
-        return found.shape[0], tuple(sorted(names)) if all(found.bands) else names
+        count, stated = checked[row.id].shape[0], checked[row.id].stated.bands
+        if config.bands or not stated or stated == PICTURE_BANDS:
+            return count, ()
+        names = tuple(name or "unnamed" for name in stated)
+        return count, tuple(sorted(names)) if all(stated) else names
 
     common = Counter(map(bands, rows)).most_common(1)[0][0] if rows else None
     for row in rows:
@@ -275,7 +271,7 @@ def _common(
     rows: list[Row], checked: dict[str, _Checked], config: "CutoutsConfig"
 ) -> tuple[list[str] | None, bool, float | None, float | None]:
     """Bands, whether all are display units, pixel scale and zero point that hold for all rows."""
-    found = [checked[row.id] for row in rows]
+    found = [checked[row.id].stated for row in rows]
     bands = config.bands or (list(found[0].bands) if found[0].bands and all(found[0].bands) else None)
     display = [one.display for one in found]
     if (config.stretch == "auto" or config.model) and any(display) and not all(display):
@@ -302,8 +298,9 @@ def _common(
     return bands, all(display), scale, common if config.zero_point is None else config.zero_point
 
 
-def _stated(found: list[_Checked]) -> dict[str, Any]:
+def _stated(checked: list[_Checked]) -> dict[str, Any]:
     """How many files state what."""
+    found = [one.stated for one in checked]
     units = Counter(one.unit for one in found if one.unit)
     return {
         "files": len(found),
@@ -312,12 +309,12 @@ def _stated(found: list[_Checked]) -> dict[str, Any]:
         "zero_point": sum(bool(one.zero_points) and None not in one.zero_points for one in found),
         "unit": dict(units),
         "display": sum(one.display for one in found),
-        "smallest": min(min(one.shape[1:]) for one in found),
-        "largest": max(max(one.shape[1:]) for one in found),
+        "smallest": min(min(one.shape[1:]) for one in checked),
+        "largest": max(max(one.shape[1:]) for one in checked),
     }
 
 
-def _check_silent_files(rows: list[Row], found: list[_Checked], config: "CutoutsConfig") -> None:
+def _check_silent_files(rows: list[Row], found: list[RawCutout], config: "CutoutsConfig") -> None:
     """
     Files that state nothing beside others that do: their pixel scale is taken to be the others', which a look at the
     pictures would show; their zero point, which nothing shows, must be asked for.
@@ -343,5 +340,5 @@ def _check_silent_files(rows: list[Row], found: list[_Checked], config: "Cutouts
 
 
 def _band_names(bands: list[str] | None, found: _Checked) -> list[str]:
-    names = bands or found.bands or [None] * found.shape[0]
+    names = bands or found.stated.bands or [None] * found.shape[0]
     return [name or f"band {i + 1}" for i, name in enumerate(names)]

@@ -25,27 +25,12 @@ def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], Cutou
     bands = config.bands or list(reversed(BANDS))  # red first, as in a colour picture
     if not set(bands) <= set(BANDS) or len(set(bands)) < len(bands):
         raise InputError(f"bands {' '.join(bands)} cannot be simulated: choose among {' '.join(BANDS)}")
-    if not 0 < config.lens_fraction < 1:
-        raise InputError(f"lens_fraction is {config.lens_fraction}: give a number between 0 and 1")
-    chosen = {name: getattr(config, name) for name in ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing")}
-    chosen |= {
-        name: value for name in ("size", "pixel_scale", "zero_point") if (value := getattr(config, name)) is not None
-    }
-    if config.size_arcsec is not None:  # the simulator's sizes are even
-        chosen["size"] = 2 * round(config.size_arcsec / (config.pixel_scale or SimulationConfig.pixel_scale) / 2)
-    simulation = SimulationConfig(**chosen)
+    simulation = _simulation(config)
     counts = {split: getattr(config, f"{split}_size") for split in FIRST_INDEX}
     indices, lenses = [], []
     for split, first in FIRST_INDEX.items():
-        count = counts[split]
-        num_lenses = round(count * (0.5 if split == "test_large" else config.lens_fraction))
-        is_left_out = split == "test_large" and not count
-        if split != "unlabelled" and not is_left_out and not 0 < num_lenses < count:
-            raise InputError(f"{split}_size {count} leaves a class empty: simulate more")
-        is_lens = np.arange(count) < num_lenses
-        np.random.default_rng((config.data_seed, first)).shuffle(is_lens)
-        indices += range(first, first + count)
-        lenses += is_lens.tolist()
+        indices += range(first, first + counts[split])
+        lenses += _lenses(split, counts[split], config)
     stream = _simulate(config, indices, lenses, simulation, bands)  # one pool of processes for all splits
     splits = {split: islice(stream, count) for split, count in counts.items() if count}
     sample = list(islice(splits["train"], FIT_CUTOUTS))
@@ -64,6 +49,28 @@ def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], Cutou
         simulator_version=SIMULATOR_VERSION,
     )
     return splits, info
+
+
+def _simulation(config: "CutoutsConfig") -> SimulationConfig:
+    """The survey that the options describe."""
+    names = ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing", "size", "pixel_scale", "zero_point")
+    chosen = {name: value for name in names if (value := getattr(config, name)) is not None}
+    if config.size_arcsec is not None:  # the simulator's sizes are even
+        chosen["size"] = 2 * round(config.size_arcsec / (config.pixel_scale or SimulationConfig.pixel_scale) / 2)
+    return SimulationConfig(**chosen)
+
+
+def _lenses(split: str, count: int, config: "CutoutsConfig") -> list[bool]:
+    """Which of the cutouts of a split are lenses."""
+    if not 0 < config.lens_fraction < 1:
+        raise InputError(f"lens_fraction is {config.lens_fraction}: give a number between 0 and 1")
+    num_lenses = round(count * (0.5 if split == "test_large" else config.lens_fraction))
+    is_left_out = split == "test_large" and not count
+    if split != "unlabelled" and not is_left_out and not 0 < num_lenses < count:
+        raise InputError(f"{split}_size {count} leaves a class empty: simulate more")
+    is_lens = np.arange(count) < num_lenses
+    np.random.default_rng((config.data_seed, FIRST_INDEX[split])).shuffle(is_lens)
+    return is_lens.tolist()
 
 
 def _simulate(

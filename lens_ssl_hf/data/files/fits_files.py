@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import InputError
 from .bands import IMAGE_WORDS, band_of_extension, check_distinct
-from .headers import Headers, band_names, facts_of, linear_flux, raw_of
+from .headers import Headers, band_names, linear_flux, raw_of
 from .masks import has_image, kind_of, mask_of, read_data, words_of
 from .raw import MAX_BANDS, MAX_PIXELS, RawCutout, as_pixels, size_text
 
@@ -139,11 +139,11 @@ def _headers(hdus: Sequence[Any], hdu: Any, name: str | Path) -> Headers:
 def _as_raw(hdus: Sequence[Any], hdu: Any, chosen: list[Any], name: str | Path) -> RawCutout:
     headers, data = _headers(hdus, hdu, name), read_data(hdu, name)
     pixels = as_pixels(linear_flux(data, headers), name)
-    facts = facts_of(headers, pixels.shape)
+    raw = raw_of(pixels, data.dtype, headers)
     mask = mask_of(hdus, hdu, chosen, name)
     if mask is not None:
         pixels[np.broadcast_to(mask, pixels.shape)] = np.nan
-    return raw_of(pixels, facts, data.dtype)
+    return raw
 
 
 def _stack(raws: list[RawCutout], chosen: list[Any], hdus: Sequence[Any], name: str | Path) -> RawCutout:

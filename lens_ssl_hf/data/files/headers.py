@@ -105,44 +105,30 @@ class Headers:
         return value
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a header states of `count` planes; see [`~lens_ssl_hf.data.files.raw.RawCutout`] for the fields."""
-
-    bands: tuple[str | None, ...] | None
-    zero_points: tuple[float | None, ...] | None
-    unit: str | None
-    pixel_scale: float | None
-    ra: float | None
-    dec: float | None
-
-
-def facts_of(headers: Headers, shape: Sequence[int], unit: Any = None, wcs: Any = None) -> Facts:
+def raw_of(pixels: np.ndarray, dtype: np.dtype, headers: Headers, unit: Any = None, wcs: Any = None) -> RawCutout:
     """
+    A cutout with what its headers state of it.
+
     Args:
+        pixels (`np.ndarray` of shape `(bands, H, W)`): its flux.
+        dtype (`np.dtype`): of the values as they are stored; 8-bit ones are display units, unless a unit or a zero
+            point is stated.
         headers ([`Headers`]): what is read.
-        shape (`Sequence[int]`): `(bands, H, W)` of the image.
         unit (`str` or astropy unit, *optional*): that of the array itself, which is in place of BUNIT.
         wcs (astropy `WCS`, *optional*): that of the array itself, which is in place of the header's.
 
     Raises:
         [`InputError`]: values that are not linear flux, or that contradict each other.
     """
+    shape = pixels.shape
     scale, ra, dec = _celestial(headers, shape) if wcs is None else wcs_facts(wcs, shape, headers.name)
     bands = band_names(headers, shape[0])
     if bands is None and shape[0] > 1:
         _check_count(headers, shape[0])
     text = unit_text(str(unit) if unit is not None else headers.text("BUNIT"), headers.name)
     zero_points, text = _zero_points(headers, text, bands or (None,) * shape[0], scale)
-    return Facts(bands, zero_points, text or None, scale, ra, dec)
-
-
-def raw_of(pixels: np.ndarray, facts: Facts, dtype: np.dtype) -> RawCutout:
-    """A cutout of values of `dtype`; 8-bit ones are display units, unless a unit or a zero point is stated."""
-    is_display = dtype == np.uint8 and not (facts.unit or facts.zero_points)
-    return RawCutout(
-        pixels, facts.bands, facts.zero_points, facts.pixel_scale, is_display, facts.unit, facts.ra, facts.dec
-    )
+    is_display = dtype == np.uint8 and not (text or zero_points)
+    return RawCutout(pixels, bands, zero_points, scale, is_display, text or None, ra, dec)
 
 
 def band_names(headers: Headers, count: int) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from ...errors import InputError
-from .headers import Headers, facts_of, linear_flux, raw_of
+from .headers import Headers, linear_flux, raw_of
 from .masks import check_fits, kind_of_words, where_bad
 from .raw import MAX_BANDS, RawCutout, as_pixels, check_numeric, check_size
 
@@ -61,7 +61,7 @@ def _read_npz(archive: zipfile.ZipFile, path: Path) -> RawCutout:
             values = _read(archive, name)
             bad = ~(values > 0) if _kind(name) == "weight" else where_bad(values, name.removesuffix(".npy"), path)
             pixels[np.broadcast_to(bad, pixels.shape)] = np.nan
-    return raw_of(pixels, facts_of(headers, pixels.shape), image.dtype)
+    return raw_of(pixels, image.dtype, headers)
 
 
 def _kind(name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import InputError
 from .bands import band_name, bands_in_paths, is_known_band
 from .fits_files import from_hdus, join_bands, read_fits
-from .headers import Headers, facts_of, linear_flux, raw_of
+from .headers import Headers, linear_flux, raw_of
 from .numpy_files import read_numpy
 from .pictures import from_image, read_picture
 from .raw import RawCutout, as_pixels, check_file, check_size, check_valid, readable
@@ -139,8 +139,7 @@ def _from_values(item: Any, name: str | Path, wanted_bands: int | None) -> RawCu
         header = {str(key).upper(): value for key, value in header.items()}
     headers = Headers(header if header is not None else {}, {}, str(name))
     pixels = as_pixels(linear_flux(array, headers), name, wanted_bands)
-    facts = facts_of(headers, pixels.shape, unit, wcs)
-    return raw_of(pixels, facts, array.dtype)
+    return raw_of(pixels, array.dtype, headers, unit, wcs)
 
 
 def _as_array(values: Any, name: str | Path) -> np.ndarray:
