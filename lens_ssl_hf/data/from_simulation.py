@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 from .display import standardise
 from .files.raw import RawCutout
-from .info import CutoutInfo
+from .info import SPLITS, CutoutInfo
 from .simulation import BANDS, SIMULATOR_VERSION, SimulationConfig, simulate_cutouts
 from .stretch import FIT_CUTOUTS, Stretch
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .dataset import CutoutsConfig
 
 # Each split of the simulation has its own range of indices, so that the size of one does not change the others.
-FIRST_INDEX = {"train": 0, "validation": 10**7, "test": 2 * 10**7, "unlabelled": 3 * 10**7, "test_large": 4 * 10**7}
+FIRST_INDEX = {split: i * 10**7 for i, split in enumerate(SPLITS)}
 
 
 def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], CutoutInfo]:

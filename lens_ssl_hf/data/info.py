@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import InputError
 
+SPLITS = ("train", "validation", "test", "unlabelled", "test_large")  # in the order in which they are shown
+
 
 @dataclass
 class CutoutInfo:

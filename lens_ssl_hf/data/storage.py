@@ -20,7 +20,7 @@ from pyarrow import parquet
 from ..errors import InputError
 from ..files import replacing
 from .files.raw import readable
-from .info import CutoutInfo, cutout_info
+from .info import SPLITS, CutoutInfo, cutout_info
 
 ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
 SHARD_BYTES = 500_000_000  # of a Parquet file
@@ -184,8 +184,7 @@ def _digest(path: Path) -> str:
 
 
 def _order(split: str) -> tuple[int, str]:
-    names = ("train", "validation", "test", "unlabelled", "test_large")
-    return (names.index(split) if split in names else len(names), split)
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
 
 def load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict:

@@ -11,6 +11,7 @@ import numpy as np
 from .from_files import FACTS_FILE, MODEL_CROP
 from .info import CutoutInfo, cutout_info
 from .listing.labels import NAME_OF_LABEL
+from .listing.tables import OWN_COLUMNS
 from .stretch import Stretch
 
 _LENSES = 300  # training lenses whose light is looked at, at most
@@ -39,16 +40,13 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
     for name, split in dataset_dict.items():
         counts = Counter(split["label"][:])
         lines[name] = ", ".join(f"{counts[label]} {kind}" for label, kind in NAME_OF_LABEL.items() if counts[label])
-    further = [name for name in next(iter(dataset_dict.values())).column_names if name not in _OWN]
+    further = [name for name in next(iter(dataset_dict.values())).column_names if name not in OWN_COLUMNS]
     lines["further columns"] = ", ".join(further) if further and not info.simulated else ""
     if facts:
         lines["left out"] = ", ".join(facts["left_out"]) or "nothing"
     lines = {name: text for name, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join([f"What was understood of {source}:", *(f"  {k:{width}}  {v}" for k, v in lines.items())])
-
-
-_OWN = ("id", "pixels", "label", "subclass", "group", "ra", "dec")
 
 
 def outside_share(dataset_dict: Mapping[str, Any], info: CutoutInfo, crop: int = MODEL_CROP) -> float | None:

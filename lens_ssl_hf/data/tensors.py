@@ -139,7 +139,7 @@ def read_split(parquet: ParquetSplits, split: str, number: int) -> CutoutTensors
 def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
     """As [`splits_and_info`], with the splits as they are, for [`as_tensors`]."""
     if isinstance(cutouts, str | os.PathLike):
-        from .dataset import load_cutouts  # datasets, which a training on tensors need not load
+        from .dataset import load_cutouts  # astropy and more, which a training on tensors need not load
 
         cutouts = load_cutouts(cutouts)
     if isinstance(cutouts, tuple):

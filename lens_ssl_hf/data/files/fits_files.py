@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 
 from ...errors import InputError
 from .bands import IMAGE_WORDS, band_of_extension, check_distinct
@@ -40,8 +41,6 @@ def open_fits(path: Path) -> Iterator[Any]:
         [`InputError`]: the file is shorter than its headers say, has more than `MAX_HDUS` HDUs, or unpacks to more
             than `MAX_BYTES`; and whatever the libraries raise where it is damaged.
     """
-    from astropy.io import fits
-
     with open(path, "rb") as stream:
         is_gzip = stream.read(2) == b"\x1f\x8b"  # which astropy unpacks whatever the name
     size = _unpacked_size(path) if is_gzip else path.stat().st_size

@@ -8,6 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.wcs import WCS
+from astropy.wcs.utils import wcs_to_celestial_frame
 
 from ...errors import InputError
 from .bands import band_name, band_of_extension, check_distinct, is_known_band
@@ -259,8 +262,6 @@ def _of_flux_at_0(flux: float | None, header: Headers) -> float | None:
 
 def _celestial(headers: Headers, shape: Sequence[int]) -> tuple[float | None, float | None, float | None]:
     """Arcsec per pixel and the position of the centre from the WCS; the scale else from PIXSCALE and the like."""
-    from astropy.wcs import WCS
-
     for header in headers.chain():
         if re.search("RA--|DEC-|LON|LAT", f"{header.get('CTYPE1', '')} {header.get('CTYPE2', '')}"):
             try:
@@ -285,9 +286,6 @@ def wcs_facts(wcs: Any, shape: Sequence[int], name: str) -> tuple[float | None, 
     Raises:
         [`InputError`]: pixels that are not square.
     """
-    from astropy.coordinates import SkyCoord
-    from astropy.wcs.utils import wcs_to_celestial_frame
-
     x, y = (shape[-1] - 1) / 2, (shape[-2] - 1) / 2
     try:
         sky = wcs if wcs.naxis == 2 else wcs.celestial

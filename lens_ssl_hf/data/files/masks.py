@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 
 from ...errors import InputError
 from .bands import IMAGE_WORDS
@@ -64,8 +65,6 @@ def read_data(hdu: Any, name: str | Path) -> np.ndarray:
 
 def _check_tiles(hdu: Any, name: str | Path) -> None:
     """Refuse gzipped tiles that unpack to more than there are pixels: memory would be taken for them."""
-    from astropy.io import fits
-
     place, columns = hdu.fileinfo(), {"GZIP_COMPRESSED_DATA"}  # of tiles that another method does not take
     if hdu.compression_type.startswith("GZIP"):
         columns.add("COMPRESSED_DATA")

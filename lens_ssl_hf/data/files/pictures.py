@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import InputError
 from .bands import PICTURE_BANDS
@@ -21,8 +22,6 @@ def read_picture(path: Path) -> RawCutout:
     Raises:
         [`InputError`]: it is damaged, or not of the kinds that [`from_image`] takes.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if _bits(image, path) > 8 and len(image.getbands()) > 1:  # which Pillow cuts down to 8
@@ -59,8 +58,6 @@ def from_image(image: Any, name: str | Path) -> RawCutout:
         [`InputError`]: it holds what would be lost: transparency, several pages in colour or of different sizes, or
             inks and colour spaces that are not red, green and blue.
     """
-    from PIL import ImageOps
-
     check_size((len(image.getbands()), *image.size), name)
     pages = _pages(image, name)
     planes = [_array(ImageOps.exif_transpose(page), name) for page in pages]

@@ -3,17 +3,22 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+from astropy import units
 
 from ...errors import InputError
 from .cells import plain
 from .numpy_files import MAX_NPY_HEADER
 from .raw import RawCutout, as_pixels, readable
+
+with contextlib.suppress(ImportError):
+    import hdf5plugin  # noqa: F401  further compressions, where it is installed
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 STACK_SUFFIXES = (*HDF5_SUFFIXES, ".npy")
@@ -76,7 +81,7 @@ def _arrays(stack: Stack, positions: Sequence[int]) -> list[np.ndarray]:
     with readable(stack.path):
         if stack.key is None:
             return [np.asarray(row) for row in np.load(stack.path, mmap_mode="r", allow_pickle=False)[positions]]
-        with _hdf5(stack.path) as file:
+        with h5py.File(stack.path, "r") as file:
             return list(file[stack.key][positions])
 
 
@@ -115,18 +120,6 @@ def _problem(shape: tuple[int, ...], dtype: np.dtype, is_certain: bool) -> str |
     return None
 
 
-@contextlib.contextmanager
-def _hdf5(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise InputError(f"{path} needs h5py to be read: install it, or save the stack as .npy") from error
-    with contextlib.suppress(ImportError):
-        import hdf5plugin  # noqa: F401  further compressions, where it is installed
-    with h5py.File(path, "r") as file:
-        yield file
-
-
 def open_hdf5(path: Path, hdu: str | None) -> tuple[Stack, dict[str, list], list[str]]:
     """
     The stack in an HDF5 file, the columns of its length beside it, and what of the file is left out, for people.
@@ -134,7 +127,7 @@ def open_hdf5(path: Path, hdu: str | None) -> tuple[Stack, dict[str, list], list
     Raises:
         [`InputError`]: the file holds no stack, or several, or one whose values are not all in it.
     """
-    with readable(path), _hdf5(path) as file:
+    with readable(path), h5py.File(path, "r") as file:
         datasets = _datasets(file, path)
         key = _stack_key(datasets, path, hdu)
         chosen = datasets[key]
@@ -161,8 +154,6 @@ def open_hdf5(path: Path, hdu: str | None) -> tuple[Stack, dict[str, list], list
 
 def _datasets(file: Any, path: Path) -> dict[str, Any]:
     """All datasets by their paths; links to other files are not followed."""
-    import h5py
-
     found: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> bool | None:
@@ -211,8 +202,6 @@ def _check_hdf5(dataset: Any, path: Path) -> None:
 
 
 def _check_storage(dataset: Any, path: Path) -> None:
-    import h5py
-
     if dataset.is_virtual or dataset.external:
         # Where another file is gone, HDF5 returns zeros in place of its values.
         raise InputError(f"{path}: the values of {dataset.name} are in other files: copy them into one (h5repack)")
@@ -267,8 +256,6 @@ def _number(value: Any, name: str, path: Path) -> float:
 
 def _zero_point(unit: str) -> tuple[float | None, str | None]:
     """AB magnitude of flux 1 in an absolute unit, or the unit itself."""
-    from astropy import units
-
     try:
         return float((1 * units.Unit(unit)).to_value(units.ABmag)), None
     except (ValueError, TypeError):  # astropy's errors of units are of these

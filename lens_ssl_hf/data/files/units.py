@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any
 
+import astropy.units as u
+
 from ...errors import InputError
 
 _NOT_LINEAR = re.compile(
@@ -45,8 +47,6 @@ def zero_point_of(text: str, scale: float | None, wavelength: float | None, name
     Raises:
         [`InputError`]: surface brightness without a pixel scale.
     """
-    import astropy.units as u
-
     unit = _parse(text)
     if unit is None:
         return None
@@ -65,15 +65,11 @@ def zero_point_of(text: str, scale: float | None, wavelength: float | None, name
 
 
 def _maggy() -> Any:
-    import astropy.units as u
-
     return 10 ** (0.4 * _JANSKY) * u.Jy
 
 
 def _parse(text: str) -> Any:
     """An astropy unit; `None` where there is none, or none that astropy knows."""
-    import astropy.units as u
-
     spelled = _FLUX_UNIT.sub(_usual_unit, _BESIDE_UNIT.sub("", text.strip("[] ")))
     spelled = re.sub(r"[A-Za-z]{5,}", lambda match: match[0].lower(), spelled)  # ANGSTROM
     spelled = re.sub(r"\bergs\b", "erg", re.sub(r"/A$", "/AA", spelled))

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import votable
+from astropy.table import Table
+from pyarrow import parquet
 
 from ...errors import InputError
 from ..files.cells import plain
@@ -51,8 +54,6 @@ def read_table(table: Path) -> Columns:
 
 
 def _read(table: Path, name: str) -> Columns:
-    from astropy.table import Table
-
     if name.endswith(PARQUET_SUFFIXES):
         return _read_parquet(table)
     if name.endswith(FITS_TABLE_SUFFIXES):
@@ -104,8 +105,6 @@ def _check_names(names: list[str], table: Path) -> None:
 
 
 def _read_parquet(table: Path) -> Columns:
-    from pyarrow import parquet
-
     with parquet.ParquetFile(table) as file:
         columns = file.read()
     _check_names(columns.column_names, table)
@@ -114,8 +113,6 @@ def _read_parquet(table: Path) -> Columns:
 
 
 def _read_votable(table: Path) -> Columns:
-    from astropy.io import votable
-
     content = table.read_bytes()
     if re.search(rb"<STREAM[^>]*\bhref", content, re.I):  # which the parser would fetch
         raise InputError(f"{table} names another file as its content: save it with the content inside")

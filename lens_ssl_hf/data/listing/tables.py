@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astropy.coordinates import Angle
+from astropy.units import Unit
+
 from ...errors import InputError
 from ..files.stacks import HDF5_SUFFIXES, STACK_SUFFIXES, Stack, open_hdf5, open_npy
 from ..options import DataArguments
@@ -308,8 +311,6 @@ def _position(key: str, text: str | None, where: str, column: str | None, units:
 
 
 def _sexagesimal(key: str, text: str, where: str, column: str) -> float:
-    from astropy.coordinates import Angle
-
     try:
         unit = None if re.search("[hd°]", text) else "hourangle" if key == "ra" else "deg"
         return float(Angle(text, unit=unit).deg)
@@ -318,8 +319,6 @@ def _sexagesimal(key: str, text: str, where: str, column: str) -> float:
 
 
 def _in_degrees(value: float, unit: str, where: str, column: str) -> float:
-    from astropy.units import Unit
-
     try:
         return float((value * Unit(unit)).to_value("deg"))
     except (ValueError, TypeError) as error:
