@@ -19,10 +19,6 @@ from test_samplers import write_data_set
 from tiny_runs import write_classifier_run
 
 ROOT = Path(__file__).parents[1]
-# What a bare GPU machine lacks; names of distributions and of modules.
-ABSENT = (
-    "datasets evaluate sklearn scikit_learn scipy matplotlib astropy pandas pyarrow PIL pillow lens_ssl __editable__"
-)
 LAUNCH = "-m accelerate.commands.launch"
 QUICK = "--backbone vitt8 --precision fp32 --eval_every 1"
 
@@ -199,7 +195,7 @@ def test_several_processes_share_a_batch_and_name_a_mistake_once(data, tmp_path)
         ("run_ssl.py --dataset {data} --nonsense", "unknown argument --nonsense: see --help"),
         ("run_ssl.py --dataset {data} --epochs many", "--epochs"),
         ("run_ssl.py --dataset {data} --bands g r", "bands cannot change"),
-        ("run_study.py --dataset {data} --output_dir {out} --labels 16 --report_dir {data}/x", "report_dir"),
+        ("run_study.py --dataset {data} --output_dir {out} --labels 16 --report_dir {data}/cutouts.json/x", "report_dir"),
     ],
 )
 def test_mistakes_end_in_one_sentence(command, named, data, tmp_path, monkeypatch, capsys):
