@@ -289,7 +289,7 @@ def test_empty_folder_and_one_class():
 def test_errors_tell_of_the_files_left_out():
     root = make_folder("data", {"lenses": 10, "nonlenses": 10})
     (root / "lenses" / "link.npy").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"lenses/link\.npy does not exist: restore the file, or leave it out"):
+    with pytest.raises(InputError, match=r"lenses/link\.npy does not exist: restore the file"):
         load(root)
     with pytest.raises(InputError, match=r"cannot write no/r\.csv: choose another bad_file_report"):
         load(root, on_bad_file="skip", bad_file_report="no/r.csv")
@@ -359,7 +359,7 @@ def test_bad_file_stops_or_is_skipped_and_listed(problem, message, caplog):
         (("file", "label", "ra"), ("3.npy", "lens", "north"), {}, "row 4: 'north' in column 'ra' is not a number"),
         (("file", "label", "ra"), ("3.npy", "lens", "inf"), {}, "row 4: 'inf' in column 'ra' is not a number"),
         (("file", "label", "fold"), ("3.npy", "lens", "1"), {"test_fold": 9}, "has no cutouts of test_fold 9"),
-        (("file", "label"), ("a\0.npy", "lens"), {}, "cannot be read"),
+        (("file", "label"), ("a\0.npy", "lens"), {}, "cannot be a path"),
         (
             ("file", "label"),
             None,

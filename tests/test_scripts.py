@@ -195,7 +195,7 @@ def test_several_processes_share_a_batch_and_name_a_mistake_once(data, tmp_path)
         ("run_ssl.py --dataset {data} --nonsense", "unknown argument --nonsense: see --help"),
         ("run_ssl.py --dataset {data} --epochs many", "--epochs"),
         ("run_ssl.py --dataset {data} --bands g r", "bands cannot change"),
-        ("run_study.py --dataset {data} --output_dir {out} --labels 16 --report_dir {data}/cutouts.json/x", "report_dir"),
+        ("run_study.py --dataset {data} --output_dir {out} --labels 16 --report_dir {data}/README.md/x", "report_dir"),
     ],
 )
 def test_mistakes_end_in_one_sentence(command, named, data, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from .headers import Headers, linear_flux, raw_of
 from .masks import check_fits, kind_of_words, where_bad
 from .raw import MAX_BANDS, RawCutout, as_pixels, check_numeric, check_size
 
-MAX_NPY_HEADER = 10_000  # bytes, as numpy's own max_header_size
+_MAX_NPY_HEADER = 10_000  # bytes, as numpy's own max_header_size
 _MAX_MEMBERS = 100  # of a .npz
 _MAX_FACT_BYTES = 10_000
 
@@ -98,16 +98,22 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[tuple[int,
 
 def _declared(stream: IO[bytes], size: int, path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """The shape and type that the header of `size` bytes of .npy declares."""
-    version = np.lib.format.read_magic(stream)
-    length = stream.read(2 if version == (1, 0) else 4)
-    if int.from_bytes(length, "little") > MAX_NPY_HEADER:  # numpy would read it whole before it refuses
-        raise InputError(f"{path} declares a header longer than {MAX_NPY_HEADER} bytes: save it with numpy.save")
-    text = stream.read(int.from_bytes(length, "little"))
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(io.BytesIO(length + text))
+    shape, dtype = read_header(stream, path)
     if dtype.hasobject:  # an object array is a program, not a picture
         raise InputError(f"{path} holds pickled objects, not numbers: save it as a float32 array")
     check_size(shape, path)
     if math.prod(shape) * dtype.itemsize > size:
         raise InputError(f"{path} is shorter than its header says (truncated?): save or copy it again")
+    return shape, dtype
+
+
+def read_header(stream: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type in a header of .npy, which must not be long: numpy would read it whole before it refuses."""
+    version = np.lib.format.read_magic(stream)
+    length = stream.read(2 if version == (1, 0) else 4)
+    if int.from_bytes(length, "little") > _MAX_NPY_HEADER:
+        raise InputError(f"{path} declares a header longer than {_MAX_NPY_HEADER} bytes: save it with numpy.save")
+    text = stream.read(int.from_bytes(length, "little"))
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(io.BytesIO(length + text))
     return shape, dtype

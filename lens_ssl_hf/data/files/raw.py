@@ -54,7 +54,7 @@ def check_file(path: str | Path) -> None:
         found = os.stat(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            raise InputError(f"{path} does not exist: correct the path or restore the file") from error
+            raise InputError(f"{path} does not exist: restore the file or correct the path") from error
         raise InputError(f"{path} cannot be read ({error.strerror}): give yourself access to it") from error
     except ValueError as error:  # a NUL character
         raise InputError(f"{str(path)!r} cannot be a path ({error}): correct it") from error

@@ -14,7 +14,7 @@ from astropy import units
 
 from ...errors import InputError
 from .cells import plain
-from .numpy_files import MAX_NPY_HEADER
+from .numpy_files import read_header
 from .raw import RawCutout, as_pixels, readable
 
 with contextlib.suppress(ImportError):
@@ -92,14 +92,8 @@ def open_npy(path: Path, has_table: bool) -> Stack:
     Raises:
         [`InputError`]: it is none.
     """
-    with readable(path):
-        with open(path, "rb") as stream:
-            start = stream.read(12)
-        length = start[8:10] if start[6:7] == b"\x01" else start[8:12]
-        if not start.startswith(np.lib.format.MAGIC_PREFIX):
-            raise InputError(f"{path} is not a .npy file whatever its name: save it with numpy.save")
-        if int.from_bytes(length, "little") > MAX_NPY_HEADER:  # numpy would read it whole before it looks
-            raise InputError(f"{path} declares a header longer than {MAX_NPY_HEADER} bytes: save it with numpy.save")
+    with readable(path), open(path, "rb") as stream:
+        read_header(stream, path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     problem = _problem(array.shape, array.dtype, is_certain=has_table)
     if problem:

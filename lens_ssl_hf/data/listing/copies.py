@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 
 from ...errors import InputError
-from ..files.raw import check_file
+from ..files.raw import check_file, readable
 from ..files.stacks import Stack, digest_stack_rows
 from ..pool import map_chunks
 from .rows import BadFiles, Row
@@ -47,19 +47,14 @@ def _digest_row(row: Row) -> tuple[str, str]:
     for path in row.paths:
         try:
             str(path).encode()
-            path.stat()
             check_file(path)
-            with open(path, "rb") as stream:
+            with readable(path), open(path, "rb") as stream:
                 while piece := stream.read(_PIECE):
                     digest.update(piece)
         except UnicodeEncodeError:
             return "", f"{_printable(path)} has a name that is not UTF-8: rename the file"
         except InputError as error:
             return "", str(error)
-        except FileNotFoundError:
-            return "", f"{path} does not exist: restore the file, or leave it out"
-        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-            return "", f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): restore the file"
     return digest.hexdigest(), ""
 
 
