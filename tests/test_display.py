@@ -189,18 +189,21 @@ def test_processor_saves_and_takes_any_number_of_bands(tmp_path, count):
     assert loaded(flux, input_pixel_scale=0.4)["pixel_values"].shape == pixels.shape
 
 
-def test_saving_writes_what_a_model_folder_gets(tmp_path):
-    """`save_pretrained`, as `push_to_hub` of the processor calls it, gives the same folder as `save_processor`."""
+def test_a_model_folder_gets_the_processor_and_the_code_that_it_needs(tmp_path):
     cutouts = {"bands": ["g"], "pixel_scale": 0.2, "stretch": Stretch("asinh", (-1,), (9,), (1,)).to_dict()}
-    for folder in (ours := tmp_path / "ours", theirs := tmp_path / "theirs"):
-        folder.mkdir()
-    save_processor(ours, cutouts, 16, [0.4], [0.3])
-    LensImageProcessor(**cutouts, do_stretch=False, crop_size=16, image_mean=[0.4], image_std=[0.3]).save_pretrained(
-        theirs
-    )
-    for name in ("preprocessor_config.json", "image_processor.py", "flux.py"):
-        load = json.loads if name.endswith("json") else str
-        assert load((ours / name).read_text()) == load((theirs / name).read_text())
+    save_processor(tmp_path, cutouts, 16, [0.4], [0.3])
+    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", "image_processor.py", "flux.py"}
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert config == {
+        **cutouts,
+        "image_processor_type": "LensImageProcessor",
+        "auto_map": {"AutoImageProcessor": "image_processor.LensImageProcessor"},
+        "do_stretch": False,
+        "crop_size": {"height": 16, "width": 16},
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.4],
+        "image_std": [0.3],
+    }
 
 
 @pytest.mark.parametrize(
