@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ import torch
 from ..errors import InputError
 from .display import center_crop
 from .info import cutout_info
-from .storage import ParquetSplits
+
+if TYPE_CHECKING:
+    from .storage import ParquetSplits
 
 _CHUNK = 1024  # cutouts that are looked at together
 
@@ -114,7 +116,7 @@ def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors]
     return {name: check_finite(name, as_tensors(split)) for name, split in chosen.items()}, info
 
 
-def read_split(parquet: ParquetSplits, split: str, number: int) -> CutoutTensors | None:
+def read_split(parquet: "ParquetSplits", split: str, number: int) -> CutoutTensors | None:
     """
     Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent.
 
@@ -139,7 +141,7 @@ def read_split(parquet: ParquetSplits, split: str, number: int) -> CutoutTensors
 def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
     """As [`splits_and_info`], with the splits as they are, for [`as_tensors`]."""
     if isinstance(cutouts, str | os.PathLike):
-        from .dataset import load_cutouts  # astropy and more, which a training on tensors need not load
+        from .dataset import load_cutouts  # datasets, which a Space lacks
 
         cutouts = load_cutouts(cutouts)
     if isinstance(cutouts, tuple):
