@@ -267,7 +267,7 @@ def test_refusals(space, tmp_path):
 # What requirements.txt does not bring is not there, and neither is this checkout.
 SERVER = """
 import runpy, sys
-for name in ("datasets", "evaluate", "sklearn", "matplotlib", "accelerate", "psutil", "pyarrow"):
+for name in ("datasets", "evaluate", "sklearn", "matplotlib", "accelerate", "psutil", "pyarrow", "h5py"):
     sys.modules[name] = None
 sys.path.insert(0, ".")
 import lens_ssl_hf
