@@ -7,6 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Each curve and its inverse.
+_CURVES = {
+    "asinh": (np.arcsinh, np.sinh),
+    "sqrt": (lambda x: np.sign(x) * (np.sqrt(1 + abs(x)) - 1), lambda y: np.sign(y) * ((1 + abs(y)) ** 2 - 1)),
+    "linear": (lambda x: x, lambda y: y),
+}
+
 
 def fill_masked(flux: np.ndarray) -> np.ndarray:
     """
@@ -99,14 +106,6 @@ def unstretch_flux(
     curve, inverse = _CURVES[kind]
     low, high = curve(black / softening), curve(white / softening)
     return (softening * inverse(low + display / 255 * (high - low))).astype(np.float32)
-
-
-# Each curve and its inverse.
-_CURVES = {
-    "asinh": (np.arcsinh, np.sinh),
-    "sqrt": (lambda x: np.sign(x) * (np.sqrt(1 + abs(x)) - 1), lambda y: np.sign(y) * ((1 + abs(y)) ** 2 - 1)),
-    "linear": (lambda x: x, lambda y: y),
-}
 
 
 def resample(pixels: np.ndarray, factor: float, is_flux: bool = True) -> np.ndarray:
