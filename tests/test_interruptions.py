@@ -288,7 +288,8 @@ def test_a_read_only_folder_is_named(read_only, tiny_cutouts, tmp_path):
         lambda: load_cutouts("simulated", train_size=4, cache_dir=str(read_only / "a")),
     ):
         with pytest.raises(
-            InputError, match=r"read_only.*(Operation not permitted|Permission denied).*: (make room, or )?choose"
+            InputError,
+            match=r"read_only.*(Operation not permitted|Permission denied|cannot be written to).*: (make room, or )?choose",
         ):
             write()
     assert not list(read_only.iterdir())
