@@ -7,10 +7,11 @@ from .registration import register_with_auto_classes
 
 # ruff: noqa: F401
 if TYPE_CHECKING:  # for editors; at run time each name is imported when it is used
-    from .data.cutouts import load_cutouts, save_cutouts
-    from .data.lens_image_processor import LensImageProcessor
-    from .data.processing import CutoutInfo, Stretch, cutout_info
-    from .data.tensors import load_tensors, save_tensors
+    from .data.dataset import load_cutouts
+    from .data.image_processor import LensImageProcessor
+    from .data.info import CutoutInfo, cutout_info
+    from .data.storage import save_cutouts
+    from .data.stretch import Stretch
     from .errors import InputError
     from .evaluation.evaluate import evaluate, predict
     from .hub.export import export
@@ -27,17 +28,16 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "DINO": "models",
     "IBOT": "models",
-    "CutoutInfo": "data.processing",
+    "CutoutInfo": "data.info",
     "InputError": "errors",
-    "LensImageProcessor": "data.lens_image_processor",
+    "LensImageProcessor": "data.image_processor",
     "SimSiam": "models",
-    "Stretch": "data.processing",
-    "cutout_info": "data.processing",
+    "Stretch": "data.stretch",
+    "cutout_info": "data.info",
     "evaluate": "evaluation.evaluate",
     "export": "hub.export",
     "finetune": "training.finetune",
-    "load_cutouts": "data.cutouts",
-    "load_tensors": "data.tensors",
+    "load_cutouts": "data.dataset",
     "pipeline": "inference.pipeline",
     "predict": "evaluation.evaluate",
     "pretrain": "training.pretrain",
@@ -45,8 +45,7 @@ _EXPORTS = {
     "push_space": "space.build",
     "push_to_hub": "hub.push",
     "read_cutout": "inference.read_cutout",
-    "save_cutouts": "data.cutouts",
-    "save_tensors": "data.tensors",
+    "save_cutouts": "data.storage",
 }
 __all__ = list(_EXPORTS)
 

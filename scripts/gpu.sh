@@ -43,13 +43,17 @@ OUT=$(realpath "$OUT")
 export PYTHONPATH=$WORK/site:$PWD TQDM_MININTERVAL=30 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
 
 install_missing() {
-    local wheel module missing=()
-    for wheel in .whl/*.whl; do
-        module=$(basename "$wheel" | cut -d- -f1 | sed s/pyerfa/erfa/)
-        if [ -e "$wheel" ] && ! python3 -c "import $module" 2> /dev/null; then missing+=("$wheel"); fi
-    done
-    [ ${#missing[@]} = 0 ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-        --target "$WORK/site" "${missing[@]}"
+    local wheels
+    wheels=$(python3 - .whl/*.whl << 'END'
+import importlib.util, sys
+for wheel in sys.argv[1:]:
+    module = wheel.split("/")[-1].split("-")[0].replace("pyerfa", "erfa")
+    if "*" not in wheel and importlib.util.find_spec(module) is None:
+        print(wheel)
+END
+    )
+    [ -z "$wheels" ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$WORK/site" $wheels
 }
 
 left() { echo $((LIMIT > SECONDS ? LIMIT - SECONDS : 1)); }  # seconds
@@ -75,10 +79,10 @@ wait_for_all() {
     for job in $(jobs -p); do wait "$job"; done
 }
 
-simulate() {  # FILE SIZES...: unless it is there
-    local file=$1
+simulate() {  # FOLDER SIZES...: unless it is there
+    local folder=$1
     shift
-    [ -e "$file" ] || lens_ssl build --dataset simulated --size 48 "$@" --cache_dir "$WORK/cache" --output "$file"
+    [ -e "$folder" ] || lens_ssl build --dataset simulated --size 48 "$@" --cache_dir "$WORK/cache" --output "$folder"
 }
 
 # ---- study: several processes share the cells, since one that trains small models leaves the GPU idle
@@ -87,7 +91,7 @@ run_study() {  # BACKBONE
     local worker
     if [ $SECONDS -ge "$STUDY_SECONDS" ]; then return; fi
     for worker in $(seq "$WORKERS"); do
-        background "$WORK/worker$worker.log" study --dataset "$WORK/study.safetensors" --output_dir "$WORK/study" \
+        background "$WORK/worker$worker.log" study --dataset "$WORK/study_data" --output_dir "$WORK/study" \
             --methods $METHODS --backbones "$1" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" \
             --epochs "$EPOCHS" --steps "$STEPS" --precision bf16
     done
@@ -133,7 +137,7 @@ pack() {  # NAME FOLDERS...: what is small in them, in pieces
 # ---- train
 
 run_train() {
-    local folder=$WORK/$TRAIN_METHOD-$TRAIN_BACKBONE-$TRAIN_EPOCHS-$BATCH data=$WORK/train.safetensors
+    local folder=$WORK/$TRAIN_METHOD-$TRAIN_BACKBONE-$TRAIN_EPOCHS-$BATCH data=$WORK/train_data
     local backbone=$folder/lens-$TRAIN_METHOD-$TRAIN_BACKBONE
     if [ ! -d "$folder/pieces" ]; then
         stage pretrain lens_ssl pretrain --dataset "$data" --method "$TRAIN_METHOD" --backbone "$TRAIN_BACKBONE" \
@@ -193,11 +197,11 @@ run_part() {
         speed) stage speed within python3 scripts/benchmark_gpu.py --output "$OUT/benchmark_gpu.json" \
             ${LENS_SSL_REHEARSE:+--tiny yes} $SPEED_OPTIONS ;;
         study)
-            stage simulate simulate "$WORK/study.safetensors" $study_sizes
+            stage simulate simulate "$WORK/study_data" $study_sizes
             for backbone in $BACKBONES; do stage "study $backbone" run_study "$backbone"; done
             stage pack pack_study ;;
         train)
-            stage simulate simulate "$WORK/train.safetensors" $train_sizes
+            stage simulate simulate "$WORK/train_data" $train_sizes
             run_train ;;
         *) echo "usage: scripts/gpu.sh check|speed|study|train [--rehearse]" >&2; return 2 ;;
     esac

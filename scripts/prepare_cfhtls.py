@@ -106,7 +106,7 @@ def main() -> None:
     import pandas as pd
     from tqdm import tqdm
 
-    from lens_ssl_hf.data.readers import read_raw
+    from lens_ssl_hf.data.files.readers import read_raw
 
     for name in ("window", "size"):
         if getattr(arguments, name) < 8 or getattr(arguments, name) % 2:

@@ -1,22 +1,35 @@
 """Small data sets and runs that several tests share."""
 
+import json
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
-# Before the imports, which read them: nothing is looked for on the Hub, and parallel workers share the cores.
+# Before the imports, which read them: nothing is looked for on the Hub, datasets are kept in a cache that is removed
+# after the tests, and parallel workers share the cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="lens_ssl_hf-tests-")
 
+import datasets
 import pytest
 import torch
 
+from lens_ssl_hf.data.storage import save_cutouts
 from lens_ssl_hf.data.tensors import CutoutTensors
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it, and what they start
 
 STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 def make_split(size: int, seed: int, bands: int = 3, side: int = 40) -> CutoutTensors:
@@ -30,7 +43,7 @@ def make_split(size: int, seed: int, bands: int = 3, side: int = 40) -> CutoutTe
 
 
 def make_cutouts() -> tuple[dict, dict]:
-    """Splits and CutoutInfo fields of 96 + 48 + 48 toy cutouts, as `load_tensors` returns them."""
+    """Splits and CutoutInfo fields of 96 + 48 + 48 toy cutouts, as `splits_and_info` returns them."""
     info = {
         "source": "folder",
         "name": "toy",
@@ -43,6 +56,23 @@ def make_cutouts() -> tuple[dict, dict]:
         "fingerprint": "0123456789abcdef",
     }
     return {"train": make_split(96, 0), "validation": make_split(48, 1), "test": make_split(48, 2)}, info
+
+
+def save_toy(cutouts: tuple[dict, dict], directory: Path) -> Path:
+    """What [`make_cutouts`] returned, as the directory that `save_cutouts` writes."""
+    splits, info = cutouts
+    pixels = datasets.Array3D((len(info["bands"]), info["size"], info["size"]), "float32")
+    label = datasets.ClassLabel(names=["nonlens", "lens"])
+    features = datasets.Features({"pixels": pixels, "label": label})
+    features |= {name: datasets.Value("string") for name in ("id", "group", "subclass")}
+    saved = datasets.DatasetDict()
+    for name, split in splits.items():
+        columns = {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
+        columns |= {"group": split.groups, "subclass": split.subclasses}
+        saved[name] = datasets.Dataset.from_dict(columns, datasets.Features(features))
+        saved[name].info.description = json.dumps(info)
+    save_cutouts(saved, directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import os
 import runpy
 from pathlib import Path
 
-from lens_ssl_hf.data.batches import ResidentImages
+from lens_ssl_hf.data.samplers import ResidentImages
 
 batch, seen = ResidentImages.batch, set()
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lens_ssl_hf.data.bands import band_name, band_order, bands_in_paths, is_known_band
+from lens_ssl_hf.data.files.bands import band_name, band_order, bands_in_paths, is_known_band
 from lens_ssl_hf.errors import InputError
 
 

@@ -16,7 +16,7 @@ import lens_ssl_hf
 from lens_ssl_hf.commands.main import COMMANDS, main
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.commands.shared import PushArguments
-from lens_ssl_hf.data.arguments import DataArguments
+from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.training.arguments import PretrainArguments, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -287,7 +287,7 @@ def test_a_flag_takes_no_word_that_is_not_its_own(line, expected, monkeypatch):
         "import lens_ssl_hf; from transformers import AutoConfig",
         "from transformers import AutoConfig; import lens_ssl_hf",
         "import lens_ssl_hf; from transformers import ViTModel, pipeline, AutoConfig",
-        "import lens_ssl_hf.data.lens_image_processor; from transformers import AutoConfig",
+        "import lens_ssl_hf.data.image_processor; from transformers import AutoConfig",
     ],
 )
 def test_models_are_registered_in_whatever_order_a_program_imports(program):
@@ -302,7 +302,7 @@ print(find("LensImageProcessor"))
     assert result.stdout.splitlines() == [
         "['lens_dino', 'lens_ibot', 'lens_simsiam']",
         "<class 'lens_ssl_hf.models.dino.DINO'>",
-        "<class 'lens_ssl_hf.data.lens_image_processor.LensImageProcessor'>",
+        "<class 'lens_ssl_hf.data.image_processor.LensImageProcessor'>",
     ], result.stderr
 
 

@@ -3,15 +3,13 @@
 import csv
 import json
 import resource
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import STRETCH, make_split
+from conftest import STRETCH, make_split, save_toy
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
@@ -23,8 +21,8 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
 from lens_ssl_hf import InputError, evaluate, export, predict
-from lens_ssl_hf.data.processing import CutoutInfo
-from lens_ssl_hf.data.tensors import CutoutTensors, save_tensors
+from lens_ssl_hf.data.info import CutoutInfo
+from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation import plots
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.plots import colour_image, contact_sheet, plot_curves, plot_roc
@@ -58,26 +56,10 @@ def test_predict_takes_a_run_a_folder_a_loaded_model_and_any_form_of_data(run, t
     scores = predict(run, split).score
     model = ViTForImageClassification.from_pretrained(run / "model")
     processor = AutoImageProcessor.from_pretrained(run / "model")
-    path = save_tensors(tiny_cutouts, tmp_path / "toy.safetensors")
+    path = save_toy(tiny_cutouts, tmp_path / "toy")
     for source, cutouts in ((run / "model", tiny_cutouts), ((model, processor), path), (str(run), path)):
         found = predict(source, cutouts)
         assert np.array_equal(found.score, scores) and found.id == split.ids
-
-
-def test_predict_needs_only_torch_and_transformers(run, tiny_cutouts, tmp_path):
-    """On a bare machine: no datasets, evaluate, scikit-learn, pandas, pyarrow, matplotlib, astropy, Pillow."""
-    path = save_tensors(tiny_cutouts, tmp_path / "toy.safetensors")
-    code = f"""
-import sys
-for name in ("datasets", "evaluate", "sklearn", "pandas", "pyarrow", "matplotlib", "astropy", "PIL", "torchvision"):
-    sys.modules[name] = None
-from lens_ssl_hf import predict
-predict({str(run)!r}, {str(path)!r}).save({str(tmp_path / "predictions.csv")!r})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    predictions = Predictions.load(tmp_path / "predictions.csv")
-    assert np.array_equal(predictions.score, predict(run, tiny_cutouts).score)
-    assert evaluate(tmp_path / "predictions.csv", num_bootstrap=0)["num_lenses"] == 24
 
 
 def test_evaluation_writes_its_files(run, report, tiny_cutouts):
@@ -122,7 +104,7 @@ def test_a_full_disk_leaves_nothing_half_written(name, report, run, tmp_path):
 def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp_path, monkeypatch):
     from datasets import Dataset, DatasetDict
 
-    from lens_ssl_hf.data.processing import CutoutInfo
+    from lens_ssl_hf.data.info import CutoutInfo
     from lens_ssl_hf.evaluation import evaluate as module
 
     splits, info = tiny_cutouts

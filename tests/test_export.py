@@ -154,7 +154,7 @@ WITHOUT_PACKAGE = 'sys.modules["lens_ssl_hf"] = None'
 @pytest.mark.parametrize(
     ("before", "trust", "expected"),
     [
-        ("import lens_ssl_hf", False, "lens_ssl_hf.data.lens_image_processor"),
+        ("import lens_ssl_hf", False, "lens_ssl_hf.data.image_processor"),
         (WITHOUT_PACKAGE, True, "transformers_modules."),
         (WITHOUT_PACKAGE, False, None),
         (WITHOUT_PACKAGE, None, None),  # transformers asks, and gets no answer

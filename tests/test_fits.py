@@ -7,8 +7,8 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
-from lens_ssl_hf.data.processing import to_display
-from lens_ssl_hf.data.readers import read_raw, read_raw_bands
+from lens_ssl_hf.data.display import to_display
+from lens_ssl_hf.data.files.readers import read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
 
 PLANE = np.random.default_rng(0).normal(size=(20, 20)).astype("float32")

@@ -23,12 +23,13 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from lens_ssl_hf import InputError, load_tensors, save_tensors
-from lens_ssl_hf.data.arguments import DataArguments
-from lens_ssl_hf.data.batches import ParquetSplits
-from lens_ssl_hf.data.readers import read_raw
-from lens_ssl_hf.data.sources import BadFiles
-from lens_ssl_hf.data.tables import list_catalogue
+from lens_ssl_hf import InputError
+from lens_ssl_hf.data.files.readers import read_raw
+from lens_ssl_hf.data.listing.rows import BadFiles
+from lens_ssl_hf.data.listing.tables import list_catalogue
+from lens_ssl_hf.data.options import DataArguments
+from lens_ssl_hf.data.storage import ParquetSplits
+from lens_ssl_hf.data.tensors import read_split
 from lens_ssl_hf.training.checkpoints import newest_checkpoint, save_checkpoint
 
 RNG = np.random.default_rng(0)
@@ -310,52 +311,17 @@ def test_damaged_tables(tmp_path):
     assert not read_or_refuse(check, tmp_path / "bomb.fits.gz")
 
 
-def test_damaged_data_sets(tiny_cutouts, tmp_path):
-    whole = save_tensors(tiny_cutouts, tmp_path / "whole.safetensors").read_bytes()
-    small = whole[:20_000]  # the header and some pixels: mutants of all of it take long to write
-    right, _ = load_tensors(tmp_path / "whole.safetensors")
-    refused = 0
-
-    def check(path):
-        splits, _ = load_tensors(path)
-        assert splits.keys() == right.keys()
-        assert all(torch.equal(splits[name].pixels, right[name].pixels) for name in right)
-        assert all(torch.equal(splits[name].labels, right[name].labels) for name in right)
-
-    for i, content in enumerate([*mutations(small, 60, np.random.default_rng(3)), b"[" * 100_000]):
-        path = tmp_path / f"mutant{i}.safetensors"
-        path.write_bytes(content + whole[20_000:])
-        refused += not read_or_refuse(check, path)
-        path.unlink()
-    assert refused > 50
-
-
-def test_a_flipped_bit_and_a_file_without_checksum_are_refused(tiny_cutouts, tmp_path):
-    path = save_tensors(tiny_cutouts, tmp_path / "a.safetensors")
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[-1000] ^= 1
-    path.write_bytes(flipped)
-    with pytest.raises(
-        InputError, match=r"a\.safetensors \(its checksum is wrong\): write it again with save_tensors"
-    ):
-        load_tensors(path)
-    path.write_bytes(whole.replace(b'"checksum"', b'"checkers"'))
-    with pytest.raises(InputError, match=r"a\.safetensors has no checksum.*write it again with save_tensors"):
-        load_tensors(path)
-
-
 def test_damaged_parquet_splits(tmp_path):
-    from test_batches import write_data_set
+    from test_samplers import write_data_set
 
     directory = write_data_set(tmp_path / "set", 40)
     path = next((directory / "data").glob("train-*"))
     whole = path.read_bytes()
-    right = ParquetSplits(directory).sample("train", 40).pixels
+    right = read_split(ParquetSplits(directory), "train", 40).pixels
     refused = 0
 
     def check(path):
-        found = ParquetSplits(directory).sample("train", 40).pixels
+        found = read_split(ParquetSplits(directory), "train", 40).pixels
         assert torch.equal(found, right), "wrong pixels were read without a word"
 
     for content in mutations(whole, 150, np.random.default_rng(4)):

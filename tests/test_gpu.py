@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import save_toy
 from packaging.version import Version
 from safetensors.torch import load_file
 from test_interruptions import assert_same_run, run_until_killed
@@ -26,7 +27,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, ViTForImageClassification
 
 from lens_ssl_hf import finetune, pipeline, predict, pretrain
-from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.data.views import Views, ViewSettings, random_bits
 from lens_ssl_hf.models import METHODS
 from lens_ssl_hf.models.backbones import use_fast_attention
@@ -81,7 +81,7 @@ def exact_fp32():
 
 @pytest.fixture(scope="module")
 def data(tiny_cutouts, tmp_path_factory):
-    return save_tensors(tiny_cutouts, tmp_path_factory.mktemp("data") / "cutouts.safetensors")
+    return save_toy(tiny_cutouts, tmp_path_factory.mktemp("data") / "cutouts")
 
 
 @pytest.fixture(scope="module")

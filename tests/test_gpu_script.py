@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lens_ssl_hf import load_tensors, predict
+from lens_ssl_hf import load_cutouts, predict
 from lens_ssl_hf.models.loading import load_classifier
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def test_study(tmp_path):
     assert len(cells) == 3 + 4 * 2
     before = {path: path.stat().st_mtime_ns for path in home.glob("*/*/*")}
     options = "--methods supervised simsiam dino ibot --backbones vitt8 --labels 16 all --seeds 1 --subsets 1"
-    options += f" --epochs 1 --steps 2 --precision bf16 --dataset {tmp_path}/work/study.safetensors"
+    options += f" --epochs 1 --steps 2 --precision bf16 --dataset {tmp_path}/work/study_data"
     command = [sys.executable, "-m", "lens_ssl_hf", "study", *options.split(), "--output_dir", home]
     report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert report.returncode == 0, report.stderr
@@ -94,7 +94,7 @@ def test_train_goes_on_after_a_kill(tmp_path):
     name = exported / "lens-dino-vitt8-classifier"
     model, _ = load_classifier(str(name))
     assert model.dtype == torch.float32
-    cutouts = load_tensors(tmp_path / "work" / "train.safetensors")
+    cutouts = load_cutouts(str(tmp_path / "work" / "train_data"))
     assert len(predict(name, cutouts).score) == 24
     pieces = [key for key in files if key.startswith("weights.tar.")]
     for key in pieces:

@@ -14,7 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
-from conftest import make_split
+from conftest import make_split, save_toy
 from hub_server import READER, WRITER, Trouble, serve
 from huggingface_hub import ModelCard, constants
 from tiny_runs import write_classifier_run, write_pretrain_run
@@ -32,8 +32,7 @@ from lens_ssl_hf import (
     push_space,
     push_to_hub,
 )
-from lens_ssl_hf.data.processing import cutout_info
-from lens_ssl_hf.data.tensors import save_tensors
+from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.evaluation.plots import colour_image
 from lens_ssl_hf.hub.export import is_of_export
 from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
@@ -541,7 +540,7 @@ def test_the_script_pushes(hub, runs, tmp_path):
     ],
 )
 def test_training_pushes_when_it_is_done(script, options, repo_id, hub, tiny_cutouts, tmp_path):
-    data, out = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors"), tmp_path / "out"
+    data, out = save_toy(tiny_cutouts, tmp_path / "cutouts"), tmp_path / "out"
     command = [f"scripts/{script}", *options.split(), "--precision", "fp32", "--dataset", str(data)]
     command += ["--output_dir", str(out), "--push_to_hub"]
     wrong = BACKBONE if repo_id == CLASSIFIER else CLASSIFIER
@@ -593,7 +592,7 @@ def test_a_space_is_one_commit_of_what_a_dry_run_writes(hub, runs, tiny_cutouts,
 def test_a_space_of_a_published_model_loads_the_revision_that_was_calibrated(hub, runs, tiny_cutouts, tmp_path):
     push_to_hub(runs["classifier"], CLASSIFIER)
     model = hub.model(CLASSIFIER)
-    data = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors")
+    data = save_toy(tiny_cutouts, tmp_path / "cutouts")
     command = ["scripts/push_space.py", "--model", CLASSIFIER, "--dataset", str(data), "--repo_id", "me/lens-space"]
     dry = run_python([*command, "--dry-run", str(tmp_path / "dry")], hub, tmp_path / "home")
     assert dry.returncode == 0, dry.stderr

@@ -12,8 +12,8 @@ from tiny_runs import tiny_vit, write_classifier_run
 
 from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
 from lens_ssl_hf.commands.shared import load_dataset_like
-from lens_ssl_hf.data.arguments import DataArguments
-from lens_ssl_hf.data.processing import cutout_info
+from lens_ssl_hf.data.info import cutout_info
+from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.evaluation.evaluate import evaluation_folder
 
 STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from lens_ssl_hf.data.readers import raw_from_array, read_raw
+from lens_ssl_hf.data.files.readers import raw_from_array, read_raw
 from lens_ssl_hf.errors import InputError
 
 RNG = np.random.default_rng(0)

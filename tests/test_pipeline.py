@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import lens_ssl_hf
-from lens_ssl_hf.data.lens_image_processor import LensImageProcessor
-from lens_ssl_hf.data.processing import CutoutInfo, Stretch
+from lens_ssl_hf.data.image_processor import LensImageProcessor
+from lens_ssl_hf.data.info import CutoutInfo
+from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.read_cutout import read_cutout
 

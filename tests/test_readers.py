@@ -15,9 +15,11 @@ from astropy.utils.masked import Masked
 from astropy.wcs import WCS
 from PIL import Image
 
-from lens_ssl_hf.data import fits_files, numpy_files, pictures, raw
-from lens_ssl_hf.data.processing import fill_masked, standardise
-from lens_ssl_hf.data.readers import check_file, raw_from_array, read_raw, read_raw_bands
+from lens_ssl_hf.data.display import standardise
+from lens_ssl_hf.data.files import fits_files, numpy_files, pictures, raw
+from lens_ssl_hf.data.files.raw import check_file
+from lens_ssl_hf.data.files.readers import raw_from_array, read_raw, read_raw_bands
+from lens_ssl_hf.data.flux import fill_masked
 from lens_ssl_hf.errors import InputError
 
 FLUX = np.random.default_rng(0).normal(size=(3, 20, 20)).astype("float32")

@@ -18,7 +18,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from lens_ssl_hf import export
 from lens_ssl_hf.commands import main as command_line
 from lens_ssl_hf.commands import parsing
-from lens_ssl_hf.data.headers import Headers, facts_of
+from lens_ssl_hf.data.files.headers import Headers, raw_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,7 +146,7 @@ def test_units_have_the_zero_points_of_the_table():
     assert len(rows) == 2
     for units, numbers in rows:
         for unit, number in zip(re.findall(r"\w+", units), numbers.split(", "), strict=True):
-            facts = facts_of(Headers({"BUNIT": unit}, {}, unit), (1, 40, 40))
+            facts = raw_of(np.ones((1, 40, 40)), np.dtype("f4"), Headers({"BUNIT": unit}, {}, unit))
             assert facts.zero_points == (pytest.approx(float(number), abs=0.01),), unit
 
 
@@ -234,7 +234,7 @@ def test_launchers_know_their_options():
     from accelerate.commands.launch import launch_command_parser
 
     lines = [line for _, line in command_lines() if "accelerate launch" in line]
-    assert len(lines) >= 4
+    assert len(lines) >= 2
     for line in lines:
         words = line.split("accelerate launch", 1)[1].split("scripts/run_")[0]
         options = re.sub(r"\$\(\(.*?\)\)|\\?\$\w+", "2", words).split()

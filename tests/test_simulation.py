@@ -5,15 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from lens_ssl_hf.data import simulation
 from lens_ssl_hf.data.simulation import (
     BANDS,
     SimulationConfig,
-    shear_deflection,
-    sie_deflection,
+    lensing,
+    light,
+    observation,
+    populations,
     simulate_cutout,
     simulate_cutouts,
+    simulator,
 )
+from lens_ssl_hf.data.simulation.lensing import shear_deflection, sie_deflection
 from lens_ssl_hf.errors import InputError
 
 
@@ -105,9 +108,9 @@ def test_shear_stretches_along_its_angle():
 @pytest.mark.parametrize("offset", [0.2, 0.5])
 def test_point_source_behind_an_sis_has_two_images_two_radii_apart(offset):
     radius, side, step = 1.1, 1000, 0.005
-    x, y = np.broadcast_arrays(*simulation._grid(side, step))
+    x, y = np.broadcast_arrays(*light.grid(side, step))
     point = (1.0, offset, 0.0, 0.004, 1.0, 1.0, 0.0)
-    image = simulation._lens_image(x, y, (radius, 1.0, 0.0, 0.0, 0.0), [point])
+    image = lensing.lens_image(x, y, (radius, 1.0, 0.0, 0.0, 0.0), [point])
     rows, columns = np.nonzero(image > 0.2 * image.max())
     positions = x[rows, columns].astype(float)
     right, left = positions[positions > 0].mean(), positions[positions < 0].mean()
@@ -117,8 +120,8 @@ def test_point_source_behind_an_sis_has_two_images_two_radii_apart(offset):
 
 
 def transfer(fwhm=0.8):
-    kernel = simulation._moffat(fwhm, 3.0, 0.02, -0.03, 0.168)
-    return kernel, simulation._transfer(kernel, 96)
+    kernel = observation.moffat(fwhm, 3.0, 0.02, -0.03, 0.168)
+    return kernel, observation.transfer_of(kernel, 96)
 
 
 def test_psf_keeps_the_flux_and_has_its_width():
@@ -126,7 +129,7 @@ def test_psf_keeps_the_flux_and_has_its_width():
     assert kernel.sum() == pytest.approx(1, abs=1e-5)
     scene = np.zeros((96, 96), dtype=np.float32)
     scene[48, 48] = 100.0
-    image = simulation._convolve(scene, fourier)
+    image = observation.convolve(scene, fourier)
     assert image.shape == (64, 64) and image.sum() == pytest.approx(100, rel=1e-4)
     area = (image > image.max() / 2).sum() * 0.168**2  # pixels above half of the peak fill a disc of diameter FWHM
     assert 2 * math.sqrt(area / math.pi) == pytest.approx(0.8, abs=0.1)
@@ -137,21 +140,19 @@ def test_bright_source_at_the_edge_does_not_wrap_around(column):
     _, fourier = transfer()
     scene = np.zeros((96, 96), dtype=np.float32)
     scene[48, column] = 1e6
-    image = simulation._convolve(scene, fourier)
+    image = observation.convolve(scene, fourier)
     assert np.abs(image[:, 32:]).max() < 1.0  # float32 rounding of 1e6
     if column > 0:
         assert image[:, :4].max() > 100
 
 
 def test_sersic_profiles_hold_their_flux():
-    x, y = simulation._grid(2000, 0.01)
+    x, y = light.grid(2000, 0.01)
     for n, q in ((1.0, 0.4), (2.5, 0.9)):
-        profile = simulation._sersic(x, y, 0.6, n, q, 0.5).astype(float)
+        profile = light.sersic(x, y, 0.6, n, q, 0.5).astype(float)
         assert profile.sum() * 0.01**2 == pytest.approx(1, abs=0.02)
     inside = (x / 0.6) ** 2 + (y / 0.6) ** 2 < 1
-    assert simulation._sersic(x, y, 0.6, 1.0, 1.0, 0.0)[inside].sum(dtype=float) * 0.01**2 == pytest.approx(
-        0.5, abs=0.01
-    )
+    assert light.sersic(x, y, 0.6, 1.0, 1.0, 0.0)[inside].sum(dtype=float) * 0.01**2 == pytest.approx(0.5, abs=0.01)
 
 
 def arcs_alone(system, rng, x, y, config):
@@ -161,19 +162,19 @@ def arcs_alone(system, rng, x, y, config):
 @pytest.fixture
 def arcs_without_noise(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(simulation, "_paint_lens", arcs_alone)
-        patch.setattr(simulation, "_paint_neighbours", lambda *scene: np.float32(0))
-        patch.setattr(simulation, "_add_noise", lambda image, *conditions: image)
-        return [simulation._simulate(11, i, True, SimulationConfig(masked_fraction=0.0)) for i in range(300)]
+        patch.setattr(simulator, "paint_lens", arcs_alone)
+        patch.setattr(simulator, "paint_neighbours", lambda *scene: np.float32(0))
+        patch.setattr(simulator, "add_noise", lambda image, *conditions: image)
+        return [simulator._simulate(11, i, True, SimulationConfig(masked_fraction=0.0)) for i in range(300)]
 
 
 @pytest.fixture
 def blank_sky(monkeypatch):
     """Cutouts without any light, by index: (3, 64, 64) float64, of mean 0."""
-    nothing = simulation._System(None, 1.0, np.zeros((3, 96, 96), np.float32), 0.0, np.zeros(3))
-    monkeypatch.setattr(simulation, "_draw_visible_system", lambda *conditions: nothing)
-    monkeypatch.setattr(simulation, "_paint_lens", arcs_alone)
-    monkeypatch.setattr(simulation, "_paint_neighbours", lambda *scene: np.float32(0))
+    nothing = populations.System(None, 1.0, np.zeros((3, 96, 96), np.float32), 0.0, np.zeros(3))
+    monkeypatch.setattr(simulator, "_draw_visible_system", lambda *conditions: nothing)
+    monkeypatch.setattr(simulator, "paint_lens", arcs_alone)
+    monkeypatch.setattr(simulator, "paint_neighbours", lambda *scene: np.float32(0))
 
     def simulate(index, **options):
         sky = simulate_cutout(11, index, True, SimulationConfig(masked_fraction=0.0, **options))[0].astype(float)
@@ -218,7 +219,7 @@ def test_noise_of_the_sky_and_of_the_sources():
     """Sigma, correlation of neighbours, 2c / (1 + 4c^2), and the Poisson term, which sums over pixels keep."""
     config, rng = SimulationConfig(), np.random.default_rng(5)
     sky, blank, c = np.array([0.5, 1.0, 2.0]), np.zeros((3, 64, 64), np.float32), 0.2
-    frames = np.stack([simulation._add_noise(blank, sky, c, rng, config) for _ in range(300)])
+    frames = np.stack([observation.add_noise(blank, sky, c, rng, config) for _ in range(300)])
     np.testing.assert_allclose(frames.mean(axis=(2, 3)).std(axis=0), 0.1 * sky, rtol=0.2)  # residual sky
     frames -= frames.mean(axis=(2, 3), keepdims=True)
     np.testing.assert_allclose(frames.std(axis=(0, 2, 3)), sky, rtol=0.01)
@@ -228,7 +229,7 @@ def test_noise_of_the_sky_and_of_the_sources():
     electrons = 10 ** (0.4 * (35.9 - config.zero_point))  # per unit of flux
     for flux in (100.0, 10_000.0):
         bright = np.stack(
-            [simulation._add_noise(blank + np.float32(flux), 0 * sky, c, rng, config) for _ in range(400)]
+            [observation.add_noise(blank + np.float32(flux), 0 * sky, c, rng, config) for _ in range(400)]
         )
         sums = bright.reshape(400, 3, 2, 32, 2, 32).sum(axis=(3, 5), dtype=float)
         np.testing.assert_allclose(sums.var(axis=(0, 2, 3)), 1024 * flux / electrons, rtol=0.12)
@@ -237,10 +238,10 @@ def test_noise_of_the_sky_and_of_the_sources():
 def test_lenses_are_visible():
     config = SimulationConfig()
     for index in range(40):
-        _, metadata, system = simulation._simulate(3, index, True, config)
+        _, metadata, system = simulator._simulate(3, index, True, config)
         assert metadata["einstein_radius"] > 1.2 * max(metadata["seeing"])
         arcs = system.arcs.astype(float)
-        radius = np.hypot(*simulation._grid(96, config.pixel_scale))
+        radius = np.hypot(*light.grid(96, config.pixel_scale))
         assert arcs[:, radius > 2.2].sum() < 0.02 * arcs.sum()
         # S/N again, with a round Gaussian PSF in real space and the nominal depth, as if the noise were white on the
         # scales of a PSF and of arcs: the same to some 25 %.
@@ -263,9 +264,9 @@ def test_thresholds_are_adjustable():
     loose = SimulationConfig(min_arc_snr=5.0, min_arc_contrast=0.0, min_radius_over_seeing=0.5)
     faint, small = [], []
     for index in range(40):
-        _, metadata, system = simulation._simulate(4, index, True, strict)
+        _, metadata, system = simulator._simulate(4, index, True, strict)
         assert system.arc_snr > 150 and metadata["einstein_radius"] > 1.4 * max(metadata["seeing"])
-        _, metadata, system = simulation._simulate(4, index, True, loose)
+        _, metadata, system = simulator._simulate(4, index, True, loose)
         faint.append(system.arc_snr)
         small.append(metadata["einstein_radius"] / max(metadata["seeing"]))
     assert min(faint) < 80 and min(small) < 1.2

@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 from tiny_runs import cutouts, write_classifier_run
 
 from lens_ssl_hf import InputError, predict
-from lens_ssl_hf.data.processing import Stretch
+from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation.metrics import reliability
 from lens_ssl_hf.quoting import in_markdown
@@ -267,7 +267,7 @@ def test_refusals(space, tmp_path):
 # What requirements.txt does not bring is not there, and neither is this checkout.
 SERVER = """
 import runpy, sys
-for name in ("datasets", "evaluate", "sklearn", "matplotlib", "accelerate", "psutil", "pyarrow"):
+for name in ("datasets", "evaluate", "sklearn", "matplotlib", "accelerate", "psutil", "pyarrow", "h5py"):
     sys.modules[name] = None
 sys.path.insert(0, ".")
 import lens_ssl_hf

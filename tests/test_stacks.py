@@ -6,9 +6,10 @@ import datasets
 import h5py
 import numpy as np
 import pytest
-from test_cutouts import flux, labels, load
+from test_dataset import flux, labels, load
 
-from lens_ssl_hf.data.processing import Stretch, cutout_info
+from lens_ssl_hf.data.info import cutout_info
+from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.errors import InputError
 
 COUNT = 30

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_split
+from conftest import make_split, save_toy
 from scipy.stats import ttest_ind
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from lens_ssl_hf import InputError
-from lens_ssl_hf.data.tensors import save_tensors
 from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
 from lens_ssl_hf.evaluation.evaluate import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
@@ -290,7 +289,7 @@ def test_folds_are_averaged_and_may_come_from_several_commands(tiny_cutouts, tmp
 @pytest.mark.slow
 def test_two_commands_share_a_study_and_two_processes_train_it_together(tiny_cutouts, tmp_path):
     """Two commands do every cell once; under `accelerate launch` the cells score as from one process."""
-    data = save_tensors(tiny_cutouts, tmp_path / "toy.safetensors")
+    data = save_toy(tiny_cutouts, tmp_path / "toy")
     options = f"scripts/run_study.py --dataset {data} --methods supervised profiles --backbones vitt8 --labels 32 all "
     options += "--seeds 1 --subsets 2 --steps 2 --precision fp32"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import save_toy
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -25,7 +26,7 @@ from transformers import AutoModel, ViTForImageClassification, ViTModel
 
 from lens_ssl_hf import InputError, export, finetune, predict, pretrain
 from lens_ssl_hf.commands.parsing import parse
-from lens_ssl_hf.data.tensors import load_tensors, save_tensors
+from lens_ssl_hf.data.tensors import splits_and_info
 from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.models.backbones import load_encoder
@@ -333,17 +334,14 @@ def test_a_linear_probe_leaves_the_backbone_alone(dino_run, tiny_cutouts, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), probe.state_dict().values()))
 
 
-def test_training_from_one_safetensors_file(tiny_cutouts, tmp_path):
-    path = save_tensors(tiny_cutouts, tmp_path / "cutouts.safetensors")
-    splits, info = load_tensors(path)
-    assert info == tiny_cutouts[1] and splits["test"].ids == tiny_cutouts[0]["test"].ids
+def test_training_from_a_saved_dataset(tiny_cutouts, tmp_path):
+    path = save_toy(tiny_cutouts, tmp_path / "cutouts")
+    splits, info = splits_and_info(path)
+    assert info["fingerprint"] == tiny_cutouts[1]["fingerprint"] and splits["test"].ids == tiny_cutouts[0]["test"].ids
     assert torch.equal(splits["train"].pixels, tiny_cutouts[0]["train"].pixels)
     assert (finetune(path, tmp_path / "run", steps=1, **FAST) / "model" / "config.json").is_file()
-    with pytest.raises(InputError, match=r"missing\.safetensors"):
-        load_tensors(tmp_path / "missing.safetensors")
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"cutouts\.safetensors"):
-        load_tensors(path)
+    with pytest.raises(InputError, match=r"missing does not exist"):
+        splits_and_info(tmp_path / "missing")
 
 
 def test_label_subsets_are_nested_stratified_and_seeded():

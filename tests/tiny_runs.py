@@ -7,7 +7,7 @@ import torch
 from conftest import STRETCH
 from transformers import ViTConfig, ViTForImageClassification
 
-from lens_ssl_hf.data.processing import save_processor
+from lens_ssl_hf.data.processor_config import save_processor
 from lens_ssl_hf.models import DINO, IBOT, DINOConfig, IBOTConfig, SimSiam, SimSiamConfig
 
 BANDS = ["g", "r", "i", "z", "y"]

@@ -1,10 +1,9 @@
 """
-Build a dataset once: a directory of Parquet, or one safetensors file for a machine with only torch and transformers.
-It says what it understood of the source, and draws some of the cutouts.
+Build a dataset once: a directory of Parquet files, which every command takes as its --dataset. It says what it
+understood of the source, and draws some of the cutouts.
 
 ```bash
-lens-ssl build --dataset my_cutouts/ --output my_dataset/            # load_dataset("my_dataset")
-lens-ssl build --dataset my_cutouts/ --output my_dataset.safetensors # --dataset of every command
+lens-ssl build --dataset my_cutouts/ --output my_dataset/  # load_dataset("my_dataset")
 ```
 """
 
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
 from ..launch import one_process
 from .parsing import parse
@@ -28,7 +27,7 @@ SIDE = 128  # of a drawn cutout, in pixels at least
 class OutputArguments:
     """Where the dataset goes."""
 
-    output: str = field(metadata={"help": "The directory, or the file that ends in .safetensors, to write."})
+    output: str = field(metadata={"help": "The directory to write."})
 
 
 def draw_examples(cutouts: Any, path: Path) -> None:
@@ -37,7 +36,7 @@ def draw_examples(cutouts: Any, path: Path) -> None:
     from PIL import Image, ImageDraw
 
     from .. import cutout_info
-    from ..data.reading import MODEL_CROP
+    from ..data.from_files import MODEL_CROP
     from ..evaluation.plots import colour_image
 
     info = cutout_info(cutouts)
@@ -71,24 +70,16 @@ def draw_examples(cutouts: Any, path: Path) -> None:
 
 def write_dataset(arguments: DataArguments, output: str) -> None:
     """Build a dataset, write it, and say and draw what is in it."""
-    from .. import save_cutouts, save_tensors
-    from ..data.storage import check_target
+    from ..data.storage import check_target, save_cutouts
     from ..data.summary import describe_build
 
     target = Path(output)
     check_target(target)  # before hours of building
     cutouts = load_dataset(arguments)
-    is_file = output.endswith(".safetensors")
-    if isinstance(cutouts, str) and not is_file:
-        raise InputError(f"{cutouts} can be written as .safetensors alone: give such an output")
-    (save_tensors if is_file else save_cutouts)(cutouts, output)
-    if isinstance(cutouts, str):
-        print(f"{output}: as {cutouts}")
-        return
+    save_cutouts(cutouts, target)
     print(describe_build(cutouts, arguments.dataset))
-    examples = target.with_name(f"{target.stem}_examples.png") if is_file else target / "examples.png"
-    draw_examples(cutouts, examples)
-    print(f"{examples}: some of the cutouts")
+    draw_examples(cutouts, target / "examples.png")
+    print(f"{target / 'examples.png'}: some of the cutouts")
     print(f"{output}: " + ", ".join(f"{len(split)} {name}" for name, split in cutouts.items()))
 
 

@@ -17,7 +17,7 @@ and needs nothing but torch, transformers and safetensors.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
 from ..launch import one_process
 from .parsing import parse

@@ -13,7 +13,7 @@ lens-ssl finetune --backbone vits8 --labels 300 --dataset my_cutouts/ --output_d
 
 import shlex
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..training.arguments import FinetuneArguments
 from .parsing import parse

@@ -14,7 +14,7 @@ with `--resume auto`, that of a finished run.
 
 import shlex
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..training.arguments import PretrainArguments
 from .parsing import parse

@@ -15,7 +15,7 @@ allow.
 
 from dataclasses import dataclass, field
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..launch import one_process
 from .parsing import parse

@@ -15,7 +15,7 @@ private model needs a secret HF_TOKEN in its settings. A push that fails leaves 
 
 from dataclasses import dataclass, field
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..launch import one_process
 from .parsing import parse

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import InputError
 
 
@@ -69,13 +69,12 @@ class TrainingPushArguments:
 
         if not self.push_to_hub or not process_state().is_main_process:
             return
-        from .. import evaluate, load_cutouts, push_to_hub
+        from .. import evaluate, push_to_hub
         from ..hub.card import read_evaluation
 
         try:
             if read_evaluation(run) is None:
-                is_directory = isinstance(cutouts, str) and Path(cutouts).is_dir()
-                evaluate(run, load_cutouts(cutouts) if is_directory else cutouts)
+                evaluate(run, cutouts)
             print(push_to_hub(run, self.push_to_hub, private=self.hub_private))
         except InputError as error:
             raise InputError(
@@ -86,24 +85,17 @@ class TrainingPushArguments:
 
 def load_dataset(arguments: DataArguments, may_stream: bool = False) -> Any:
     """
-    The cutouts that `--dataset` names: a `.safetensors` file as its path, and what [`save_cutouts`] wrote too where it
-    `may_stream`; all else through [`load_cutouts`].
+    The cutouts that `--dataset` names, through [`load_cutouts`]; what [`save_cutouts`] wrote as its path where it
+    `may_stream`.
     """
-    is_saved = may_stream and (Path(arguments.dataset) / "cutouts.json").is_file()
-    if arguments.dataset.endswith(".safetensors") or is_saved:
+    if may_stream and (Path(arguments.dataset) / "cutouts.json").is_file():
         for name, value in asdict(DataArguments(dataset=arguments.dataset)).items():
             if getattr(arguments, name) != value and name not in ("cache_dir", "num_proc"):
                 raise InputError(f"{name} cannot change {arguments.dataset}: give it to lens-ssl build")
         return arguments.dataset
+    from ..data.dataset import load_cutouts
     from ..training.accelerator import main_process_first
 
-    try:
-        from ..data.cutouts import load_cutouts
-    except ImportError as error:
-        raise InputError(
-            f"{error.name} is not installed: write the data set to one .safetensors file elsewhere "
-            "(lens-ssl build) and give that as --dataset"
-        ) from error
     options = asdict(arguments)
     with main_process_first():
         return load_cutouts(options.pop("dataset"), **options)
@@ -115,8 +107,7 @@ def load_dataset_like(model: str, arguments: DataArguments) -> Any:
     units. What is simulated or built has its own, and is compared with the model's where it is scored.
     """
     path = Path(arguments.dataset)
-    is_built = arguments.dataset.endswith(".safetensors") or (path / "cutouts.json").is_file()
-    if is_built or not path.exists() or arguments.dataset == "simulated":
+    if (path / "cutouts.json").is_file() or not path.exists() or arguments.dataset == "simulated":
         return load_dataset(arguments)
     if arguments.like not in (None, model):
         raise InputError(f"like is {arguments.like} but {model} scores the cutouts: leave like out")
@@ -132,12 +123,7 @@ def _split_names(cutouts: Any) -> set[str]:
     """The splits of what [`load_dataset`] returned."""
     if not isinstance(cutouts, str):
         return set(cutouts)
-    if Path(cutouts).is_dir():
-        return {path.name.split("-")[0] for path in Path(cutouts).glob("data/*.parquet")}
-    from safetensors import safe_open
-
-    with safe_open(cutouts, framework="pt") as file:
-        return {name.rsplit(".", 1)[0] for name in file.keys()}
+    return {path.name.split("-")[0] for path in Path(cutouts).glob("data/*.parquet")}
 
 
 def draw_curves(run: Path) -> None:

@@ -9,7 +9,7 @@ lens-ssl simulate many/ --train_size 20000 --size 48 --bands g r i z y
 
 from dataclasses import dataclass, field, fields, make_dataclass
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..launch import one_process
 from .build import write_dataset

@@ -15,7 +15,7 @@ Several such commands on one output_dir share the cells, each on its own device 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
 from .parsing import parse
 from .shared import load_dataset, quiet, tell

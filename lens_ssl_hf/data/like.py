@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .arguments import DataArguments
+from .options import DataArguments
 
 ADOPTED = ("bands", "pixel_scale", "zero_point")
 

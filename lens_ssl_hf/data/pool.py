@@ -1,4 +1,4 @@
-"""Work on many files in several processes, with the results and the errors of one."""
+"""Work on many cutouts in several processes, with the results and the errors of one."""
 
 import os
 import sys
@@ -44,9 +44,8 @@ def map_chunks(
         for chunk in chunks:
             yield from function(chunk, *settings)
         return
-    from . import lens_image_processor  # noqa: F401  imports torch: once here, not in every process
-
-    # Forked as in the simulation. The children read files, call numpy, and torch in one thread.
+    # A forked child starts at once, where a spawned one would import the package again. It is safe beside torch's
+    # threads since the children call numpy's elementwise functions and FFT, and torch in one thread of their own.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start) as executor:
         pending: deque[Future] = deque()
@@ -61,7 +60,7 @@ def map_chunks(
             last = pending.popleft().result()
         except BrokenProcessPool as error:
             raise InputError(
-                "a process that read cutouts was killed (too little memory?): give fewer with num_proc"
+                "a process that made cutouts was killed (too little memory?): give fewer with num_proc"
             ) from error
         finally:
             for future in pending:
@@ -76,7 +75,6 @@ def _start() -> None:
     Initializer of a worker. Threads do not survive a fork: where the main process has used torch's, resampling here
     would wait for them for ever.
     """
-    import torch
-
     obey_the_main_process()
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)

@@ -3,36 +3,46 @@
 import hashlib
 import os
 import re
-import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
+from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import parquet
 
 from ..errors import InputError
-from .processing import CutoutInfo, cutout_info
+from ..files import replacing
+from .files.raw import readable
+from .info import SPLITS, CutoutInfo, cutout_info
 
 ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
 SHARD_BYTES = 500_000_000  # of a Parquet file
 CARD_FILE = "cutouts.json"
+NO_SAFETENSORS = "datasets are directories of Parquet files: build one with lens-ssl build"
+_WRITE_AGAIN = "write it again with save_cutouts"
 PICTURE_COLUMN = "image"  # colour renderings of published datasets, for people who look at them on the Hub
 
 
 def check_target(path: str | Path) -> None:
     """
-    What can be known before a dataset is built that is to be saved as `path`, a directory or a `.safetensors` file.
+    What can be known before a dataset is built that is to be saved as the directory `path`.
 
     Raises:
         [`InputError`]: a directory holds something, or nothing can be written there.
     """
     path = Path(path)
-    is_file = path.name.endswith(".safetensors")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: {NO_SAFETENSORS}")
     try:
-        if not is_file and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists already: choose another directory or remove it")
-        if is_file and path.is_dir():
-            raise InputError(f"cannot write {path} (it is a folder): choose another name")
         parent = next(one for one in path.absolute().parents if one.exists())
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}): choose another directory") from error
@@ -56,39 +66,27 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
     """
     info, directory = cutout_info(dataset_dict), Path(directory)
     check_target(directory)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        (temporary / "data").mkdir(parents=True)
-        files: dict[str, list[str]] = {name: [] for name in dataset_dict}
-        for name, split in dataset_dict.items():
-            shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
-            for i in range(shards):
-                path = temporary / "data" / f"{name}-{i:05d}-of-{shards:05d}.parquet"
-                rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
-                split.shard(shards, i, contiguous=True).to_parquet(
-                    str(path), batch_size=rows, write_page_checksum=True
-                )
-                # The cache of load_dataset goes by what README.md says: other content must have another name there.
-                digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-                path = path.rename(path.with_stem(f"{path.stem}-{digest}"))
-                files[name].append(f"data/{path.name}")
-        (temporary / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
-        os.replace(temporary, directory)
+        with replacing(directory) as new:
+            (new / "data").mkdir(parents=True)
+            files = {name: _write_split(split, name, info, new / "data") for name, split in dataset_dict.items()}
+            (new / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
+            (new / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {directory} ({error.strerror or error}): choose another directory") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Remove what writers of the same directory, on this machine, left when they were killed."""
-    for path in directory.parent.iterdir():
-        match = re.fullmatch(rf"\.{re.escape(directory.name)}\.(\d+)\.partial", path.name)
-        if match and not Path("/proc", match[1]).exists() and Path("/proc/self").exists():
-            shutil.rmtree(path, ignore_errors=True)
+def _write_split(split: datasets.Dataset, name: str, info: CutoutInfo, folder: Path) -> list[str]:
+    """The Parquet files of a split, named by their content."""
+    shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
+    rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
+    files = []
+    for i in range(shards):
+        path = folder / f"{name}-{i:05d}-of-{shards:05d}.parquet"
+        split.shard(shards, i, contiguous=True).to_parquet(str(path), batch_size=rows, write_page_checksum=True)
+        # The cache of load_dataset goes by what README.md says: other content must have another name there.
+        files.append(f"data/{path.rename(path.with_stem(f'{path.stem}-{_digest(path)}')).name}")
+    return files
 
 
 def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] | None = None) -> dict[str, Any]:
@@ -117,8 +115,6 @@ def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] 
 
 
 def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[str, list[str]]) -> str:
-    import yaml
-
     sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset_dict.items())
     return f"""---
 {yaml.safe_dump(card_header(dataset_dict, files), sort_keys=False)}---
@@ -156,11 +152,6 @@ def load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.Dat
 
 def _load_directory(directory: Path, cache_dir: str | None) -> datasets.DatasetDict:
     """The Parquet files by their names: `load_dataset` takes brackets and stars in a path for a pattern."""
-    from datasets.data_files import DataFilesDict, DataFilesList
-    from datasets.packaged_modules.parquet.parquet import Parquet
-
-    from .batches import check_shards  # imports torch
-
     check_shards(directory)
     paths = sorted((directory / "data").absolute().glob("*.parquet"))
     splits: dict[str, list[str]] = {}
@@ -173,20 +164,31 @@ def _load_directory(directory: Path, cache_dir: str | None) -> datasets.DatasetD
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
     files = DataFilesDict({name: DataFilesList(paths, [(path,) for path in paths]) for name, paths in splits.items()})
     builder = Parquet(cache_dir=cache_dir, dataset_name="cutouts", data_files=files, hash=digest)
+    if not os.path.isdir(builder.cache_dir):
+        for path in paths:
+            _check_content(path)
     builder.download_and_prepare()
     return builder.as_dataset()
 
 
+def _check_content(path: Path) -> None:
+    """Refuse a file whose content is not the one that gave it its name."""
+    name = re.search(r"-([0-9a-f]{16})$", path.stem)
+    if name and _digest(path) != name[1]:
+        raise InputError(f"{path} is damaged: copy the directory again or write it anew")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
 def _order(split: str) -> tuple[int, str]:
-    names = ("train", "validation", "test", "unlabelled", "test_large")
-    return (names.index(split) if split in names else len(names), split)
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
 
 def load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
     """What is published as the dataset `source`."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         card = hf_hub_download(source, CARD_FILE, repo_type="dataset")
         return load_saved(source, options, Path(card))
@@ -195,3 +197,73 @@ def load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
             f"{source} is neither a folder or table here nor, as far as can be seen, a data set on the Hub with "
             f"{CARD_FILE}: correct the path or the id, or log in if it is private"
         ) from error
+
+
+class ParquetSplits:
+    """
+    Random access to the row groups of a directory that [`save_cutouts`] wrote.
+
+    Args:
+        directory (`Path`): the directory, with `data/<split>-*.parquet`.
+
+    Attributes:
+        groups (`dict[str, list[tuple[Path, int, int]]]`): per split, file, number and rows of each row group.
+        info (`dict`): the fields of `CutoutInfo`.
+
+    Raises:
+        [`InputError`]: [`save_cutouts`] did not write the directory, or a file is damaged or missing.
+    """
+
+    def __init__(self, directory: Path):
+        card = directory / CARD_FILE
+        if not card.is_file():
+            raise InputError(f"{directory} holds no {CARD_FILE}: give load_cutouts({str(directory)!r}) instead of it")
+        with readable(card, fix=_WRITE_AGAIN):
+            self.info = asdict(CutoutInfo.from_json(card.read_text(encoding="utf-8")))
+        check_shards(directory)
+        self.groups: dict[str, list[tuple[Path, int, int]]] = {}
+        for path in sorted((directory / "data").glob("*.parquet")):
+            with readable(path, fix=_WRITE_AGAIN), parquet.ParquetFile(path) as file:
+                rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            groups = self.groups.setdefault(path.name.split("-")[0], [])
+            groups += [(path, i, count) for i, count in enumerate(rows)]
+
+    def read(self, path: Path, group: int, column: str) -> Any:
+        """One column of one row group: `pixels` as `(rows, bands, H, W)` float32, others as a list."""
+        with readable(path, fix=_WRITE_AGAIN), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+            if column == "pixels":
+                values = getattr(values, "storage", values)
+                for _ in range(3):
+                    values = values.flatten()
+                size = self.info["size"]
+                found = values.to_numpy(zero_copy_only=False).reshape(-1, len(self.info["bands"]), size, size)
+            else:
+                found = values.to_pylist()
+        return found
+
+    def nbytes(self, splits: Sequence[str]) -> int:
+        """Bytes that the pixels of some splits take in memory."""
+        rows = sum(rows for split in splits for _, _, rows in self.groups.get(split, ()))
+        return rows * len(self.info["bands"]) * self.info["size"] ** 2 * 4
+
+
+def check_shards(directory: Path) -> None:
+    """
+    Raises:
+        [`InputError`]: the directory lacks a file that [`save_cutouts`] wrote, or holds two in the place of one.
+    """
+    numbers: dict[str, list[str]] = {}  # by what the names of a split's files share
+    for path in (directory / "data").glob("*.parquet"):
+        if match := re.match(r"(\w+)-(\d+)-of-(\d+)", path.name):
+            numbers.setdefault(f"{match[1]}-*-of-{match[3]}", []).append(match[2])
+    for pattern, found in numbers.items():
+        wanted = {f"{number:05d}" for number in range(int(pattern.rsplit("-", 1)[1]))}
+        if wrong := sorted(wanted ^ set(found)) or [number for number in found if found.count(number) > 1]:
+            problem = "twice" if wrong[0] in found else "no longer"
+            name = f"data/{pattern.replace('*', wrong[0])}"
+            raise InputError(f"{directory} holds {name} {problem}: copy the directory again or write it anew")
+    card = directory / "README.md"
+    for name in re.findall(r"data/[\w-]+\.parquet", card.read_text(errors="replace") if card.is_file() else ""):
+        if not (directory / name).is_file():  # the only one of a split
+            raise InputError(f"{directory} holds {name} no longer: copy the directory again or write it anew")

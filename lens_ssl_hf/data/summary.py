@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .processing import CutoutInfo, Stretch, cutout_info
-from .reading import FACTS_FILE, MODEL_CROP
+from .from_files import FACTS_FILE, MODEL_CROP
+from .info import CutoutInfo, cutout_info
+from .listing.labels import NAME_OF_LABEL
+from .listing.tables import OWN_COLUMNS
+from .stretch import Stretch
 
 _LENSES = 300  # training lenses whose light is looked at, at most
 
@@ -36,18 +39,14 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
         lines[name] += _stated(facts, field, "stated")
     for name, split in dataset_dict.items():
         counts = Counter(split["label"][:])
-        names = {1: "lens", 0: "nonlens", -1: "unlabelled"}
-        lines[name] = ", ".join(f"{counts[label]} {kind}" for label, kind in names.items() if counts[label])
-    further = [name for name in next(iter(dataset_dict.values())).column_names if name not in _OWN]
+        lines[name] = ", ".join(f"{counts[label]} {kind}" for label, kind in NAME_OF_LABEL.items() if counts[label])
+    further = [name for name in next(iter(dataset_dict.values())).column_names if name not in OWN_COLUMNS]
     lines["further columns"] = ", ".join(further) if further and not info.simulated else ""
     if facts:
         lines["left out"] = ", ".join(facts["left_out"]) or "nothing"
     lines = {name: text for name, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join([f"What was understood of {source}:", *(f"  {k:{width}}  {v}" for k, v in lines.items())])
-
-
-_OWN = ("id", "pixels", "label", "subclass", "group", "ra", "dec")
 
 
 def outside_share(dataset_dict: Mapping[str, Any], info: CutoutInfo, crop: int = MODEL_CROP) -> float | None:

@@ -1,20 +1,21 @@
-"""Splits as plain tensors, and one safetensors file that holds them for machines without `datasets`."""
+"""Splits as plain tensors: what trainings and evaluations compute with."""
 
-import contextlib
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..errors import InputError
+from .display import center_crop
+from .info import cutout_info
+
+if TYPE_CHECKING:
+    from .storage import ParquetSplits
 
 _CHUNK = 1024  # cutouts that are looked at together
 
@@ -98,8 +99,8 @@ def as_tensors(split: Any) -> CutoutTensors:
 
 def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:
     """
-    The splits and what the data set knows of itself, from a `DatasetDict`, a `.safetensors` path or what
-    [`load_tensors`] returned.
+    The splits and what the data set knows of itself, from a `DatasetDict`, the path of a directory that
+    [`save_cutouts`] wrote, or a tuple of both.
 
     Args:
         names (`str`): the splits that are needed, where they are there; all by default. The others may be large.
@@ -115,85 +116,39 @@ def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors]
     return {name: check_finite(name, as_tensors(split)) for name, split in chosen.items()}, info
 
 
+def read_split(parquet: "ParquetSplits", split: str, number: int) -> CutoutTensors | None:
+    """
+    Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent.
+
+    Raises:
+        [`InputError`]: one of them has a NaN or infinite pixel.
+    """
+    groups = parquet.groups.get(split, [])
+    if not groups:
+        return None
+    rows = sum(rows for _, _, rows in groups)
+    chosen = groups[:: -(-rows // number)]
+    columns: dict[str, list] = {name: [] for name in ("pixels", "label", "id", "group", "subclass")}
+    for path, group, _ in chosen:
+        for name, values in columns.items():
+            values.extend(parquet.read(path, group, name))
+    pixels = torch.from_numpy(np.stack(columns["pixels"][:number]))
+    labels = torch.tensor(columns["label"][:number])
+    text = (columns[name][:number] for name in ("id", "group", "subclass"))
+    return check_finite(split, CutoutTensors(pixels, labels, *text))
+
+
 def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
     """As [`splits_and_info`], with the splits as they are, for [`as_tensors`]."""
     if isinstance(cutouts, str | os.PathLike):
-        return load_tensors(cutouts)
+        from .dataset import load_cutouts  # datasets, which a Space lacks
+
+        cutouts = load_cutouts(cutouts)
     if isinstance(cutouts, tuple):
         return cutouts
     if not isinstance(cutouts, Mapping):
-        raise InputError("cutouts must be a DatasetDict from load_cutouts or the path of a .safetensors file")
-    from .processing import cutout_info
-
+        raise InputError("cutouts must be a DatasetDict from load_cutouts, or the path of what save_cutouts wrote")
     return cutouts, asdict(cutout_info(cutouts))
-
-
-def save_tensors(cutouts: Any, path: str | os.PathLike) -> Path:
-    """
-    Write all splits of a `DatasetDict` to one safetensors file, enough to train and predict where only torch,
-    transformers, accelerate and safetensors are installed.
-
-    Raises:
-        [`InputError`]: the file cannot be written; what was there before stays then.
-    """
-    splits, info = splits_and_info(cutouts)
-    tensors, text = {}, {}
-    for name, split in splits.items():
-        tensors[f"{name}.pixels"] = split.pixels.cpu().contiguous()
-        tensors[f"{name}.labels"] = split.labels.cpu().contiguous()
-        text[name] = {"ids": split.ids, "groups": split.groups, "subclasses": split.subclasses}
-    metadata = {"cutout_info": json.dumps(info), "columns": json.dumps(text)}
-    metadata["checksum"] = str(checksum("".join(metadata.values()), tensors))
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot write {path} ({reason}): choose a writable place") from error
-    return path
-
-
-def load_tensors(path: str | os.PathLike) -> tuple[dict[str, CutoutTensors], dict]:
-    """
-    Read a file written by [`save_tensors`].
-
-    Returns:
-        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
-
-    Raises:
-        [`InputError`]: the file is missing, damaged or was not written by [`save_tensors`].
-    """
-    from .processing import CutoutInfo
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "cutout_info" not in metadata:
-                raise InputError(f"{path} holds no cutouts: write it with save_tensors")
-            info, columns = json.loads(metadata["cutout_info"]), json.loads(metadata["columns"])
-            CutoutInfo.from_json(metadata["cutout_info"])  # fails where a field is missing
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if "checksum" not in metadata:
-            raise InputError(f"{path} has no checksum, an earlier version wrote it: write it again with save_tensors")
-        if str(checksum(metadata["cutout_info"] + metadata["columns"], tensors)) != metadata["checksum"]:
-            raise ValueError("its checksum is wrong")
-        splits = {
-            name: CutoutTensors(tensors[f"{name}.pixels"], tensors[f"{name}.labels"], **text)
-            for name, text in columns.items()
-        }
-        problem = _problem(splits, info)
-    except InputError:
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot read {path} ({error}): write it again with save_tensors") from error
-    if problem:
-        raise InputError(f"cannot read {path} ({problem}): write it again with save_tensors")
-    return splits, info
 
 
 def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
@@ -202,20 +157,6 @@ def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:
     for name in sorted(tensors):
         found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
     return found
-
-
-def _problem(splits: dict[str, CutoutTensors], info: dict) -> str | None:
-    """What contradicts itself in the content of a file, if anything does."""
-    shape = (len(info["bands"]), info["size"], info["size"])
-    for name, split in splits.items():
-        if split.pixels.dtype != torch.float32 or tuple(split.pixels.shape[1:]) != shape:
-            found = f"{str(split.pixels.dtype).removeprefix('torch.')} of shape {tuple(split.pixels.shape)}"
-            return f"{name}.pixels are {found}, not float32 of (n, {', '.join(map(str, shape))})"
-        if split.labels.dtype != torch.int64 or split.labels.ndim != 1:
-            return f"{name}.labels are not int64 of shape (n,)"
-        if any(len(split) != len(column) for column in (split.labels, split.ids, split.groups, split.subclasses)):
-            return f"pixels, labels and columns of {name} differ in length"
-    return None if splits else "it holds no split"
 
 
 def channel_statistics(pixels: torch.Tensor, crop_size: int) -> tuple[list[float], list[float]]:
@@ -248,20 +189,6 @@ def check_finite(name: str, split: CutoutTensors) -> CutoutTensors:
                 f"cutout {one} of {name} has NaN or infinite pixels: fill them, or make the data set with load_cutouts"
             )
     return split
-
-
-def center_crop(pixels: Any, size: int) -> Any:
-    """
-    The central `size x size` pixels of a tensor or an array `(..., H, W)`, with the same rounding as
-    `ViTImageProcessor`'s centre crop.
-    """
-    height, width = pixels.shape[-2:]
-    if min(height, width) < size:
-        raise InputError(
-            f"cutouts of {height}x{width} pixels are smaller than crop_size {size}: lower crop_size or give larger"
-        )
-    top, left = (height - size) // 2, (width - size) // 2
-    return pixels[..., top : top + size, left : left + size]
 
 
 def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:

@@ -81,7 +81,7 @@ def predict(
     Args:
         model (`str`, `os.PathLike` or `tuple`):
             A fine-tuning run, an exported classifier's folder, a Hub id, or `(model, image_processor)`.
-        cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a `.safetensors` file):
+        cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a saved dataset):
             What is scored, in display units, labelled or not; of a whole data set, its `split`.
         batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
         device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
@@ -200,7 +200,7 @@ def evaluate(
         model (`str`, `os.PathLike`, `tuple` or [`Predictions`]):
             What [`predict`] takes; or a file of predictions (.parquet, .csv), which needs no model; or a pretraining
             run, which is probed instead (see [`probe`]) and needs the whole data set as `cutouts`.
-        cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a `.safetensors` file, *optional*):
+        cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a saved dataset, *optional*):
             The labelled cutouts. With predictions given they are only needed for the contact sheet.
         output_dir (`str` or `os.PathLike`, *optional*):
             Where to write; by default the [`evaluation_folder`] of the run, nowhere for another model.

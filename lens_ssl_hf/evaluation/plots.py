@@ -176,7 +176,7 @@ def colour_image(pixels: np.ndarray, bands: Sequence[str] | None = None) -> np.n
     Returns:
         `np.ndarray` of shape `(H, W, 3)`: uint8.
     """
-    from ..data.readers import band_name
+    from ..data.files.bands import band_name
 
     names = [band_name(name) for name in bands or ()]
     order = list(range(len(pixels)))

@@ -120,7 +120,7 @@ def probe(
 
     Args:
         run (`str` or `os.PathLike`): a pretraining run.
-        cutouts (`DatasetDict` or path of a `.safetensors` file): with train, validation and `split`.
+        cutouts (`DatasetDict` or path of a saved dataset): with train, validation and `split`.
         output_dir (`str` or `os.PathLike`, *optional*): where to write, by default the [`evaluation_folder`].
         settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate`].
 

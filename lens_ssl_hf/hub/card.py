@@ -14,7 +14,7 @@ from huggingface_hub.utils import yaml_dump
 from markupsafe import Markup
 
 from .. import __version__
-from ..data.processing import cutout_info
+from ..data.info import cutout_info
 from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
 from ..training.run_directory import read_metrics, read_run
@@ -207,7 +207,7 @@ def render_dataset_card(
 
     Args:
         cutouts (`DatasetDict`): what is published.
-        header (`dict`): its [`~lens_ssl_hf.data.cutouts.card_header`].
+        header (`dict`): its [`~lens_ssl_hf.data.storage.card_header`].
         repo_id (`str`): its id on the Hub.
         license (`str`): the Hub's name of its licence.
         origin (`str`): where the cutouts come from.

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import ViTConfig, ViTModel
 
-from ..data.processing import save_processor
+from ..data.processor_config import save_processor
 from ..errors import InputError
 from ..evaluation.plots import plot_curves
 from ..files import replacing, write_json
@@ -22,9 +22,8 @@ from .card import HUB_ID, CardFacts, read_evaluation, write_card
 from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
-_FILES = (
-    r"(preprocessor_)?config\.json|(lens_image_processor|cnn)\.py|README\.md|model.*\.safetensors(\.index\.json)?|"
-)
+_FILES = r"(preprocessor_)?config\.json|((lens_)?image_processor|flux|cnn)\.py|README\.md|"
+_FILES += r"model.*\.safetensors(\.index\.json)?|"
 _FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
 RECIPE, METRICS, HEADS = "recipe.json", "metrics.json", "pretraining"
 
@@ -55,8 +54,8 @@ def export(
 
     Returns:
         `Path`: the folder, with weights, config.json, preprocessor_config.json (for other than three bands also
-        lens_image_processor.py, for a CNN cnn.py), README.md, pictures, recipe.json (the run's run.json) and, where
-        the run was evaluated on its own dataset, metrics.json; the last two without local paths.
+        image_processor.py and flux.py, for a CNN cnn.py), README.md, pictures, recipe.json (the run's run.json) and,
+        where the run was evaluated on its own dataset, metrics.json; the last two without local paths.
 
     Raises:
         [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.

@@ -13,8 +13,8 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..data.arguments import DataArguments
-from ..data.processing import CutoutInfo, cutout_info
+from ..data.info import CutoutInfo, cutout_info
+from ..data.options import DataArguments
 from ..errors import InputError
 from ..files import temporary_folder
 from ..training.run_directory import read_run
@@ -100,7 +100,7 @@ def push_dataset(
         [`InputError`]: no licence for cutouts that were not simulated; nobody is logged in; or the Hub refuses or
             cannot be reached.
     """
-    from ..data.cutouts import CARD_FILE
+    from ..data.storage import CARD_FILE
 
     check_repo_id(repo_id, needs_token=dry_run is None)
     info = replace(cutout_info(cutouts), name=repo_id)  # cards of models trained on it will name it by this
@@ -171,7 +171,7 @@ def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
 def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, origin: str) -> None:
     from datasets import DatasetDict
 
-    from ..data.cutouts import card_header, save_cutouts
+    from ..data.storage import card_header, save_cutouts
 
     with temporary_folder("lens_ssl_hf-pictures") as temporary:
         shown = DatasetDict(
@@ -187,7 +187,7 @@ def _with_pictures(split: Any, info: CutoutInfo, cache: Path) -> Any:
     from datasets import Features, Image
     from PIL import Image as PILImage
 
-    from ..data.cutouts import PICTURE_COLUMN
+    from ..data.storage import PICTURE_COLUMN
     from ..evaluation.plots import colour_image
 
     def render(pixels: Any) -> dict[str, Any]:

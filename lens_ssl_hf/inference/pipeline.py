@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.processing import Stretch
-from ..data.readers import raw_from_array, read_raw, read_raw_bands
+from ..data.files.readers import raw_from_array, read_raw, read_raw_bands
+from ..data.stretch import Stretch
 from ..errors import InputError
 from ..models.loading import check_classifier, check_weights, first_line, load_classifier, locate
 from .compatibility import differences

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.processing import to_display
-from ..data.readers import RawCutout, check_valid, read_raw, read_raw_bands
+from ..data.display import to_display
+from ..data.files.raw import RawCutout, check_valid
+from ..data.files.readers import read_raw, read_raw_bands
 from ..errors import InputError
 from ..models.loading import check_cutouts, read_config
 
@@ -33,7 +34,7 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
         like (model, configuration, `str` or `Path`):
             The model, its configuration, its folder or its Hub id.
         hdu (`int` or `str`, *optional*):
-            FITS only: see [`~lens_ssl_hf.data.readers.read_raw`].
+            FITS only: see [`~lens_ssl_hf.data.files.readers.read_raw`].
 
     Returns:
         `np.ndarray` of shape `(bands, H, W)`: float32 display units, for `transformers.pipeline` or the processor; of
@@ -61,7 +62,7 @@ def as_display(
     raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path, num_channels: int | None, min_size: int | None
 ) -> np.ndarray:
     """
-    [`~lens_ssl_hf.data.processing.to_display`], with the model's number of bands and its crop checked. Of a large
+    [`~lens_ssl_hf.data.display.to_display`], with the model's number of bands and its crop checked. Of a large
     cutout only the middle is worked on, so that what lies around it costs no time.
     """
     side = _seen_side(raw, cutouts, min_size or 0)

@@ -20,7 +20,7 @@ AutoModelForImageClassification.register(CNNConfig, CNN, exist_ok=True)
 
 # A machine that only trains may lack Pillow, or the torchvision that AutoImageProcessor needs in transformers 5.17.
 with contextlib.suppress(ImportError):
-    from ..data.lens_image_processor import LensImageProcessor
+    from ..data.image_processor import LensImageProcessor
 
     # Makes AutoImageProcessor find the class by its name, beside any configuration.
     AutoImageProcessor.register(DINOConfig, image_processor_classes={"pil": LensImageProcessor}, exist_ok=True)

@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from ..data.processing import Stretch
-from ..data.raw import MAX_BANDS
+from ..data.files.raw import MAX_BANDS
+from ..data.stretch import Stretch
 from ..errors import InputError
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"

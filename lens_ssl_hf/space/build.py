@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file, extract_commit_hash
 
 from .. import __version__
-from ..data.processing import Stretch, band_name
-from ..data.sources import LABELS
+from ..data.files.bands import band_name
+from ..data.listing.labels import LABELS
+from ..data.stretch import Stretch
 from ..data.tensors import CutoutTensors, center_crop, splits_and_info
 from ..errors import InputError
 from ..evaluation.evaluate import Classifier, predict
@@ -66,7 +67,7 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
 
     Args:
         model (`str` or `Path`): a fine-tuning run, an exported classifier's folder, or a Hub id.
-        cutouts (`DatasetDict` or path of a `.safetensors` file): labelled `train` and `split`, in display units.
+        cutouts (`DatasetDict` or path of a saved dataset): labelled `train` and `split`, in display units.
         folder (`str` or `Path`): an earlier Space there is replaced.
         split (`str`, *optional*, defaults to `"test"`): what calibration and examples come from.
 

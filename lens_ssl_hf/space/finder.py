@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..data.readers import read_raw
-from ..data.tensors import center_crop
+from ..data.display import center_crop
+from ..data.files.readers import read_raw
 from ..errors import InputError
 from ..evaluation.plots import colour_image
 from ..inference.pipeline import LensPipeline

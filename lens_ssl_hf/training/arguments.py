@@ -1,12 +1,13 @@
 """Settings of pretraining and fine-tuning as dataclasses: the scripts' options and the Python API's keywords."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..data.options import option as _option
 from ..errors import InputError
 from .tracking import check_trackers
 
@@ -17,10 +18,6 @@ METHODS = ("simsiam", "dino", "ibot")
 _BACKBONES = ("vitt8", "vits8", "vitb8")
 _REPORT_TO = "Trackers that get the lines of metrics.jsonl too: trackio, tensorboard, wandb; none by default."
 _RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -99,7 +96,7 @@ class PretrainArguments(ViewArguments):
     eval_every: int = _option(5, "Epochs between kNN evaluations on the validation split; 0 for none.")
     checkpoint_every: int = _option(1, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
-    report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
+    report_to: list[str] | None = _option(None, _REPORT_TO)
     stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
@@ -157,7 +154,7 @@ class FinetuneArguments(ViewArguments):
     scale_min: float = _option(0.6, "Smallest area of a view, as a fraction of the central field.")
     eval_every: int = _option(50, "Steps between evaluations on the validation split, which select the weights.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
-    report_to: list[str] | None = field(default=None, metadata={"help": _REPORT_TO})
+    report_to: list[str] | None = _option(None, _REPORT_TO)
     seed: int = _option(0, "Seed of the classifier (and of a scratch backbone), data order and views.")
     precision: str = _option("auto", "auto (bf16 where the device computes in it), bf16 or fp32.")
     deterministic: bool = _option(False, "The same bits in every repetition on a GPU, too; slower there.")

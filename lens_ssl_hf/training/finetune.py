@@ -13,8 +13,9 @@ from accelerate.utils import set_seed
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ViTForImageClassification
 
-from ..data.batches import ResidentImages
-from ..data.processing import save_processor
+from ..data.listing.labels import LABELS
+from ..data.processor_config import save_processor
+from ..data.samplers import ResidentImages
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, labelled_splits, normalise, splits_and_info
 from ..data.views import Counter, Views
 from ..errors import InputError
@@ -29,8 +30,6 @@ from .trainer import Batch, Number, Task, train
 
 logger = logging.getLogger(__name__)
 
-LABELS = ("nonlens", "lens")
-
 
 def finetune(
     cutouts: Any,
@@ -43,7 +42,7 @@ def finetune(
     Fine-tune a classifier on a stratified subset of `train`; the weights of the best validation AUC are kept.
 
     Args:
-        cutouts (`DatasetDict`, or path of a `.safetensors` file): from [`load_cutouts`] or [`save_tensors`].
+        cutouts (`DatasetDict`, or path of a directory): from [`load_cutouts`] or [`save_cutouts`].
         output_dir (`str` or `os.PathLike`): the run directory to write.
         init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
             A pretraining run, an exported folder, the Hub id of a stock ViT, or `"scratch"`.

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from transformers import PreTrainedModel, ViTConfig, ViTModel
 
-from ..data.batches import ParquetSplits, ResidentImages, StreamedImages
-from ..data.tensors import center_crop, channel_statistics, normalise, splits_and_info
+from ..data.samplers import ResidentImages, StreamedImages
+from ..data.storage import ParquetSplits
+from ..data.tensors import center_crop, channel_statistics, normalise, read_split, splits_and_info
 from ..data.views import Counter, Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
@@ -39,9 +40,9 @@ def pretrain(
     Pretrain a ViT on the `train` and `unlabelled` splits, without their labels.
 
     Args:
-        cutouts (`DatasetDict`, or path of a `.safetensors` file or a directory):
-            From [`load_cutouts`], [`save_tensors`] or [`save_cutouts`]; what does not fit into memory is read as it is
-            needed, from such a directory.
+        cutouts (`DatasetDict`, or path of a directory):
+            From [`load_cutouts`] or [`save_cutouts`]; what does not fit into memory is read as it is needed, from such
+            a directory.
         output_dir (`str` or `os.PathLike`): the run directory to write.
         method (`str`, *optional*, defaults to `"dino"`): simsiam, dino or ibot; its recipe sets the defaults.
         init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
@@ -92,7 +93,7 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
     arguments.stream = "yes" if _streams(parquet, arguments, accelerator) else "no"
     if parquet is not None:
         number = MONITORED if arguments.stream == "yes" else sys.maxsize
-        found = {name: parquet.sample(name, number) for name in ("train", "validation", "unlabelled")}
+        found = {name: read_split(parquet, name, number) for name in ("train", "validation", "unlabelled")}
         splits, info = {name: split for name, split in found.items() if split is not None}, parquet.info
     else:
         splits, info = splits_and_info(cutouts)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.profiler import record_function
 from tqdm.auto import tqdm
 
-from ..data.batches import ResidentImages, StreamedImages
+from ..data.samplers import ResidentImages, StreamedImages
 from ..data.views import Counter
 from ..errors import handling_stop_signals
 from ..models.backbones import can_compile, compile_layers, use_fast_attention

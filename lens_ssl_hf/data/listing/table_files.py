@@ -1,0 +1,167 @@
+"""Tables in files -> columns of Python values: CSV (also with semicolons or tabs), ECSV, Parquet, FITS, VOTable."""
+
+import csv
+import io
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import votable
+from astropy.table import Table
+from pyarrow import parquet
+
+from ...errors import InputError
+from ..files.cells import plain
+from ..files.fits_files import open_fits
+from ..files.raw import readable
+
+FITS_TABLE_SUFFIXES = (".fits", ".fit", ".fits.gz")
+VOTABLE_SUFFIXES = (".xml", ".vot", ".votable")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TABLE_SUFFIXES = (".csv", ".tsv", ".ecsv", *PARQUET_SUFFIXES, *FITS_TABLE_SUFFIXES, *VOTABLE_SUFFIXES)
+
+
+@dataclass
+class Columns:
+    """
+    A table.
+
+    Args:
+        values (`dict[str, list]`): by name; missing values are `None`.
+        units (`dict[str, str]`): of the columns that state one.
+        is_text (`bool`): all values are text, whatever they stand for (CSV).
+    """
+
+    values: dict[str, list]
+    units: dict[str, str] = field(default_factory=dict)
+    is_text: bool = False
+
+
+def read_table(table: Path) -> Columns:
+    """
+    Raises:
+        [`InputError`]: the file is damaged, or its rows and names of columns contradict themselves.
+    """
+    with readable(table, "a table"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the parsers warn, only what ends in an error matters
+        try:
+            return _read(table, table.name.lower())
+        except UnicodeDecodeError as error:
+            raise InputError(f"{table} is not UTF-8 text: save it as CSV with UTF-8") from error
+
+
+def _read(table: Path, name: str) -> Columns:
+    if name.endswith(PARQUET_SUFFIXES):
+        return _read_parquet(table)
+    if name.endswith(FITS_TABLE_SUFFIXES):
+        with open_fits(table) as hdus:
+            return _of_astropy(Table.read(hdus, format="fits"))
+    if name.endswith(VOTABLE_SUFFIXES):
+        return _read_votable(table)
+    if name.endswith(".ecsv") or table.open("rb").read(7) == b"# %ECSV":
+        return _of_astropy(Table.read(table.read_text(encoding="utf-8-sig"), format="ascii.ecsv"))
+    return _read_csv(table)
+
+
+def _read_csv(table: Path) -> Columns:
+    with open(table, newline="", encoding="utf-8-sig") as stream:
+        first = stream.readline()
+        stream.seek(0)
+        separator = max(",;\t|", key=re.sub(r'"[^"]*"', "", first).count)
+        lines = csv.reader(stream, delimiter=separator, skipinitialspace=separator != "\t")
+        header = [name.strip() for name in next(lines, [])]
+        rows = []
+        for cells in lines:
+            if len(cells) not in (0, len(header)):
+                raise InputError(_ragged(table, lines.line_num, cells, header, separator))
+            if cells:
+                rows.append(cells)
+    if len(header) > 1 and not header[-1] and not any(row[-1].strip() for row in rows):
+        header.pop()  # every line ends in a separator
+    _check_names(header, table)
+    cells = zip(*rows) if rows else [()] * len(header)
+    return Columns({name: [plain(cell) for cell in column] for name, column in zip(header, cells)}, is_text=True)
+
+
+def _ragged(table: Path, line: int, cells: list[str], header: list[str], separator: str) -> str:
+    name = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[separator]
+    count = f"{len(cells)} cell{'s' * (len(cells) != 1)} where the header has {len(header)}"
+    if len(cells) > len(header) and not any(cell.strip() for cell in cells[len(header) :]):
+        return f"{table}, line {line} ends in a {name} too many ({count}): remove it"
+    return f"{table}, line {line} has {count}: correct it, and quote cells that hold a {name}"
+
+
+def _check_names(names: list[str], table: Path) -> None:
+    if not any(names):
+        raise InputError(f"{table} has no line with the names of its columns: add one")
+    for name in names:
+        if not name:
+            raise InputError(f"{table} has a column without a name: name it")
+        if names.count(name) > 1:
+            raise InputError(f"{table} has two columns {name!r}: rename or remove one of them")
+
+
+def _read_parquet(table: Path) -> Columns:
+    with parquet.ParquetFile(table) as file:
+        columns = file.read()
+    _check_names(columns.column_names, table)
+    values = (column.to_pylist() for column in columns.columns)
+    return Columns({name: list(map(plain, column)) for name, column in zip(columns.column_names, values)})
+
+
+def _read_votable(table: Path) -> Columns:
+    content = table.read_bytes()
+    if re.search(rb"<STREAM[^>]*\bhref", content, re.I):  # which the parser would fetch
+        raise InputError(f"{table} names another file as its content: save it with the content inside")
+    found = votable.parse(io.BytesIO(content), verify="ignore").get_first_table()
+    return _of_astropy(found.to_table(use_names_over_ids=True))
+
+
+def _of_astropy(table: Any) -> Columns:
+    values = {str(name).strip(): list(map(plain, _listed(table[name]))) for name in table.colnames}
+    units = {name: str(table[name].unit) for name in table.colnames if getattr(table[name], "unit", None)}
+    return Columns(values, units)
+
+
+def _listed(column: Any) -> list:
+    """The values of a column; the Python values of numpy's, `None` where masked."""
+    if np.ma.isMA(column):
+        return np.ma.filled(column.astype(object), None).tolist()
+    if isinstance(column, np.ndarray):
+        return np.asarray(column).tolist()
+    return [getattr(value, "value", value) for value in column]
+
+
+def typed(values: list, is_text: bool) -> tuple[str, list] | None:
+    """
+    A column of a dataset: its type (`int64`, `float64`, `bool` or `string`) and values; `None` for a column of lists.
+
+    Args:
+        values (`list`): what [`plain`] returned.
+        is_text (`bool`): numbers are written as text and become numbers where nothing is lost.
+    """
+    present = [value for value in values if value is not None]
+    if any(isinstance(value, list | tuple | dict | np.ndarray) for value in present):
+        return None
+    if is_text:
+        kind = _kind_of_text(present)
+    elif all(isinstance(value, bool) for value in present):
+        kind = "bool"
+    elif all(isinstance(value, int) and abs(value) < 2**63 for value in present):
+        kind = "int64"
+    else:
+        kind = "float64" if all(isinstance(value, int | float) for value in present) else "string"
+    kind = kind if present else "string"
+    make = {"bool": bool, "int64": int, "float64": float, "string": str}[kind]
+    return kind, [None if value is None else make(value) for value in values]
+
+
+def _kind_of_text(values: list[str]) -> str:
+    """Numbers with leading zeros, or more digits than a number holds, stay text: they are names."""
+    if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", value) for value in values):
+        return "int64"
+    number = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?"
+    return "float64" if all(re.fullmatch(number, value, re.I) for value in values) else "string"

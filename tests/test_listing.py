@@ -1,0 +1,485 @@
+"""Folders and tables as astronomers have them: what is taken, what is left out, what is refused."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import MaskedColumn, Table
+from test_dataset import flux, labels, load, make_folder, make_table, rows_of
+
+from lens_ssl_hf.data.listing.file_patterns import suggest_pattern
+from lens_ssl_hf.data.listing.names import harmless_names
+from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
+from lens_ssl_hf.data.tensors import as_tensors, read_split
+from lens_ssl_hf.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+
+
+def ids(data):
+    return {name for split in data.values() for name in split["id"]}
+
+
+# Folders
+
+
+def test_linked_folders_are_taken_and_trash_is_not(caplog):
+    root = make_folder("data", {"lenses": 10, "nonlenses": 20})
+    make_folder("store", {"run2": 1, "run2/.ipynb_checkpoints": 1, "run2/__MACOSX": 1})
+    for i, path in enumerate(Path("store").rglob("*.npy")):
+        np.save(path, flux(100 + i))
+    np.save("data/lenses/._000.npy", flux(200))
+    os.symlink(Path("store/run2").absolute(), root / "lenses" / "run2")
+    os.symlink(root.absolute(), root / "lenses" / "up")  # a circle
+    make_folder(root, {"lenses_gradeB": 9})
+    data = load(root)
+    assert sum(map(len, data.values())) == 31 and "lenses/run2/000.npy" in ids(data)
+    assert "31 cutouts taken (11 lens, 20 nonlens)" in caplog.text
+    assert "left out: lenses_gradeB/ (9 files, not the name of a class: rename it, or give --label_map" in caplog.text
+    assert "3 hidden or trash entries" in caplog.text
+
+
+def test_a_class_folder_with_another_name_can_be_mapped():
+    root = make_folder("data", {"lenses": 10, "nonlenses": 20})
+    for i in range(9):
+        (root / "lenses_gradeB").mkdir(exist_ok=True)
+        np.save(root / "lenses_gradeB" / f"{i}.npy", flux(300 + i))
+    data = load(root, label_map=["lenses_gradeB=lens"])
+    assert sum(labels(split)[1] for split in data.values()) == 19
+    with pytest.raises(InputError, match="label_map names 'gradeB', which data as the name of a folder does not hold"):
+        load(root, label_map=["gradeB=lens"])
+
+
+@pytest.mark.parametrize("layout", ["data", "data/unlabelled", "data/unlabelled/tile"])
+def test_files_without_labels_are_a_dataset(layout, caplog):
+    make_folder(".", {layout: 20})
+    data = load("data")
+    assert list(data) == ["unlabelled"] and labels(data["unlabelled"]) == {-1: 20}
+    assert "20 unlabelled alone" in caplog.text
+    pixels = np.array(data["unlabelled"]["pixels"])
+    assert 0 <= pixels.min() and 100 < pixels.max() <= 255  # the stretch is fitted on them
+    save_cutouts(data, "saved")
+    assert len(load("saved")["unlabelled"]) == len(as_tensors(data["unlabelled"])) == 20
+
+
+def test_files_beside_class_folders_are_named(caplog):
+    make_folder(".", {"data": 3})
+    for i, path in enumerate(sorted(Path("data").glob("*.npy"))):
+        np.save(path, flux(500 + i))
+    make_folder("data", {"lenses": 10, "nonlenses": 10})
+    assert sum(map(len, load("data").values())) == 20
+    assert "left out: 3 files outside of the class folders" in caplog.text
+
+
+BANDS_IN_NAMES = [
+    "{i}_{b}.fits",
+    "{b}/{i}.fits",
+    "{i}-HSC-{B}.fits",
+    "{i}/{i}_{b}.fits",
+    "{i}{b}.fits",
+    "x-{b}-{i}_3.fits",
+]
+NUMBERED = [f"obj{i}_{word}{k}.npy" for word in ("band", "filter_") for i in range(10) for k in range(3)]
+
+
+@pytest.mark.parametrize("name", BANDS_IN_NAMES)
+def test_one_file_per_band_is_refused_with_the_options_that_group_them(name):
+    for kind, first in {"lenses": 100, "nonlenses": 120}.items():
+        for i in range(first, first + 10):
+            for band, plane in zip("gri", flux(i)):
+                path = Path("data", kind, name.format(i=i, b=band, B=band.upper()))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fits.PrimaryHDU(plane).writeto(path)
+    with pytest.raises(
+        InputError, match="one file per band, which belong to one cutout: give --file_pattern"
+    ) as error:
+        load("data")
+    words = shlex.split(str(error.value).split("give ")[1])
+    data = load("data", file_pattern=words[1], bands=words[3:])
+    assert sum(map(len, data.values())) == 20 and len(words[3:]) == 3
+    assert set(data["train"]["subclass"]) == {""}
+
+
+@pytest.mark.parametrize("names", [NUMBERED[:30], NUMBERED[30:]])
+def test_bands_may_have_numbers(names):
+    word = "band" if "band0" in names[0] else "filter_"
+    right = f"--file_pattern '{{id}}_{{band}}.npy' --bands {word}0 {word}1 {word}2"
+    assert suggest_pattern(names) == right
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{i}.fits" for i in range(30)],
+        [f"{i}_g.fits" for i in range(30)],
+        [f"J1000+{i}_{k}.fits" for i in range(10) for k in "abc"],
+        [f"tile_{k}_{i}.png" for i in range(10) for k in range(3)],
+    ],
+)
+def test_other_names_are_no_bands(names):
+    assert suggest_pattern(names) is None
+
+
+# Tables
+
+
+def write_table(columns, path="data/t.csv", delimiter=",", start="", end="\n"):
+    path = Path(path)
+    path.parent.mkdir(exist_ok=True)
+    rows = list(zip(*columns.values()))
+    lines = [delimiter.join(columns), *(delimiter.join(map(str, row)) for row in rows)]
+    path.write_text(start + end.join(lines) + "\n", encoding="utf-8")
+    for i in range(len(rows)):
+        np.save(path.parent / f"{i}.npy", flux(i))
+    return path
+
+
+def columns_of(count, **further):
+    files = [f"{i}.npy" for i in range(count)]
+    return {"file": files, "label": [i % 2 for i in range(count)]} | {
+        k: [f(i) for i in range(count)] for k, f in further.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["csv", "fits", "parquet", "ecsv", "xml"])
+@pytest.mark.parametrize("case", [str.upper, str.title])
+def test_columns_are_found_whatever_their_case(kind, case):
+    split = ["test"] * 12 + ["validation"] * 8 + ["train"] * 20
+    columns = columns_of(40, split=split.__getitem__, group=lambda i: f"g{i // 4}")
+    table = write_table({case(name): values for name, values in columns.items()})
+    if kind != "csv":
+        table = table.with_suffix(f".{kind}")
+        made = Table({case(name): values for name, values in columns.items()})
+        if kind == "parquet":
+            made.to_pandas().to_parquet(table)
+        else:
+            made.write(table, format="votable" if kind == "xml" else None)
+    data = load(table)
+    assert set(data["test"]["id"]) == {f"{i}.npy" for i in range(12)}
+    assert len(set(data["train"]["group"])) == 5
+
+
+def test_splits_under_another_name_are_not_replaced_by_drawn_ones():
+    split = ["Testing"] * 12 + ["val"] * 8 + ["train"] * 20
+    table = write_table(columns_of(40, partition=split.__getitem__))
+    with pytest.raises(
+        InputError, match=r"splits in column 'partition' \(testing, train, val\): give split_column part"
+    ):
+        load(table)
+    assert set(load(table, split_column="partition")["test"]["id"]) == {f"{i}.npy" for i in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("start", "delimiter", "end"), [("\ufeff", ",", "\n"), ("", ";", "\n"), ("", "\t", "\r\n"), ("", " , ", "\n")]
+)
+def test_dialects_of_csv(start, delimiter, end):
+    data = load(
+        write_table(columns_of(20, split=lambda i: "test" if i < 4 else "train"), "data/t.csv", delimiter, start, end)
+    )
+    assert set(data["test"]["id"]) == {f"{i}.npy" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("3.npy,1,", "t.csv, line 5 ends in a comma too many (3 cells where the header has 2): remove it"),
+        ("3.npy", "t.csv, line 5 has 1 cell where the header has 2"),
+        (
+            "3.npy,1,2",
+            "t.csv, line 5 has 3 cells where the header has 2: correct it, and quote cells that hold a comma",
+        ),
+    ],
+)
+def test_ragged_lines_are_named(line, message):
+    table = write_table(columns_of(20))
+    lines = table.read_text().splitlines()
+    lines[4] = line
+    table.write_text("\n".join(lines))
+    with pytest.raises(InputError) as error:
+        load(table)
+    assert message in str(error.value)
+
+
+def test_a_comma_at_the_end_of_every_line_changes_nothing():
+    table = write_table(columns_of(20))
+    table.write_text("".join(f"{line},\n" for line in table.read_text().splitlines()))
+    assert sum(map(len, load(table).values())) == 20
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        (
+            "file,label,Split,SPLIT",
+            {},
+            "has the columns Split and SPLIT: name the one that is meant with split_column",
+        ),
+        ("file,label,label,x", {}, "has two columns 'label': rename or remove one of them"),
+        ("file,label,,x", {}, "has a column without a name"),
+        ("file,label,x,y", {"label_map": ["2=lens"]}, "label_map names '2', which column 'label' of .* does not hold"),
+        ("file,label,x,y", {"label_map": ["2"]}, "label_map '2' must be NAME=lens"),
+        ("file,label,id,x", {}, "has the id '7' in rows 1 and 2: make ids unique"),
+        ("file,label,ra,x", {}, "row 1: '999' in column 'ra' is no ra in degrees"),
+    ],
+)
+def test_tables_that_can_be_misread_are_refused(header, options, message):
+    table = write_table(columns_of(20))
+    rows = [f"{i}.npy,{i % 2},{999 if 'ra' in header else 7},train" for i in range(20)]
+    table.write_text("\n".join([header, *rows]))
+    with pytest.raises(InputError, match=message):
+        load(table, **options)
+
+
+def test_masked_and_bytes_values_of_fits_tables():
+    table = write_table(columns_of(20)).with_suffix(".fits")
+    label = MaskedColumn([b"lens", b"nonlens"] * 10, mask=[False] * 18 + [True] * 2)
+    dec = MaskedColumn(np.arange(20.0), mask=[True] + [False] * 19)
+    Table({"file": [f"{i}.npy" for i in range(20)], "label": label, "dec": dec, "n": np.arange(20)}).write(table)
+    data = load(table)
+    assert len(data["unlabelled"]) == 2
+    row = next(row for split in data.values() for row in split if row["id"] == "0.npy")
+    assert row["dec"] is None and row["n"] == 0 and data["train"].features["n"].dtype == "int64"
+
+
+def test_a_table_without_labels_is_unlabelled(caplog):
+    columns = columns_of(20)
+    del columns["label"]
+    data = load(write_table(columns | {"grade": ["A"] * 20}))
+    assert list(data) == ["unlabelled"] and "has no column 'label' (it has file, grade; name yours with" in caplog.text
+    with pytest.raises(InputError, match="has no column 'target'"):
+        load("data/t.csv", label_column="target")
+
+
+def test_ids_positions_and_further_columns_travel():
+    columns = columns_of(
+        20,
+        id=lambda i: 42164423456789000 + i,
+        ra=lambda i: "10:00:28.6" if i == 1 else 150.0,
+        dec=lambda i: "+02:12:21" if i == 1 else -2.5,
+        mag=lambda i: 20.5 + i,
+        tile=lambda i: f"00{i}",
+        label=lambda i: ["Grade A", "QSO"][i % 2],
+        pixels=lambda i: i,
+        source=lambda i: f"/home/somebody/raw/{i}.fits",
+    )
+    data = load(write_table(columns), label_map=["Grade A=lens", "QSO=nonlens"])
+    row = next(row for split in data.values() for row in split if row["id"] == "42164423456789001")
+    assert (row["ra"], row["dec"]) == (pytest.approx(150.119167, abs=1e-6), pytest.approx(2.205833, abs=1e-6))
+    assert (row["label"], row["mag"], row["tile"], row["table_pixels"], row["source"]) == (0, 21.5, "001", 1, "1.fits")
+    assert {name: data["train"].features[name].dtype for name in ("mag", "tile", "table_pixels")} == {
+        "mag": "float64",
+        "tile": "string",
+        "table_pixels": "int64",
+    }
+    save_cutouts(data, "saved")
+    assert load("saved")["train"]["mag"] == data["train"]["mag"]
+    parquet = ParquetSplits(Path("saved"))
+    assert read_split(parquet, "train", 100).ids == as_tensors(data["train"]).ids
+
+
+def write_fits_table(path, header_of, count=20):
+    """FITS files whose headers `header_of` gives, and a table of them without positions."""
+    path.parent.mkdir(parents=True)
+    for i in range(count):
+        fits.PrimaryHDU(flux(i), fits.Header(header_of(i))).writeto(path.parent / f"{i}.fits")
+    rows = [(f"{i}.fits", "lens" if i % 2 else "nonlens") for i in range(count)]
+    with open(path, "w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label"), *rows])
+    return path
+
+
+def test_positions_come_from_the_files_where_the_table_has_none():
+    def wcs(i):
+        axes = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 16.5, "CRPIX2": 16.5}
+        return axes | {"CRVAL1": 150.0 + i, "CRVAL2": 2.0, "CDELT1": -5e-5, "CDELT2": 5e-5}
+
+    data = load(write_fits_table(Path("data/t.csv"), wcs))
+    for split in data.values():
+        assert split["ra"] == pytest.approx([150.0 + int(name.removesuffix(".fits")) for name in split["id"]])
+        assert split["dec"] == pytest.approx([2.0] * len(split))
+
+
+def test_files_without_a_zero_point_beside_others_need_one():
+    table = write_fits_table(Path("data/t.csv"), lambda i: {} if i == 3 else {"BUNIT": "nJy"})
+    with pytest.raises(InputError, match=r"3\.fits states no zero point where .*\.fits does: add MAGZERO or BUNIT"):
+        load(table)
+    load(table, zero_point=31.4)
+
+
+# Nothing of this machine is published
+
+
+@pytest.mark.parametrize("write", ["{0}/{1}", "file://{0}/{1}", "../data/{1}", "{0}/../data/{1}"])
+def test_ids_and_groups_tell_nothing_of_the_machine(write):
+    table = make_table("data/t.csv", rows_of(20))
+    folder = table.parent.absolute()
+    rows = [(write.format(folder, f"{i}.npy"), i % 2, f"{folder}/field{i // 2}", f"~me/x{i % 2}") for i in range(20)]
+    with open(table, "w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label", "group", "subclass"), *rows])
+    data = load(table)
+    assert ids(data) == {f"{i}.npy" for i in range(20)}
+    assert {name for split in data.values() for name in split["group"]} == {f"field{i}" for i in range(10)}
+    assert set(data["train"]["subclass"]) == {"x0", "x1"}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["/home/me/a.npy", "/home/you/a.npy", "a.npy"],
+        ["../../home/me/a.npy", "file:///home/me/a.npy", "~me/a.npy"],
+        [r"C:\Users\me\a.npy", r"\\server\me\a.npy", "file:/home/me/a.npy"],
+    ],
+)
+def test_files_elsewhere_have_harmless_and_unique_names(texts, tmp_path):
+    names = harmless_names(texts, tmp_path)
+    assert len(set(names)) == len(set(texts)) and harmless_names(names, tmp_path) == names
+    assert all(name.startswith("a") and not set("/\\~:") & set(name) for name in names)
+    assert harmless_names(["g/1.npy", "https://sky/1?a=../b", "~5 arcsec"], tmp_path)[2] == "~5 arcsec"
+
+
+# Hostile files
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "large", "folder", "not_utf8"])
+def test_what_is_no_file_of_a_cutout_is_not_read(kind):
+    root = make_folder("data", {"lenses": 10, "nonlenses": 10})
+    path = root / "lenses" / "bad.npy"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "large":
+        with open(path, "wb") as stream:
+            stream.truncate(2**33)
+    elif kind == "not_utf8":
+        os.rename(root / "lenses" / "000.npy", os.fsencode(root / "lenses") + b"/\xff.npy")
+    else:
+        path.mkdir()
+        assert sum(map(len, load(root).values())) == 20
+        return
+    with pytest.raises(InputError):
+        load(root)
+    data = load(root, on_bad_file="skip")
+    assert sum(map(len, data.values())) == 20 - (kind == "not_utf8")
+    assert len(list(csv.reader(open("bad_files.csv", encoding="utf-8")))) == 2
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "all zeros"), (7.5, "constant, 7.5 in all pixels")])
+def test_a_band_without_contrast_has_a_sentence(value, message):
+    root = make_folder("data", {"lenses": 10, "nonlenses": 10})
+    pixels = flux(1)
+    pixels[1] = value
+    np.save(root / "lenses" / "003.npy", pixels)
+    with pytest.raises(InputError, match=f"band 2 of data/lenses/003.npy is {message}: leave the cutout out"):
+        load(root)
+
+
+def test_what_is_impossible_is_said_before_files_are_read():
+    root = make_folder("data", {"lenses": 10})
+    (root / "lenses" / "000.npy").write_bytes(b"unreadable")
+    with pytest.raises(InputError, match="holds only lens cutouts: add some with the label nonlens"):
+        load(root)
+
+
+# Processes, sizes, what was understood
+
+
+def test_processes_give_the_same_data_and_the_same_error():
+    root = make_folder("data", {"lenses": 40, "nonlenses": 40, "unlabelled": 20})
+    one, several = (load_cutouts_in(root, cache, num_proc) for cache, num_proc in (("one", 1), ("several", 3)))
+    for split in one:
+        assert one[split]["id"] == several[split]["id"]
+        np.testing.assert_array_equal(np.array(one[split]["pixels"]), np.array(several[split]["pixels"]))
+    for name in ("lenses/021.npy", "nonlenses/030.npy"):
+        (root / name).write_bytes(b"unreadable" + name.encode())
+    messages = []
+    for cache, num_proc in (("one", 1), ("several", 3)):
+        with pytest.raises(InputError) as error:
+            load_cutouts_in(root, cache, num_proc)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] and "lenses/021.npy" in messages[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_a_build_that_is_told_to_stop_leaves_nothing_behind(number):
+    make_folder("in", {"lenses": 100, "nonlenses": 100}, size=200)
+    script = Path(__file__).parents[1] / "scripts" / "build_dataset.py"
+    command = [sys.executable, script, "--dataset", "in", "--output", "out", "--cache_dir", "cache", "--num_proc", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    workers: list[str] = []
+    while process.poll() is None and len(workers) < 2:
+        time.sleep(0.01)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in message, message
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not Path("out").exists() and not list(Path().glob(".out*"))
+
+
+def load_cutouts_in(root, cache, num_proc):
+    from lens_ssl_hf import load_cutouts
+
+    return load_cutouts(root, cache_dir=cache, num_proc=num_proc)
+
+
+def test_a_crop_in_arcsec():
+    root = make_folder("data", {"lenses": 10, "nonlenses": 10}, size=48)
+    data = load(root, size_arcsec=8.0, pixel_scale=0.2)
+    assert np.array(data["train"]["pixels"]).shape[-1] == 40
+    with pytest.raises(InputError, match="size_arcsec 8 needs a pixel scale, and data/lenses/000"):
+        load(root, size_arcsec=8.0)
+    with pytest.raises(InputError, match="size and size_arcsec are both given"):
+        load(root, size_arcsec=8.0, size=32)
+    with pytest.raises(InputError, match="48 x 48 pixels, smaller than the 50 of size_arcsec 10"):
+        load(root, size_arcsec=10.0, pixel_scale=0.2)
+
+
+def test_the_summary_tells_what_was_understood():
+    from lens_ssl_hf.data.summary import describe_build
+
+    root = Path("data")
+    for kind in ("lenses", "nonlenses"):
+        (root / kind).mkdir(parents=True)
+        for i in range(10):
+            pixels = 0.01 * flux(i + 10 * (kind == "lenses"), size=64)
+            pixels[:, 30:34, 30:34] += 30
+            pixels[:, 4:8, 4:8] += 10  # a quarter of the light lies outside of the central 32 pixels
+            header = fits.Header({"MAGZERO": 27.0, "BANDS": "gri"} | ({"PIXSCALE": 0.1} if i < 4 else {}))
+            fits.PrimaryHDU(pixels, header).writeto(root / kind / f"{i}.fits")
+    text = describe_build(load(root, stretch="linear"), "data")
+    for line in (
+        "g r i, named by 20 of 20 files",
+        "64 x 64 pixels, 6.4 arcsec",
+        "3.2 of 6.4 arcsec; 24.8% of the training lenses' light lies outside",
+        "0.1 arcsec, stated by 8 of 20 files",
+        "27 (AB magnitude of flux 1), stated by 20 of 20 files",
+        "7 lens, 7 nonlens",
+        "left out      nothing",
+    ):
+        assert line in text, text
+
+
+@pytest.mark.parametrize("name", ["set [v2]", "what?", "a*b", "{x}"])
+def test_paths_that_look_like_patterns(name):
+    make_folder(name, {"lenses": 10, "nonlenses": 10})
+    data = load(name)
+    save_cutouts(data, f"{name}/saved {name}")
+    again = load(f"{name}/saved {name}")
+    assert again["train"]["id"] == data["train"]["id"] and again["train"].features == data["train"].features
+    assert json.loads(again["train"].info.description)["fingerprint"]
