@@ -12,9 +12,10 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .data.processing import CutoutInfo, Stretch, cutout_info
     from .data.tensors import load_tensors, save_tensors
     from .errors import InputError
-    from .evaluation.evaluate import evaluate, predict
+    from .evaluation.evaluate import evaluate
     from .hub.export import export
     from .hub.push import push_dataset, push_to_hub
+    from .inference.classifier import predict
     from .inference.pipeline import pipeline
     from .inference.read_cutout import read_cutout
     from .models import DINO, IBOT, SimSiam
@@ -39,7 +40,7 @@ _EXPORTS = {
     "load_cutouts": "data.cutouts",
     "load_tensors": "data.tensors",
     "pipeline": "inference.pipeline",
-    "predict": "evaluation.evaluate",
+    "predict": "inference.classifier",
     "pretrain": "training.pretrain",
     "push_dataset": "hub.push",
     "push_space": "space.build",

@@ -14,13 +14,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from .errors import InputError
 
@@ -68,20 +64,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically, as [`write_text`]."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """
-    Write a safetensors file atomically.
-
-    Raises:
-        `OSError`: it cannot be written, or the disk is full.
-    """
-    with replacing(path) as new:
-        try:
-            save_file(dict(tensors), new, metadata=metadata)
-        except SafetensorError as error:  # of the file system, too, and without its number
-            raise OSError(str(error)) from error
 
 
 def make_folder(path: Path, argument: str) -> None:

@@ -21,8 +21,3 @@ def in_figure(text: object) -> str:
 def in_spreadsheet(cell: object) -> object:
     """For a CSV file: text that spreadsheets would take for a formula gets a `'` in front."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-def from_spreadsheet(cell: str) -> str:
-    """The inverse of [`in_spreadsheet`]."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -217,7 +217,7 @@ def test_no_code_of_a_model_is_run_whoever_says_yes(kind, model, tiny_cutouts, t
     processor(auto_map={"AutoImageProcessor": "evil.Evil"})(model)
     code = f"""
 import lens_ssl_hf
-from lens_ssl_hf.evaluation.evaluate import Classifier
+from lens_ssl_hf.inference.classifier import Classifier
 from lens_ssl_hf.models.backbones import load_encoder
 for load in (lens_ssl_hf.pipeline, load_encoder, Classifier.load):
     try:

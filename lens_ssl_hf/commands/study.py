@@ -81,11 +81,12 @@ class StudyArguments:
 @exit_on_input_error
 def main() -> None:
     arguments, data_arguments = parse(StudyArguments, StudyDataArguments, description=__doc__, most_used=MOST_USED)
-    from ..evaluation.comparison import PRETRAINED
-    from ..evaluation.study import Study, describe_plan
-    from ..evaluation.study_report import write_report
     from ..files import make_folder
-    from ..hub.study_cards import write_cards
+    from ..study.cards import write_cards
+    from ..study.methods import PRETRAINED
+    from ..study.plan import describe_plan
+    from ..study.report import write_report
+    from ..study.run import Study
     from ..training.accelerator import process_state
 
     quiet()

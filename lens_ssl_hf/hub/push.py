@@ -188,7 +188,7 @@ def _with_pictures(split: Any, info: CutoutInfo, cache: Path) -> Any:
     from PIL import Image as PILImage
 
     from ..data.cutouts import PICTURE_COLUMN
-    from ..evaluation.plots import colour_image
+    from ..evaluation.pictures import colour_image
 
     def render(pixels: Any) -> dict[str, Any]:
         file = io.BytesIO()

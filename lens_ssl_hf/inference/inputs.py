@@ -1,5 +1,6 @@
 """Whatever a user may hold cutouts in -> one cutout after the other, and what is known of them."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from numbers import Real
@@ -8,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ..data.tensors import digest, open_splits
 from ..errors import InputError
 from .compatibility import info_of
 
@@ -134,3 +136,33 @@ def _depth(values: Any) -> int:
     while isinstance(values, list | tuple) and len(values):
         values, depth = values[0], depth + 1
     return depth if isinstance(values, Real) else 0
+
+
+def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str, Any], str | None]:
+    """
+    One split as it is, for [`as_tensors`]; the fields of its `CutoutInfo` (empty where it does not carry them); and
+    its name: of a whole data set `split`, by default test or the only one; of a split what it calls itself; of a part
+    of a split one such as `test_10_of_40_0f3c9a21`; `None` for bare tensors.
+
+    Raises:
+        [`InputError`]: the data set has no such split.
+    """
+    is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
+    if not is_whole:
+        name = getattr(cutouts, "split", None)
+        return cutouts, info_of(cutouts), None if name is None else _name_of(cutouts, str(name))
+    splits, info = open_splits(cutouts)
+    if split is None:
+        split = next(iter(splits)) if len(splits) == 1 else "test"
+    if split not in splits:
+        raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
+    return splits[split], info, _name_of(splits[split], split)
+
+
+def _name_of(chosen: Any, split: str) -> str:
+    """`split`, or a name of its own where `select` or `filter` left a part, which still calls itself that split."""
+    whole = (getattr(getattr(chosen, "info", None), "splits", None) or {}).get(split)
+    if whole is None or whole.num_examples == len(chosen):
+        return split
+    ids = [str(one) for one in chosen["id"]] if "id" in chosen.column_names else []
+    return f"{split}_{len(chosen)}_of_{whole.num_examples}_{digest(ids)[:8]}"

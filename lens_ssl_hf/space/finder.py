@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..data.readers import read_raw
 from ..data.tensors import center_crop
 from ..errors import InputError
-from ..evaluation.plots import colour_image
+from ..evaluation.pictures import colour_image
 from ..inference.pipeline import LensPipeline
 from .limits import MAX_PIXELS, PICTURE_SIZE
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..evaluation.predictions import Predictions
+from ..evaluation.probes import PROBE_NAMES
 from ..files import write_json, write_text
-from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare, rectangles
-from .evaluate import Predictions
-from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
-from .probes import PROBE_NAMES
-from .study_cells import IDENTITY, pack_cells
+from .cells import IDENTITY, pack_cells
+from .methods import BASELINES, METHOD_NAMES, METHODS
+from .plots import plot_calibration, plot_label_efficiency, plot_study_roc
+from .statistics import MIN_SEEDS, MIN_SUBSETS, compare, rectangles
 
 GSOC2024 = Path(__file__).with_name("gsoc2024_results.csv")
 _MEASURES = {
@@ -32,10 +33,10 @@ _COMPARED = ("roc_auc", "auc_vs_hard_nonlens")  # whose differences to the basel
 def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
     """
     Write results.json, table.md, table.tex and the pictures of [`draw_pictures`]; where `folder` is not the study's
-    own, also cells.parquet and predictions.parquet of [`~lens_ssl_hf.evaluation.study_cells.pack_cells`].
+    own, also cells.parquet and predictions.parquet of [`~lens_ssl_hf.study.cells.pack_cells`].
 
     Args:
-        study ([`~lens_ssl_hf.evaluation.study.Study`]): what was planned.
+        study ([`~lens_ssl_hf.study.run.Study`]): what was planned.
         records (`Sequence[Mapping]`): from its `run` or `records`.
         folder (`str` or `os.PathLike`): where to write.
 
@@ -177,7 +178,7 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
 def _panels(cells: Sequence[Mapping[str, Any]], backbone: str) -> dict[str, dict[str, list[Predictions]]]:
     """Predictions per label budget and method, over all folds, of one backbone and of the methods without one."""
     panels: dict[str, dict[str, list[Predictions]]] = {}
-    order = list(METHOD_NAMES)
+    order = METHODS
     for cell in sorted(cells, key=lambda cell: (cell["num_labels"], order.index(cell["method"]))):
         if cell["backbone"] in (backbone, ""):
             name = "all labels" if cell["labels"] == "all" else f"{cell['num_labels']:,} labels"

@@ -60,7 +60,7 @@ def unpack_cells(report: str | os.PathLike, folder: str | os.PathLike) -> list[d
         folder (`str` or `os.PathLike`): gets cells/ and pretrainings/. What is there already stays.
 
     Returns:
-        `list[dict]`: the records, as those of [`~lens_ssl_hf.evaluation.study.Study.records`].
+        `list[dict]`: the records, as those of [`~lens_ssl_hf.study.run.Study.records`].
 
     Raises:
         [`InputError`]: a file is missing, is damaged or lacks the predictions of a cell, or `folder` cannot be

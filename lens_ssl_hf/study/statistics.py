@@ -12,14 +12,11 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from ..errors import InputError
-from ..training.arguments import METHODS as SSL_METHODS
-from .evaluate import Predictions
-from .metrics import Completeness, Ranked, auc_key, draw_groups
-from .plots import METHOD_NAMES
+from ..evaluation.intervals import Ranked, draw_groups
+from ..evaluation.metrics import Completeness, auc_key
+from ..evaluation.predictions import Predictions
+from .methods import BASELINES, METHODS, PRETRAINED
 
-BASELINES = ("supervised", "supervised-long", "cnn", "profiles")
-METHODS = tuple(METHOD_NAMES)
-PRETRAINED = tuple(method for method in METHODS if method.split("-")[0] in SSL_METHODS)
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
 _MAX_DRAWN = 20_000_000  # cutouts in all draws of a test split
 _MAX_PAIRS = 20_000_000  # pairs of a lens and a non-lens that are compared at once

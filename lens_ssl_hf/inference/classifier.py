@@ -1,0 +1,113 @@
+"""Load a classifier, and score a split with it."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.tensors import as_tensors, center_crop, normalise
+from ..errors import InputError
+from ..evaluation.predictions import Predictions, other_columns
+from ..models.loading import check_classifier, check_weights, load_classifier
+from .compatibility import compatibility
+from .inputs import choose_split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Classifier:
+    """
+    A stock ViT classifier and what its image processor does, so that batches are prepared in torch alone.
+
+    Args:
+        model (`ViTForImageClassification`): float32, label 1 is the lens.
+        crop_size (`int`): side of the centre crop.
+        mean, std (`list[float]`): per band, after division by 255.
+        name (`str`): how to call it in messages.
+    """
+
+    model: torch.nn.Module
+    crop_size: int
+    mean: list[float]
+    std: list[float]
+    name: str
+
+    @classmethod
+    def load(cls, source: Any) -> "Classifier":
+        """From a fine-tuning run, an exported folder, a Hub id, or `(model, image_processor)`."""
+        if isinstance(source, Classifier):
+            return source
+        if isinstance(source, tuple):
+            model, processor = source
+            check_weights(model, "the model")
+            return cls._make(model, processor.to_dict(), "the model")
+        if not isinstance(source, str | os.PathLike):
+            raise InputError("model must be a run, a folder, a Hub id, or a tuple (model, image processor)")
+        return cls._make(*load_classifier(source), str(source))
+
+    @classmethod
+    def _make(cls, model: torch.nn.Module, processor: Mapping[str, Any], name: str) -> "Classifier":
+        return cls(model.float().eval(), *check_classifier(model.config, processor, name), name)
+
+    @property
+    def num_bands(self) -> int:
+        return self.model.config.num_channels
+
+    @property
+    def cutouts(self) -> dict[str, Any]:
+        """Bands, stretch, pixel scale and zero point of the cutouts that it was trained on; empty where unknown."""
+        return getattr(self.model.config, "cutouts", None) or {}
+
+
+@torch.no_grad()
+def predict(
+    model: Any,
+    cutouts: Any,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    split: str | None = None,
+) -> Predictions:
+    """
+    P(lens) of every cutout, in float32; equal to the scores of `transformers.pipeline("image-classification")`.
+
+    Args:
+        model (`str`, `os.PathLike` or `tuple`):
+            A fine-tuning run, an exported classifier's folder, a Hub id, or `(model, image_processor)`.
+        cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a `.safetensors` file):
+            What is scored, in display units, labelled or not; of a whole data set, its `split`.
+        batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
+        device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
+        split (`str`, *optional*): which split of a whole data set; test by default, or the only one.
+
+    Returns:
+        [`Predictions`], with the further columns of a `Dataset`.
+
+    Raises:
+        [`InputError`]: the model cannot be loaded, or the cutouts' bands are not the model's.
+    """
+    classifier = Classifier.load(model)
+    chosen, info, _ = choose_split(cutouts, split)
+    tensors, columns = as_tensors(chosen), other_columns(chosen)
+    for warning in compatibility(classifier.cutouts, classifier.num_bands, tensors, info, classifier.name):
+        logger.warning(warning)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = classifier.model.to(device)
+    scores = []
+    for pixels in tensors.pixels.split(batch_size):
+        images = normalise(center_crop(pixels.to(device), classifier.crop_size), classifier.mean, classifier.std)
+        # In float64, so that confident scores do not all become 1.
+        scores.append(network(images).logits.double().softmax(dim=-1)[:, 1].cpu())
+    score = torch.cat(scores).numpy()
+    if not np.isfinite(score).all():
+        first = int(np.flatnonzero(~np.isfinite(score))[0])
+        one = tensors.ids[first]
+        if tensors.pixels[first].isfinite().all():
+            raise InputError(f"{classifier.name} gives no finite score of cutout {one}: train or export it again")
+        raise InputError(f"cutout {one} has NaN or infinite pixels: build the data set with load_cutouts")
+    text = tensors.groups, tensors.subclasses
+    return Predictions(tensors.ids, tensors.labels.cpu().numpy(), *text, score, columns)
