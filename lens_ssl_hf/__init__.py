@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_with_auto_classes
+from .registration import register_with_transformers
 
 # ruff: noqa: F401
 if TYPE_CHECKING:  # for editors; at run time each name is imported when it is used
@@ -62,4 +62,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-register_with_auto_classes()
+register_with_transformers()
