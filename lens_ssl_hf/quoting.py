@@ -2,20 +2,33 @@
 
 import re
 
-_MARKUP = re.compile(r"[^\w .,-]|_|^[-.]|(?<=www)\.", re.IGNORECASE)
+# Of Markdown and HTML: emphasis, code, links, tables, formulas, and what begins a block at the start of a line.
+_MARKUP = re.compile(
+    r"[\\`*\[\]<&|~^$#@]|\b_+(?!\w)|(?<!\w)_+|^[-+=](?=[-=\s]|$)|^>|:(?=//)|(?<=www)\.", re.IGNORECASE
+)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def in_markdown(text: object) -> str:
-    """Inside of a line, for Markdown and HTML alike: what could be markup or a link becomes an entity."""
-    plain = " ".join(str(text).split()).encode("utf-8", "replace").decode()
-    return _MARKUP.sub(lambda character: f"&#{ord(character.group())};", plain)
+    """Inside of a line or of a table's cell, for Markdown and HTML alike: what could be markup becomes an entity."""
+    line = _printable(" ".join(str(text).split()))
+    return _MARKUP.sub(lambda found: "".join(f"&#{ord(one)};" for one in found.group()), line)
+
+
+def fenced(code: str, language: str) -> str:
+    """A Markdown block of code, whatever the code holds."""
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
 
 
 def in_figure(text: object) -> str:
     """For matplotlib: `$` begins no formula, `_` hides no line of a legend, and what no font can show is a `�`."""
-    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
-    return re.sub("^_", " _", shown.replace("$", r"\$"))
+    return re.sub("^_", " _", _printable(text).replace("$", r"\$"))
+
+
+def _printable(text: object) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
 
 
 def in_spreadsheet(cell: object) -> object:
