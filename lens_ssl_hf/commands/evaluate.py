@@ -16,6 +16,7 @@ predictions.parquet.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..data.arguments import DataArguments
 from ..errors import InputError, exit_on_input_error
@@ -90,28 +91,24 @@ def main() -> None:
         predictions = predict(arguments.model, cutouts, arguments.batch_size, split=arguments.split)
         print(predictions.save(folder / "predictions.parquet"))
         return
-    result = evaluate(
-        arguments.model,
-        cutouts,
-        folder,
-        split=arguments.split,
-        prevalence=arguments.prevalence,
-        num_bootstrap=arguments.num_bootstrap,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-    )
+    names = ("split", "prevalence", "num_bootstrap", "seed", "batch_size")
+    result = evaluate(arguments.model, cutouts, folder, **{name: getattr(arguments, name) for name in names})
     for name, report in result.get("probes", {"": result}).items():
         if name:
             print(f"-- {name} probe")
         for entry in report["metrics"].values():
-            if entry["value"] is None:
-                print(f"{entry['title']:48} not measured: {entry['reason']}")
-            else:
-                interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
-                print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
-                if note := entry.get("note"):
-                    print(f"{'':48} {note}")
+            _tell(entry)
     print(f"written to {folder}")
+
+
+def _tell(entry: dict[str, Any]) -> None:
+    if entry["value"] is None:
+        print(f"{entry['title']:48} not measured: {entry['reason']}")
+        return
+    interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
+    print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
+    if note := entry.get("note"):
+        print(f"{'':48} {note}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import torch
 from ..data.tensors import CutoutTensors, as_tensors
 from ..errors import InputError
 from ..files import alone_in, write_json
-from ..inference.classifier import Classifier, predict
-from ..inference.compatibility import compatibility
+from ..inference.classifier import Classifier
 from ..inference.inputs import choose_split
 from ..training.run_directory import read_run
 from .plots import contact_sheet, plot_roc
@@ -60,26 +59,20 @@ def evaluate(
     settings = {"prevalence": prevalence, "num_bootstrap": num_bootstrap, "seed": seed}
     if run and read_run(run)["task"] == "pretrain":
         return probe(run, cutouts, output_dir, split=split or "test", device=device, **settings)
-    predictions, classifier = _predictions_of(model), None
-    if predictions is None:
-        if cutouts is None:
-            raise InputError("cutouts are missing: give a data set, or a file of predictions in place of the model")
-        classifier = Classifier.load(model)
+    predictions = _predictions_of(model)
+    if predictions is None and cutouts is None:
+        raise InputError("cutouts are missing: give a data set, or a file of predictions in place of the model")
+    classifier = Classifier.load(model) if predictions is None else None
     chosen, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
     tensors = None if chosen is None else as_tensors(chosen)
-    if predictions is None:
-        predictions = predict(classifier, ({"chosen": tensors}, info), batch_size, device)
-        predictions.columns = other_columns(chosen)
+    warnings = classifier.check(tensors, info) if classifier else []
+    if classifier:
+        predictions = Predictions.of(tensors, classifier.score(tensors, batch_size, device), other_columns(chosen))
     if tensors is not None and tensors.ids != predictions.id:
         raise InputError("the predictions are not of these cutouts (the ids differ): predict again")
-    report = {
-        **describe(info, name),
-        "model": str(model) if isinstance(model, str | os.PathLike) else None,
-        "warnings": compatibility(classifier.cutouts, classifier.num_bands, tensors, info, classifier.name)
-        if classifier
-        else [],
-        **report_on(predictions, **settings),
-    }
+    report = {**describe(info, name), "model": None, "warnings": warnings, **report_on(predictions, **settings)}
+    if isinstance(model, str | os.PathLike):
+        report["model"] = str(model)
     if output_dir is None and run:
         output_dir = evaluation_folder(run, info, name)
     if output_dir is not None:

@@ -1,7 +1,6 @@
 """What a classifier says of one split, as a table: in memory, or as a Parquet file."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from ..data.tensors import CutoutTensors
 from ..errors import InputError
 from ..files import replacing
 
@@ -36,25 +36,21 @@ class Predictions:
     score: np.ndarray
     columns: dict[str, list] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, tensors: CutoutTensors, score: np.ndarray, columns: dict[str, list] | None = None) -> "Predictions":
+        """Of the cutouts that were scored."""
+        label = tensors.labels.cpu().numpy()
+        return cls(tensors.ids, label, tensors.groups, tensors.subclasses, score, columns or {})
+
     def __len__(self) -> int:
         return len(self.id)
 
     def labelled(self) -> "Predictions":
         """Without the unlabelled cutouts."""
         keep = np.flatnonzero(self.label >= 0)
-
-        def chosen(column: Sequence) -> list:
-            return [column[i] for i in keep]
-
-        columns = {name: chosen(column) for name, column in self.columns.items()}
-        return Predictions(
-            chosen(self.id),
-            self.label[keep],
-            chosen(self.group),
-            chosen(self.subclass),
-            self.score[keep],
-            columns,
-        )
+        ids, groups, kinds = ([column[i] for i in keep] for column in (self.id, self.group, self.subclass))
+        columns = {name: [column[i] for i in keep] for name, column in self.columns.items()}
+        return Predictions(ids, self.label[keep], groups, kinds, self.score[keep], columns)
 
     def save(self, path: str | os.PathLike) -> Path:
         """

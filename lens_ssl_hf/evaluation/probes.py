@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, open_splits, splits_and_info
 from ..errors import InputError
 from ..files import alone_in, write_json
-from ..inference.compatibility import compatibility
+from ..inference.compatibility import check_tensors
 from ..inference.inputs import choose_split
 from ..models.backbones import extract_cls, load_encoder
 from ..training.monitors import knn_scores, roc_auc
@@ -140,14 +140,9 @@ def probe(
     labelled_splits(labelled, *names)
     split_name = choose_split(cutouts, split)[2]
     known, test = getattr(encoder.config, "cutouts", None) or {}, labelled[split]
-    warnings = compatibility(known, encoder.config.num_channels, test, info, str(run))
-    for warning in warnings:
-        logger.warning(warning)
+    warnings = check_tensors(known, encoder.config.num_channels, test, info, str(run))
     scores, strengths = _score(run, encoder, {name: labelled[name] for name in names}, device)
-    predictions = {
-        name: Predictions(test.ids, test.labels.cpu().numpy(), test.groups, test.subclasses, scores[name])
-        for name in PROBE_NAMES
-    }
+    predictions = {name: Predictions.of(test, scores[name]) for name in PROBE_NAMES}
     reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}
     for name, strength in strengths.items():
         reports[name]["C"] = strength

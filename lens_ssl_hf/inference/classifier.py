@@ -1,6 +1,5 @@
 """Load a classifier, and score a split with it."""
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.tensors import as_tensors, center_crop, normalise
+from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise
 from ..errors import InputError
 from ..evaluation.predictions import Predictions, other_columns
 from ..models.loading import check_classifier, check_weights, load_classifier
-from .compatibility import compatibility
+from .compatibility import check_tensors
 from .inputs import choose_split
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,16 +52,42 @@ class Classifier:
         return cls(model.float().eval(), *check_classifier(model.config, processor, name), name)
 
     @property
-    def num_bands(self) -> int:
-        return self.model.config.num_channels
-
-    @property
     def cutouts(self) -> dict[str, Any]:
         """Bands, stretch, pixel scale and zero point of the cutouts that it was trained on; empty where unknown."""
         return getattr(self.model.config, "cutouts", None) or {}
 
+    def check(self, tensors: CutoutTensors, info: Mapping[str, Any]) -> list[str]:
+        """
+        Sentences on what differs between the cutouts that it was trained on and those it is given, which are logged.
 
-@torch.no_grad()
+        Raises:
+            [`InputError`]: another number of bands, or the same bands in another order.
+        """
+        return check_tensors(self.cutouts, self.model.config.num_channels, tensors, info, self.name)
+
+    @torch.no_grad()
+    def score(self, tensors: CutoutTensors, batch_size: int, device: str | torch.device | None = None) -> np.ndarray:
+        """
+        P(lens) of every cutout, `(n,)` in float64.
+
+        Raises:
+            [`InputError`]: a score is not finite.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network, scores = self.model.to(device), []
+        for pixels in tensors.pixels.split(batch_size):
+            images = normalise(center_crop(pixels.to(device), self.crop_size), self.mean, self.std)
+            # In float64, so that confident scores do not all become 1.
+            scores.append(network(images).logits.double().softmax(dim=-1)[:, 1].cpu())
+        score = torch.cat(scores).numpy()
+        for first in np.flatnonzero(~np.isfinite(score))[:1]:
+            one = tensors.ids[first]
+            if tensors.pixels[first].isfinite().all():
+                raise InputError(f"{self.name} gives no finite score of cutout {one}: train or export it again")
+            raise InputError(f"cutout {one} has NaN or infinite pixels: build the data set with load_cutouts")
+        return score
+
+
 def predict(
     model: Any,
     cutouts: Any,
@@ -92,22 +115,7 @@ def predict(
     """
     classifier = Classifier.load(model)
     chosen, info, _ = choose_split(cutouts, split)
-    tensors, columns = as_tensors(chosen), other_columns(chosen)
-    for warning in compatibility(classifier.cutouts, classifier.num_bands, tensors, info, classifier.name):
-        logger.warning(warning)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = classifier.model.to(device)
-    scores = []
-    for pixels in tensors.pixels.split(batch_size):
-        images = normalise(center_crop(pixels.to(device), classifier.crop_size), classifier.mean, classifier.std)
-        # In float64, so that confident scores do not all become 1.
-        scores.append(network(images).logits.double().softmax(dim=-1)[:, 1].cpu())
-    score = torch.cat(scores).numpy()
-    if not np.isfinite(score).all():
-        first = int(np.flatnonzero(~np.isfinite(score))[0])
-        one = tensors.ids[first]
-        if tensors.pixels[first].isfinite().all():
-            raise InputError(f"{classifier.name} gives no finite score of cutout {one}: train or export it again")
-        raise InputError(f"cutout {one} has NaN or infinite pixels: build the data set with load_cutouts")
-    text = tensors.groups, tensors.subclasses
-    return Predictions(tensors.ids, tensors.labels.cpu().numpy(), *text, score, columns)
+    tensors = as_tensors(chosen)
+    classifier.check(tensors, info)
+    score = classifier.score(tensors, batch_size, device)
+    return Predictions.of(tensors, score, other_columns(chosen))

@@ -1,11 +1,14 @@
 """Whether cutouts in display units were made as those that a model was trained on."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ..data.tensors import CutoutTensors
 from ..errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def info_of(dataset: Any) -> dict[str, Any]:
@@ -44,11 +47,11 @@ def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) ->
     return warnings
 
 
-def compatibility(
+def check_tensors(
     model: Mapping[str, Any], num_bands: int, tensors: CutoutTensors, info: Mapping[str, Any], name: str
 ) -> list[str]:
     """
-    Sentences on what differs between the cutouts that a model was trained on and those it is given.
+    Sentences on what differs between the cutouts that a model was trained on and those it is given; they are logged.
 
     Args:
         model (`Mapping`): `config.cutouts`.
@@ -64,4 +67,7 @@ def compatibility(
     if tensors.pixels.shape[1] != num_bands:
         found = tensors.pixels.shape[1]
         raise InputError(f"the cutouts have {found} bands but {name} takes {num_bands}: choose --bands")
-    return differences(model, info, name)
+    warnings = differences(model, info, name)
+    for warning in warnings:
+        logger.warning(warning)
+    return warnings

@@ -182,9 +182,7 @@ class Study(Plan):
         sets += [features("validation"), labels["validation"].numpy()]
 
         def predictions_of(split: str) -> Predictions:
-            test = splits[split]
-            scores, _ = linear_probe(*sets, features(split))
-            return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores)
+            return Predictions.of(splits[split], linear_probe(*sets, features(split))[0])
 
         return {"num_labels": len(chosen), **self._test(self.directory(cell), predictions_of)}
 
