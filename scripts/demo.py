@@ -100,7 +100,7 @@ def print_table(rows: dict[str, tuple[dict, dict]]) -> None:
 def print_longer_run() -> None:
     """The committed result of a longer run, for comparison."""
     from lens_ssl_hf.study.methods import METHOD_NAMES
-    from lens_ssl_hf.study.report import format_interval
+    from lens_ssl_hf.study.tables import format_interval
 
     path = ROOT / "model_cards" / "results" / "simulated" / "results.json"
     print(f"A longer run ({path.parent.relative_to(ROOT)}), simulated too:")

@@ -23,9 +23,10 @@ from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.study.cards import write_cards
 from lens_ssl_hf.study.cells import unpack_cells
 from lens_ssl_hf.study.plan import Cell, describe_plan
-from lens_ssl_hf.study.report import caption, collect, write_report
+from lens_ssl_hf.study.report import collect, write_report
 from lens_ssl_hf.study.run import Study, write_data
 from lens_ssl_hf.study.statistics import _correct, compare, weighted_auc
+from lens_ssl_hf.study.tables import caption
 from lens_ssl_hf.training.finetune import label_subset
 from lens_ssl_hf.training.run_directory import read_run
 

@@ -11,7 +11,7 @@ from ..evaluation.reports import describe, report_on
 from ..files import write_text
 from ..hub.card import CardFacts, render_card
 from .methods import BASELINES, METHOD_NAMES, PRETRAINED
-from .report import caption, format_interval
+from .tables import caption, format_interval
 
 
 def write_cards(

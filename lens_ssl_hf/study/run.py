@@ -18,11 +18,11 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from ..errors import InputError, Interrupted
-from ..evaluation.evaluate import predict
 from ..evaluation.metrics import measure
 from ..evaluation.predictions import Predictions
 from ..evaluation.probes import extract_features, linear_probe, probe, radial_profiles
 from ..files import make_folder, write_json
+from ..inference.classifier import predict
 from ..models.backbones import load_encoder
 from ..training.accelerator import process_state
 from ..training.finetune import finetune, label_subset
