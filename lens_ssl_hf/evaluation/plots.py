@@ -115,14 +115,14 @@ def contact_sheet(
     for name, chosen in sections.items():
         figure.text(gap / width, 1 - (top + 0.2) / height, name, fontsize=10, fontweight="bold")
         top += heading
-        for start in range(0, len(chosen), columns):
-            for column, index in enumerate(chosen[start : start + columns]):
-                left = gap + column * (cell + gap)
-                axes = figure.add_axes((left / width, 1 - (top + cell) / height, cell / width, cell / height))
-                _draw_cutout(axes, colour_image(pixels[index], bands), predictions, int(index), crop_size)
-                if pixel_scale and index == chosen[0]:
-                    _draw_scale_bar(axes, pixels.shape[-1], pixel_scale)
-            top += cell + text
+        for place, index in enumerate(chosen):
+            row, column = divmod(place, columns)
+            left, bottom = gap + column * (cell + gap), top + row * (cell + text) + cell
+            axes = figure.add_axes((left / width, 1 - bottom / height, cell / width, cell / height))
+            _draw_cutout(axes, colour_image(pixels[index], bands), predictions, int(index), crop_size)
+            if pixel_scale and place == 0:
+                _draw_scale_bar(axes, pixels.shape[-1], pixel_scale)
+        top += -(-len(chosen) // columns) * (cell + text)
     return save_figure(figure, path)
 
 

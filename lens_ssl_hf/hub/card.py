@@ -111,15 +111,16 @@ class CardFacts:
 
     @property
     def begun_from(self) -> str:
-        """What the pretraining went on from; empty where it began with random weights."""
+        """What the pretraining went on from, as Markdown; empty where it began with random weights."""
         run = self.run.get("init_run", {}) if self.is_classifier else self.run
         if "init_run" in run:
             earlier = run["init_run"]
             simulated = " (**simulated**)" if earlier["data"]["simulated"] else ""
             kind = "pretraining" if earlier["task"] == "pretrain" else "fine-tuning with labels"
-            return f"a {kind} on {earlier['num_train_images']} cutouts of {earlier['data']['name']}{simulated}"
+            name = in_markdown(earlier["data"]["name"])
+            return Markup(f"a {kind} on {earlier['num_train_images']} cutouts of {name}{simulated}")
         init = run.get("init", "scratch")
-        return "" if init == "scratch" else f"the weights of `{init}`"
+        return "" if init == "scratch" else Markup(f"the weights of `{in_markdown(init)}`")
 
     def metadata(self) -> ModelCardData:
         """The card's YAML header, with accuracy and ROC AUC as the `model-index` that the Hub reads."""
@@ -231,7 +232,7 @@ def render_dataset_card(
         splits={name: Counter(split["label"][:]) for name, split in cutouts.items()},
         columns=next(iter(cutouts.values())).column_names,
         meanings={name: Markup(text) for name, text in _FEATURES.items()},
-        origin=without_local_paths(origin),
+        origin=Markup(in_markdown(without_local_paths(origin)).replace("&#58;//", "://")),  # its links are links
         source=_SOURCES.get(info.source, info.source),
         license=license,
         version=__version__,
