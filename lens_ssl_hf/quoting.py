@@ -2,16 +2,16 @@
 
 import re
 
-# Of Markdown and HTML: emphasis, code, links, tables, formulas, and what begins a block at the start of a line.
+# Of Markdown and HTML: emphasis (`_` opens none within a word), code, links, tables, formulas, starts of blocks.
 _MARKUP = re.compile(
-    r"[\\`*\[\]<&|~^$#@]|\b_+(?!\w)|(?<!\w)_+|^[-+=](?=[-=\s]|$)|^>|:(?=//)|(?<=www)\.", re.IGNORECASE
+    r"[\\`*\[\]<&|~^$#@]|(?<!\w)_+|(?:^|(?<=^ ))(?:[-+=](?=[-=\s]|$)|>)|:(?=//)|(?<=www)\.", re.IGNORECASE
 )
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def in_markdown(text: object) -> str:
     """Inside of a line or of a table's cell, for Markdown and HTML alike: what could be markup becomes an entity."""
-    line = _printable(" ".join(str(text).split()))
+    line = _printable(re.sub(r"\s+", " ", str(text)))
     return _MARKUP.sub(lambda found: "".join(f"&#{ord(one)};" for one in found.group()), line)
 
 
