@@ -234,7 +234,7 @@ def test_launchers_know_their_options():
     from accelerate.commands.launch import launch_command_parser
 
     lines = [line for _, line in command_lines() if "accelerate launch" in line]
-    assert len(lines) >= 4
+    assert len(lines) >= 2
     for line in lines:
         words = line.split("accelerate launch", 1)[1].split("scripts/run_")[0]
         options = re.sub(r"\$\(\(.*?\)\)|\\?\$\w+", "2", words).split()

@@ -18,6 +18,7 @@ from .. import __version__
 from ..data.processing import cutout_info
 from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
+from ..files import write_text
 from ..quoting import fenced, in_markdown
 from ..training.arguments import FORMER_OPTIONS, METHOD_NAMES, FinetuneArguments, PretrainArguments, recipe
 from ..training.run_directory import read_metrics, read_run
@@ -169,7 +170,7 @@ class CardFacts:
 def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:
     """Render the card into `folder`/README.md, with no need of the network."""
     path = Path(folder) / "README.md"
-    path.write_text(str(render_card(facts)), encoding="utf-8")
+    write_text(path, str(render_card(facts)))
     return path
 
 
