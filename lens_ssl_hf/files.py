@@ -47,18 +47,25 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)  # makes the rename itself survive a power cut
 
 
-def write_text(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
     """
-    Write a file of UTF-8 atomically; its folder is made if it is missing.
+    As [`replacing`], of a file whose place the user chose.
 
     Raises:
         [`InputError`]: it cannot be written.
     """
     try:
         with replacing(path) as new:
-            new.write_text(text, encoding="utf-8")
+            yield new
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): choose a writable place") from error
+        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 atomically, as [`writing`]; its folder is made if it is missing."""
+    with writing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

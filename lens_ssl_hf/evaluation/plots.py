@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import writing
 from ..quoting import in_figure
 from ..training.arguments import METHOD_NAMES
 from ..training.run_directory import read_metrics, read_run
@@ -247,9 +247,6 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
         [`InputError`]: it cannot be written.
     """
     path = Path(path)
-    try:
-        with replacing(path) as new:
-            figure.savefig(new, format="png", dpi=130, metadata={"Software": None})
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+    with writing(path) as new:
+        figure.savefig(new, format="png", dpi=130, metadata={"Software": None})
     return path

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from ..data.tensors import CutoutTensors
 from ..errors import InputError
-from ..files import replacing
+from ..files import writing
 
 COLUMNS = ("id", "label", "group", "subclass", "score")
 _NOT_COPIED = {*COLUMNS, "pixels", "image"}
@@ -63,11 +63,8 @@ class Predictions:
         if path.suffix != ".parquet":
             raise InputError(f"predictions are written as .parquet, not {path.name}: choose a name that ends so")
         table = pyarrow.table({name: getattr(self, name) for name in COLUMNS} | self.columns)
-        try:
-            with replacing(path) as new:
-                parquet.write_table(table, new)
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+        with writing(path) as new:
+            parquet.write_table(table, new)
         return path
 
     @classmethod
