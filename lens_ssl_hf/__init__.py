@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_with_auto_classes
+from .registration import register_with_transformers
 
 # ruff: noqa: F401
 if TYPE_CHECKING:  # for editors; at run time each name is imported when it is used
@@ -13,9 +13,10 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .data.storage import save_cutouts
     from .data.stretch import Stretch
     from .errors import InputError
-    from .evaluation.evaluate import evaluate, predict
+    from .evaluation.evaluate import evaluate
     from .hub.export import export
     from .hub.push import push_dataset, push_to_hub
+    from .inference.classifier import predict
     from .inference.pipeline import pipeline
     from .inference.read_cutout import read_cutout
     from .models import DINO, IBOT, SimSiam
@@ -39,7 +40,7 @@ _EXPORTS = {
     "finetune": "training.finetune",
     "load_cutouts": "data.dataset",
     "pipeline": "inference.pipeline",
-    "predict": "evaluation.evaluate",
+    "predict": "inference.classifier",
     "pretrain": "training.pretrain",
     "push_dataset": "hub.push",
     "push_space": "space.build",
@@ -60,4 +61,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-register_with_auto_classes()
+register_with_transformers()

@@ -14,13 +14,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from .errors import InputError
 
@@ -51,37 +47,30 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)  # makes the rename itself survive a power cut
 
 
-def write_text(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
     """
-    Write a file of UTF-8 atomically; its folder is made if it is missing.
+    As [`replacing`], of a file whose place the user chose.
 
     Raises:
         [`InputError`]: it cannot be written.
     """
     try:
         with replacing(path) as new:
-            new.write_text(text, encoding="utf-8")
+            yield new
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): choose a writable place") from error
+        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 atomically, as [`writing`]; its folder is made if it is missing."""
+    with writing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically, as [`write_text`]."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """
-    Write a safetensors file atomically.
-
-    Raises:
-        `OSError`: it cannot be written, or the disk is full.
-    """
-    with replacing(path) as new:
-        try:
-            save_file(dict(tensors), new, metadata=metadata)
-        except SafetensorError as error:  # of the file system, too, and without its number
-            raise OSError(str(error)) from error
 
 
 def make_folder(path: Path, argument: str) -> None:

@@ -2,27 +2,35 @@
 
 import re
 
-_MARKUP = re.compile(r"[^\w .,-]|_|^[-.]|(?<=www)\.", re.IGNORECASE)
+# Of Markdown and HTML: emphasis (`_` opens none within a word), code, links, tables, formulas, starts of blocks.
+_MARKUP = re.compile(
+    r"[\\`*\[\]<&|~^$#@]|(?<!\w)_+|(?:^|(?<=^ ))(?:[-+=](?=[-=\s]|$)|>)|:(?=//)|(?<=www)\.", re.IGNORECASE
+)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def in_markdown(text: object) -> str:
-    """Inside of a line, for Markdown and HTML alike: what could be markup or a link becomes an entity."""
-    plain = " ".join(str(text).split()).encode("utf-8", "replace").decode()
-    return _MARKUP.sub(lambda character: f"&#{ord(character.group())};", plain)
+    """Inside of a line or of a table's cell, for Markdown and HTML alike: what could be markup becomes an entity."""
+    line = _printable(re.sub(r"\s+", " ", str(text)))
+    return _MARKUP.sub(lambda found: "".join(f"&#{ord(one)};" for one in found.group()), line)
+
+
+def fenced(code: str, language: str) -> str:
+    """A Markdown block of code, whatever the code holds."""
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
 
 
 def in_figure(text: object) -> str:
     """For matplotlib: `$` begins no formula, `_` hides no line of a legend, and what no font can show is a `�`."""
-    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
-    return re.sub("^_", " _", shown.replace("$", r"\$"))
+    return re.sub("^_", " _", _printable(text).replace("$", r"\$"))
+
+
+def _printable(text: object) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
 
 
 def in_spreadsheet(cell: object) -> object:
     """For a CSV file: text that spreadsheets would take for a formula gets a `'` in front."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-def from_spreadsheet(cell: str) -> str:
-    """The inverse of [`in_spreadsheet`]."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

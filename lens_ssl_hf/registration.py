@@ -1,4 +1,4 @@
-"""Registers the models with the Auto classes of transformers, as soon as a program has those."""
+"""Registers the models with the Auto classes of transformers, and the pipeline, as soon as a program has those."""
 
 import importlib
 import importlib.abc
@@ -9,26 +9,27 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-_AUTO_CLASSES = "transformers.models.auto.configuration_auto"
+# What a program loads -> the module here that registers with it.
+_REGISTERED = {"transformers.models.auto.configuration_auto": "models", "transformers.pipelines": "inference.pipeline"}
 _PACKAGE = __name__.partition(".")[0]
 
 
-def register_with_auto_classes() -> None:
+def register_with_transformers() -> None:
     """
-    Import `lens_ssl_hf.models`, which registers every model: now where transformers has already loaded its Auto
-    classes, else when it does. Importing them takes torch and seconds, which a command line's `--help`, and programs
+    Import what registers every model, and the pipeline: now where transformers has already loaded its Auto classes or
+    pipelines, else when it does. Importing them takes torch and seconds, which a command line's `--help`, and programs
     that only read cutouts, need not wait for.
     """
-    if _AUTO_CLASSES in sys.modules:
-        importlib.import_module(f"{_PACKAGE}.models")
-    else:
-        sys.meta_path.insert(0, _WhenLoaded())
+    finder = _WhenLoaded()
+    sys.meta_path.insert(0, finder)
+    finder.register()
 
 
 class _WhenLoaded(importlib.abc.MetaPathFinder):
-    """Finds modules as usual, and registers the models after the import that brought the Auto classes."""
+    """Finds modules as usual, and registers what is ours after the import that brought its counterpart."""
 
     def __init__(self) -> None:
+        self.missing = dict(_REGISTERED)
         self.depth = 0  # of imports within imports: the models need whole modules, ours and those of transformers
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -45,6 +46,13 @@ class _WhenLoaded(importlib.abc.MetaPathFinder):
             execute(module)
         finally:
             self.depth -= 1
-        if self.depth == 0 and _AUTO_CLASSES in sys.modules and self in sys.meta_path:
+        if self.depth == 0:
+            self.register()
+
+    def register(self) -> None:
+        """Import what registers with the modules that are there by now."""
+        for name in [name for name in self.missing if name in sys.modules]:
+            if module := self.missing.pop(name, None):  # an import within this one may have done it
+                importlib.import_module(f"{_PACKAGE}.{module}")
+        if not self.missing and self in sys.meta_path:
             sys.meta_path.remove(self)
-            importlib.import_module(f"{_PACKAGE}.models")

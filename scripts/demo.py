@@ -44,8 +44,8 @@ def main() -> None:
     import numpy as np
 
     from lens_ssl_hf import evaluate, export, finetune, load_cutouts, pretrain
-    from lens_ssl_hf.evaluation.evaluate import Predictions
     from lens_ssl_hf.evaluation.plots import plot_roc
+    from lens_ssl_hf.evaluation.predictions import Predictions
     from lens_ssl_hf.space.build import build_space
 
     quiet()
@@ -99,8 +99,8 @@ def print_table(rows: dict[str, tuple[dict, dict]]) -> None:
 
 def print_longer_run() -> None:
     """The committed result of a longer run, for comparison."""
-    from lens_ssl_hf.evaluation.plots import METHOD_NAMES
-    from lens_ssl_hf.evaluation.study_report import format_interval
+    from lens_ssl_hf.study.methods import METHOD_NAMES
+    from lens_ssl_hf.study.tables import format_interval
 
     path = ROOT / "model_cards" / "results" / "simulated" / "results.json"
     print(f"A longer run ({path.parent.relative_to(ROOT)}), simulated too:")

@@ -21,9 +21,10 @@ from statistics import fmean
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import exit_on_input_error
-from lens_ssl_hf.evaluation.plots import METHOD_NAMES
-from lens_ssl_hf.evaluation.study_cells import PREDICTIONS, unpack_cells
-from lens_ssl_hf.evaluation.study_report import draw_pictures, format_interval, markdown_table, write_tables
+from lens_ssl_hf.study.cells import PREDICTIONS, unpack_cells
+from lens_ssl_hf.study.methods import METHOD_NAMES
+from lens_ssl_hf.study.report import draw_pictures
+from lens_ssl_hf.study.tables import format_interval, markdown_table, write_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "model_cards" / "results"

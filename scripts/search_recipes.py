@@ -82,8 +82,8 @@ def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
     from lens_ssl_hf import load_cutouts
     from lens_ssl_hf.data.tensors import splits_and_info
-    from lens_ssl_hf.evaluation.study import Study
     from lens_ssl_hf.files import make_folder, write_json
+    from lens_ssl_hf.study.run import Study
 
     quiet()
     log_file = Path(arguments.log)

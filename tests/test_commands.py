@@ -306,6 +306,14 @@ print(find("LensImageProcessor"))
     ], result.stderr
 
 
+@pytest.mark.parametrize("first", ["lens_ssl_hf", "transformers.pipelines"])
+def test_the_pipeline_is_registered_in_either_order(first):
+    program = f"import {first}, lens_ssl_hf; from transformers.pipelines import PIPELINE_REGISTRY as registry; "
+    program += "print(registry.check_task('lens-classification')[1]['impl'].__name__)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == "LensClassificationPipeline\n", result.stderr
+
+
 def test_importing_the_package_takes_neither_torch_nor_transformers():
     program = "import lens_ssl_hf, sys; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)

@@ -1,6 +1,5 @@
 """Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
 
-import csv
 import json
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,9 @@ from lens_ssl_hf import InputError, evaluate, export, predict
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation import plots
-from lens_ssl_hf.evaluation.evaluate import Predictions
-from lens_ssl_hf.evaluation.plots import colour_image, contact_sheet, plot_curves, plot_roc
+from lens_ssl_hf.evaluation.pictures import colour_image
+from lens_ssl_hf.evaluation.plots import contact_sheet, plot_curves, plot_roc
+from lens_ssl_hf.evaluation.predictions import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.hub.card import read_evaluation
 from lens_ssl_hf.models.backbones import load_encoder
@@ -85,7 +85,7 @@ def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, t
     assert evaluate(run, split, tmp_path, num_bootstrap=0)["split"] is None
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.png"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.png"])
 def test_a_full_disk_leaves_nothing_half_written(name, report, run, tmp_path):
     predictions = Predictions.load(run / "evaluation" / "predictions.parquet")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -105,7 +105,8 @@ def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp
     from datasets import Dataset, DatasetDict
 
     from lens_ssl_hf.data.info import CutoutInfo
-    from lens_ssl_hf.evaluation import evaluate as module
+    from lens_ssl_hf.evaluation import evaluate as evaluation
+    from lens_ssl_hf.inference import classifier
 
     splits, info = tiny_cutouts
     cutouts = DatasetDict()
@@ -113,13 +114,14 @@ def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp
         columns = {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
         cutouts[name] = Dataset.from_dict(columns)
         cutouts[name].info.description = CutoutInfo(**info).to_json()
-    converted, as_tensors = [], module.as_tensors
+    converted, as_tensors = [], evaluation.as_tensors
 
     def spy(split):
         converted.extend([split] if isinstance(split, Dataset) else [])
         return as_tensors(split)
 
-    monkeypatch.setattr(module, "as_tensors", spy)
+    for module in (evaluation, classifier):
+        monkeypatch.setattr(module, "as_tensors", spy)
     assert evaluate(run, cutouts, tmp_path, num_bootstrap=0)["num_lenses"] == 24
     assert len(converted) == 1 and converted[0] is cutouts["test"]
 
@@ -174,13 +176,10 @@ def test_predictions_carry_the_columns_of_the_dataset(run, tiny_cutouts, tmp_pat
     cutouts["unlabelled"].info.description = CutoutInfo(**tiny_cutouts[1]).to_json()
     found = predict(run, cutouts)  # the only split
     assert found.columns == {name: columns[name] for name in ("ra", "object", "field")}
-    for name in ("a.parquet", "a.csv"):
-        again = Predictions.load(found.save(tmp_path / name))
-        assert again.id == columns["id"] and again.columns["field"] == columns["field"]
-        assert [int(value) for value in again.columns["object"]] == columns["object"]
-    lines = (tmp_path / "a.csv").read_text().splitlines()
-    assert lines[0] == "id,label,group,subclass,score,ra,object,field"
-    assert all(line.startswith("'=") and line.rsplit(",", 1)[1].startswith("'-") for line in lines[1:])
+    again = Predictions.load(found.save(tmp_path / "a.parquet"))
+    assert again.id == columns["id"] and again.columns == found.columns
+    with pytest.raises(InputError, match=r"as \.parquet, not a\.csv"):
+        found.save(tmp_path / "a.csv")
     with pytest.raises(InputError, match="none of the cutouts has a label"):
         evaluate(run, cutouts)
 
@@ -236,7 +235,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
     nan = split.pixels.clone()
     nan[5, 0, 20, 20] = torch.nan
     (tmp_path / "file").write_text("in the way")
-    (tmp_path / "bad.csv").write_text("id,score\na,0.5\n")
+    datasets.Dataset.from_dict({"id": ["a"], "score": [0.5]}).to_parquet(tmp_path / "bad.parquet")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "run.json").write_text('{"task": "finetune"}')
     cases = [
@@ -248,7 +247,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
         (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 has NaN or infinite pixels: build"),
         (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
         (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
-        (lambda: Predictions.load(tmp_path / "bad.csv"), "no column 'label'"),
+        (lambda: Predictions.load(tmp_path / "bad.parquet"), "no column 'label'"),
         (lambda: evaluate(tmp_path / "none.parquet"), "cannot read predictions"),
     ]
     for call, sentence in cases:
@@ -320,7 +319,7 @@ def test_curves_name_what_spreads(method, label, tmp_path, monkeypatch):
     (run / "run.json").write_text(json.dumps({**facts, "method": method}))
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": -0.5, "output_std": 0.2}\n')
     figures = []
-    monkeypatch.setattr("lens_ssl_hf.evaluation.plots._save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("lens_ssl_hf.evaluation.plots.save_figure", lambda figure, path: figures.append(figure))
     plot_curves(run)
     assert f"{label} (std of unit vectors)" in [axes.get_ylabel() for axes in figures[0].axes]
 
@@ -331,7 +330,7 @@ def words_of(figure):
 
 def test_the_contact_sheet_has_ids_and_a_scale_bar(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr("lens_ssl_hf.evaluation.plots._save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("lens_ssl_hf.evaluation.plots.save_figure", lambda figure, path: figures.append(figure))
     ids = ["sim-0-7", "lenses/a_survey/HSC-0123.fits", "HSCJ021737.2-051329.7-wide-coadd"]
     predictions = Predictions(ids, np.array([1, 0, 1]), ids, [""] * 3, np.array([0.9, 0.5, 0.1]))
     pixels = np.zeros((3, 3, 64, 64), dtype=np.float32)
@@ -347,24 +346,14 @@ def test_the_contact_sheet_has_ids_and_a_scale_bar(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["$x_1^2$", "a $ b", r"\frac{$}{", "_hidden", "a\udcffb", "two\nlines"])
 def test_names_in_pictures_are_shown_as_they_are(name, tmp_path, monkeypatch):
-    save, figures = plots._save, []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path))[1])
+    save, figures = plots.save_figure, []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path))[1])
     predictions = Predictions([name] * 2, np.array([1, 0]), ["a", "b"], [name] * 2, np.array([0.9, 0.8]))
     contact_sheet(np.zeros((2, 3, 20, 20), np.float32), predictions, tmp_path / "sheet.png", title=name)
     plot_roc({name: predictions}, tmp_path / "roc.png", title=name)
     assert len(figures[1].axes[0].get_legend().get_texts()) == 2  # a leading _ hides none
     shown = in_figure(name).replace(r"\$", "$").strip()
     assert shown == {"a\udcffb": "a�b", "two\nlines": "two�lines"}.get(name, name)
-
-
-def test_a_csv_file_holds_no_formulas_and_is_read_back(tmp_path):
-    ids = ["=HYPERLINK(1)", "+1", "-1", "@a", "'=x", "'quoted'", "a=b", "\tx"]
-    predictions = Predictions(ids, np.arange(8) % 2, ids, ids, np.linspace(0, 1, 8))
-    text = predictions.save(tmp_path / "predictions.csv").read_text(encoding="utf-8")
-    cells = [cell for row in csv.reader(text.splitlines()[1:]) for cell in row]
-    assert not [cell for cell in cells if cell[0] in "=+-@\t"]
-    again = Predictions.load(tmp_path / "predictions.csv")
-    assert again.id == again.group == again.subclass == ids
 
 
 def test_pictures(run, tmp_path):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from lens_ssl_hf import InputError, finetune
 from lens_ssl_hf.errors import interrupted_later
-from lens_ssl_hf.files import replacing, write_json, write_safetensors, write_text
+from lens_ssl_hf.files import replacing, write_json, write_text
+from lens_ssl_hf.training.checkpoints import write_safetensors
 
 LABELS = {"backbone": "vitt8", "precision": "fp32", "steps": 1, "batch_size": 16, "labels": 16}
 KILLED = """

@@ -33,7 +33,7 @@ from lens_ssl_hf import (
     push_to_hub,
 )
 from lens_ssl_hf.data.info import cutout_info
-from lens_ssl_hf.evaluation.plots import colour_image
+from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.hub.export import is_of_export
 from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
 from lens_ssl_hf.models.backbones import load_encoder

@@ -14,7 +14,7 @@ from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
 from lens_ssl_hf.commands.shared import load_dataset_like
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.options import DataArguments
-from lens_ssl_hf.evaluation.evaluate import evaluation_folder
+from lens_ssl_hf.evaluation.reports import evaluation_folder
 
 STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
 SCALE = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CD1_1": -0.1 / 3600, "CD2_2": 0.1 / 3600}

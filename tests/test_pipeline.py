@@ -7,6 +7,7 @@ from datasets import Array3D, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers.pipelines.pt_utils import KeyDataset
 
 import lens_ssl_hf
 from lens_ssl_hf.data.image_processor import LensImageProcessor
@@ -85,6 +86,25 @@ def test_files_arrays_and_lists_agree_with_plain_transformers(tmp_path, model, c
     assert [lens_score(result) for result in classify([tmp_path / "a.npy", flux[2]])] == pytest.approx(
         [batch[0], batch[2]], abs=1e-5
     )
+
+
+def test_it_is_a_task_of_transformers(tmp_path, model, classify):
+    stock = transformers.pipeline("lens-classification", model=str(model), batch_size=2)
+    assert isinstance(stock, transformers.ImageClassificationPipeline) and type(stock) is type(classify)
+    assert stock.dtype == torch.float32 and stock._batch_size == 2
+    files = [tmp_path / f"{i}.npy" for i in range(3)]
+    for i, file in enumerate(files):
+        np.save(file, make_flux(i))
+    expected = pytest.approx(list(map(lens_score, classify(files))), abs=1e-6)  # of other batches
+    assert list(map(lens_score, stock(files, num_workers=2))) == expected
+    assert [len(found) for found in stock(files, top_k=1)] == [1, 1, 1]
+    results = stock(KeyDataset([{"file": file} for file in files], "file"))
+    assert not isinstance(results, list) and list(map(lens_score, results)) == expected
+    backbone = tmp_path / "backbone"
+    transformers.ViTModel(ViTConfig(num_hidden_layers=1)).save_pretrained(backbone)
+    AutoImageProcessor.from_pretrained(model).save_pretrained(backbone)
+    with pytest.raises(InputError, match="is no ViT classifier"):  # not given a random head
+        transformers.pipeline("lens-classification", model=str(backbone))
 
 
 def test_pictures_score_as_in_plain_transformers(tmp_path, model, classify):
@@ -177,6 +197,7 @@ def expected(classify):
         lambda split: [split[i] for i in range(5)],
         lambda split: DataLoader(split.with_format("torch"), batch_size=2),
         lambda split: Subset(split, range(5)),
+        lambda split: KeyDataset(split, "pixels"),
     ],
 )
 def test_what_load_cutouts_gives_is_known_to_be_display_units(of_split, split, classify, expected):
@@ -216,9 +237,9 @@ def test_a_generator_is_streamed(classify, expected):
 
 
 def test_a_batch_is_bounded_in_bytes(tmp_path, monkeypatch, model):
-    assert lens_ssl_hf.pipeline(model).classifier._batch_size == 64
+    assert lens_ssl_hf.pipeline(model)._batch_size == 64
     monkeypatch.setattr("lens_ssl_hf.inference.pipeline.BATCH_BYTES", 5 * 4 * 3 * 32**2)
-    assert lens_ssl_hf.pipeline(model).classifier._batch_size == 5
+    assert lens_ssl_hf.pipeline(model)._batch_size == 5
 
 
 @pytest.mark.parametrize(

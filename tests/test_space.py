@@ -102,7 +102,7 @@ def test_attention_is_that_of_the_cls_token_in_the_last_layer(finder, tmp_path):
     display = splits["test"].pixels[0].numpy()
     np.save(tmp_path / "cutout.npy", display)
     weights = []
-    last = finder.pipeline.classifier.model.vit.layers[-1].attention
+    last = finder.pipeline.model.vit.layers[-1].attention
     hook = last.register_forward_hook(lambda module, arguments, output: weights.append(output[1]))
     try:
         finding = finder.look(tmp_path / "cutout.npy", units="display")
@@ -123,7 +123,7 @@ def test_the_glow_lies_where_the_attention_is():
 
 def test_calibration_is_counted_in_the_split_and_told_for_rare_lenses(finder):
     splits, _ = make_data()
-    known = predict(finder.pipeline.classifier.model.name_or_path, splits["test"])
+    known = predict(finder.pipeline.model.name_or_path, splits["test"])
     bins = finder.facts["calibration"]
     assert bins == reliability(known.label, known.score)
     assert sum(one["count"] for one in bins) == 12 and sum(one["lenses"] for one in bins) == 6

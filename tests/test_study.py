@@ -16,14 +16,16 @@ from scipy.stats import ttest_ind
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from lens_ssl_hf import InputError
-from lens_ssl_hf.evaluation.comparison import _correct, compare, weighted_auc
-from lens_ssl_hf.evaluation.evaluate import Predictions
+from lens_ssl_hf.evaluation.predictions import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
-from lens_ssl_hf.evaluation.study import Cell, Study, describe_plan, write_data
-from lens_ssl_hf.evaluation.study_cells import unpack_cells
-from lens_ssl_hf.evaluation.study_report import caption, collect, write_report
-from lens_ssl_hf.hub.study_cards import write_cards
 from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.study.cards import write_cards
+from lens_ssl_hf.study.cells import unpack_cells
+from lens_ssl_hf.study.plan import Cell, describe_plan
+from lens_ssl_hf.study.report import collect, write_report
+from lens_ssl_hf.study.run import Study, write_data
+from lens_ssl_hf.study.statistics import _correct, compare, weighted_auc
+from lens_ssl_hf.study.tables import caption
 from lens_ssl_hf.training.finetune import label_subset
 from lens_ssl_hf.training.run_directory import read_run
 
@@ -186,7 +188,7 @@ def test_a_cell_that_is_killed_while_it_tidies_up_is_whole(tiny_cutouts, tmp_pat
 @pytest.mark.parametrize("text", ["", "[]", "null", "[" * 10**5, '{"settings": 3}', '{"method": "cnn"}'])
 def test_a_damaged_record_is_named(text, tiny_cutouts, tmp_path):
     study = make_study(tiny_cutouts, tmp_path, methods=["cnn"])
-    path = study.directory(study.plan()[0]) / "cell.json"
+    path = study.directory(study.cells()[0]) / "cell.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(InputError, match=r"cell\.json .*: delete it"):
@@ -199,7 +201,7 @@ def test_a_damaged_record_is_named(text, tiny_cutouts, tmp_path):
 
 def test_a_cell_is_taken_by_one_process_only(tiny_cutouts, tmp_path):
     study = make_study(tiny_cutouts, tmp_path, methods=["profiles"])
-    cell = study.plan()[0]
+    cell = study.cells()[0]
     with study._claim(cell) as first, study._claim(cell) as second:
         assert (first, second) == (True, False)
     study.do(cell)
@@ -245,14 +247,14 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
 )
 def test_a_cell_that_fails_does_not_end_the_study(tiny_cutouts, tmp_path, monkeypatch, error):
     study = make_study(tiny_cutouts, tmp_path, subsets=1)
-    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_(error))
+    monkeypatch.setattr("lens_ssl_hf.study.run.pretrain", lambda *_, **__: raise_(error))
     assert sorted(record["method"] for record in study.run()) == ["cnn", "profiles", "supervised"]
     assert {cell.name: message for cell, message in study.failures.items()} == {"dino-vitt8-seed0": "no room"}
-    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: torch.empty(10**15))
+    monkeypatch.setattr("lens_ssl_hf.study.run.pretrain", lambda *_, **__: torch.empty(10**15))
     study = make_study(tiny_cutouts, tmp_path, subsets=1)
     study.run()
     assert "allocate memory" in str(study.failures)
-    monkeypatch.setattr("lens_ssl_hf.evaluation.study.pretrain", lambda *_, **__: raise_(RuntimeError("a bug")))
+    monkeypatch.setattr("lens_ssl_hf.study.run.pretrain", lambda *_, **__: raise_(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         make_study(tiny_cutouts, tmp_path, subsets=1).run()
 

@@ -9,9 +9,9 @@ import pytest
 from pyarrow import parquet
 
 from lens_ssl_hf import InputError
-from lens_ssl_hf.evaluation.comparison import compare
 from lens_ssl_hf.evaluation.predictions import Predictions
-from lens_ssl_hf.evaluation.study_cells import IDENTITY, pack_cells, unpack_cells
+from lens_ssl_hf.study.cells import IDENTITY, pack_cells, unpack_cells
+from lens_ssl_hf.study.statistics import compare
 
 RESULTS = Path(__file__).parents[1] / "model_cards" / "results"
 

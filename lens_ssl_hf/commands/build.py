@@ -37,7 +37,7 @@ def draw_examples(cutouts: Any, path: Path) -> None:
 
     from .. import cutout_info
     from ..data.from_files import MODEL_CROP
-    from ..evaluation.plots import colour_image
+    from ..evaluation.pictures import colour_image
 
     info = cutout_info(cutouts)
     split = cutouts["train"] if "train" in cutouts else cutouts["unlabelled"]

@@ -10,12 +10,13 @@ lens-ssl evaluate runs/dino-300/evaluation/predictions.parquet --eval_dir evalua
 ```
 
 The model is a run, an exported folder, a Hub id, or a file of predictions. Files are brought to the model's bands,
-pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes predictions.csv
-and needs nothing but torch, transformers and safetensors.
+pixel scale, zero point and stretch; a dataset that was built keeps its own. `--predict_only` writes
+predictions.parquet.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
@@ -60,7 +61,7 @@ class EvalArguments:
     num_bootstrap: int = field(default=1000, metadata={"help": "Draws of the bootstrap over groups."})
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
     batch_size: int = field(default=256, metadata={"help": "Cutouts per forward pass."})
-    predict_only: bool = field(default=False, metadata={"help": "Write predictions.csv and measure nothing."})
+    predict_only: bool = field(default=False, metadata={"help": "Write predictions.parquet and measure nothing."})
 
 
 @exit_on_input_error
@@ -72,11 +73,12 @@ def main() -> None:
     model = Path(arguments.model)
     if not arguments.eval_dir and not (model / "run.json").is_file():
         raise InputError(f"{model} is no run: say with --eval_dir where to write")
-    has_predictions = model.suffix in (".parquet", ".csv")
+    has_predictions = model.suffix == ".parquet"
     if not has_predictions and not data_arguments.dataset:
         raise InputError("--dataset is missing: give the cutouts to evaluate on")
     from .. import evaluate, predict
-    from ..evaluation.evaluate import choose_split, evaluation_folder
+    from ..evaluation.reports import evaluation_folder
+    from ..inference.inputs import choose_split
 
     quiet()
     cutouts = None if has_predictions else load_dataset_like(arguments.model, data_arguments)
@@ -87,30 +89,26 @@ def main() -> None:
         folder = evaluation_folder(model, info, split)
     if arguments.predict_only:
         predictions = predict(arguments.model, cutouts, arguments.batch_size, split=arguments.split)
-        print(predictions.save(folder / "predictions.csv"))
+        print(predictions.save(folder / "predictions.parquet"))
         return
-    result = evaluate(
-        arguments.model,
-        cutouts,
-        folder,
-        split=arguments.split,
-        prevalence=arguments.prevalence,
-        num_bootstrap=arguments.num_bootstrap,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-    )
+    names = ("split", "prevalence", "num_bootstrap", "seed", "batch_size")
+    result = evaluate(arguments.model, cutouts, folder, **{name: getattr(arguments, name) for name in names})
     for name, report in result.get("probes", {"": result}).items():
         if name:
             print(f"-- {name} probe")
         for entry in report["metrics"].values():
-            if entry["value"] is None:
-                print(f"{entry['title']:48} not measured: {entry['reason']}")
-            else:
-                interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
-                print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
-                if note := entry.get("note"):
-                    print(f"{'':48} {note}")
+            _tell(entry)
     print(f"written to {folder}")
+
+
+def _tell(entry: dict[str, Any]) -> None:
+    if entry["value"] is None:
+        print(f"{entry['title']:48} not measured: {entry['reason']}")
+        return
+    interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
+    print(f"{entry['title']:48} {entry['value']:.3f} {interval}")
+    if note := entry.get("note"):
+        print(f"{'':48} {note}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Several such commands on one output_dir share the cells, each on its own device 
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
@@ -81,43 +82,13 @@ class StudyArguments:
 @exit_on_input_error
 def main() -> None:
     arguments, data_arguments = parse(StudyArguments, StudyDataArguments, description=__doc__, most_used=MOST_USED)
-    from ..evaluation.comparison import PRETRAINED
-    from ..evaluation.study import Study, describe_plan
-    from ..evaluation.study_report import write_report
     from ..files import make_folder
-    from ..hub.study_cards import write_cards
-    from ..training.accelerator import process_state
+    from ..study.plan import describe_plan
 
     quiet()
     report = Path(arguments.report_dir or arguments.output_dir)
     cards = Path(arguments.cards_dir or report)
-    if arguments.folds and data_arguments.test_fold is not None:
-        raise InputError("folds and test_fold both choose the test split: give one of them")
-    if arguments.folds and data_arguments.dataset == "simulated":
-        raise InputError("folds are of a table with a fold column, which simulated cutouts have not: leave folds out")
-    if arguments.earlier_study and not any("-continued" in method for method in arguments.methods):
-        raise InputError("earlier_study is for -continued methods: add one, such as ibot-continued, or leave it out")
-    if data_arguments.test_large_size is None:
-        data_arguments.test_large_size = 20_000 if data_arguments.dataset == "simulated" else 0
-    options = [replace(data_arguments, test_fold=fold) for fold in arguments.folds or ()] or [data_arguments]
-    cutouts = dict(zip(arguments.folds or (None,), map(load_dataset, options)))
-    common = {"precision": arguments.precision}
-    common |= {} if arguments.crop_size is None else {"crop_size": arguments.crop_size}
-    pretraining = common | ({} if arguments.epochs is None else {"epochs": arguments.epochs})
-    study = Study(
-        cutouts,
-        arguments.output_dir,
-        arguments.methods,
-        arguments.backbones,
-        arguments.labels,
-        arguments.seeds,
-        arguments.subsets,
-        pretraining={
-            method.removesuffix("-linear"): pretraining for method in arguments.methods if method in PRETRAINED
-        },
-        finetuning={"all": common | ({} if arguments.steps is None else {"steps": arguments.steps})},
-        earlier_study=Path(arguments.earlier_study) if arguments.earlier_study else None,
-    )
+    study = _study(arguments, data_arguments)
     if arguments.dry_run:
         tell(describe_plan(study))
         return
@@ -129,17 +100,57 @@ def main() -> None:
     failed = "; ".join(f"{cell.name}: {message}" for cell, message in study.failures.items())
     if failed and not any(record["labels"] != "none" for record in records):
         raise InputError(f"no cell could be done ({failed})")
-    if process_state().is_main_process:
-        with study.lock("report"):  # other commands may end at the same time
-            try:
-                results = write_report(study, records, report)
-            except InputError as error:
-                raise InputError(f"{error} ({failed})" if failed else str(error)) from error
-            write_cards(study, records, results, cards, report)
-        print((report / "table.md").read_text())
-        print(f"tables and pictures: {report}")
+    _report(study, records, report, cards, failed)
     if failed:
         raise InputError(f"{len(study.failures)} cells failed and are not in the table ({failed})")
+
+
+def _study(arguments: StudyArguments, data_arguments: StudyDataArguments) -> Any:
+    from ..study.methods import PRETRAINED
+    from ..study.run import Study
+
+    if arguments.folds and data_arguments.test_fold is not None:
+        raise InputError("folds and test_fold both choose the test split: give one of them")
+    if arguments.folds and data_arguments.dataset == "simulated":
+        raise InputError("folds are of a table with a fold column, which simulated cutouts have not: leave folds out")
+    if arguments.earlier_study and not any("-continued" in method for method in arguments.methods):
+        raise InputError("earlier_study is for -continued methods: add one, such as ibot-continued, or leave it out")
+    if data_arguments.test_large_size is None:
+        data_arguments.test_large_size = 20_000 if data_arguments.dataset == "simulated" else 0
+    options = [replace(data_arguments, test_fold=fold) for fold in arguments.folds or ()] or [data_arguments]
+    given = {name: getattr(arguments, name) for name in ("precision", "crop_size", "epochs", "steps")}
+    given = {name: value for name, value in given.items() if value is not None}
+    pretraining, finetuning = ({n: v for n, v in given.items() if n != other} for other in ("steps", "epochs"))
+    return Study(
+        dict(zip(arguments.folds or (None,), map(load_dataset, options))),
+        arguments.output_dir,
+        arguments.methods,
+        arguments.backbones,
+        arguments.labels,
+        arguments.seeds,
+        arguments.subsets,
+        pretraining={m.removesuffix("-linear"): pretraining for m in arguments.methods if m in PRETRAINED},
+        finetuning={"all": finetuning},
+        earlier_study=Path(arguments.earlier_study) if arguments.earlier_study else None,
+    )
+
+
+def _report(study: Any, records: list[dict[str, Any]], report: Path, cards: Path, failed: str) -> None:
+    """Write tables, pictures and cards, from the main process."""
+    from ..study.cards import write_cards
+    from ..study.report import write_report
+    from ..training.accelerator import process_state
+
+    if not process_state().is_main_process:
+        return
+    with study.lock("report"):  # other commands may end at the same time
+        try:
+            results = write_report(study, records, report)
+        except InputError as error:
+            raise InputError(f"{error} ({failed})" if failed else str(error)) from error
+        write_cards(study, records, results, cards, report)
+    print((report / "table.md").read_text())
+    print(f"tables and pictures: {report}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The bootstrap over groups, and the intervals that come from its draws."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from scipy.stats import t as student
 
@@ -18,6 +21,38 @@ def draw_groups(rng: np.random.Generator, labels: np.ndarray, groups: np.ndarray
         counts[missing] = np.bincount(drawn.ravel(), minlength=again * num_groups).reshape(again, num_groups)
         missing = (counts @ lenses == 0) | (counts @ others == 0)
     return counts[:, groups]
+
+
+class Ranked:
+    """
+    A labelled set, ranked once, under many weightings: the bootstrap's draws.
+
+    Args:
+        labels (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens.
+        scores (`np.ndarray` of shape `(n,)`): P(lens).
+        weights (`np.ndarray` of shape `(draws, n)`): how often each cutout is in each draw.
+
+    Attributes:
+        true_positives, false_positives (`np.ndarray` of shape `(draws, thresholds)`):
+            Weight of the lenses and non-lenses that score at least the threshold; thresholds fall, ties share one.
+    """
+
+    def __init__(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray):
+        order = np.argsort(-scores, kind="stable")
+        self.labels, self.scores, self.weights = labels[order], scores[order], weights[:, order]
+        ends = np.flatnonzero(np.append(np.diff(self.scores) != 0, True))
+        self.true_positives = np.cumsum(self.weights * (self.labels == 1), axis=1)[:, ends]
+        self.false_positives = np.cumsum(self.weights * (self.labels == 0), axis=1)[:, ends]
+        self.positives, self.negatives = self.true_positives[:, -1], self.false_positives[:, -1]
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Weighted mean `(draws,)` of `values` `(n,)`, given in the ranked order."""
+        return self.weights @ values / self.weights.sum(axis=1)
+
+    def completeness(self, allowed: np.ndarray) -> np.ndarray:
+        """Highest true-positive rate `(draws,)` with at most `allowed` `(draws,)` false positives."""
+        permitted = self.false_positives <= allowed[:, None] + 1e-9
+        return (self.true_positives * permitted).max(axis=1) / self.positives
 
 
 class Spread:
@@ -68,3 +103,37 @@ def percentiles(draws: np.ndarray) -> tuple[float, float]:
     """2.5 and 97.5 percentile of bootstrap draws."""
     low, high = np.percentile(draws, [2.5, 97.5]).tolist()
     return low, high
+
+
+def bootstrap(
+    metrics: Sequence[Any],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """
+    95 % intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley 1997), so that
+    cutouts of the same sky do not count as independent. Draws without both classes are drawn again. From the draws to
+    the interval, see [`Spread`].
+
+    Args:
+        metrics (`list[LensMetric]`): of [`~lens_ssl_hf.evaluation.metrics`], what is computed on each draw.
+        labels, scores, groups (`np.ndarray` of shape `(n,)`): the set.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: lower and upper end per measure; empty where there is one group only.
+    """
+    if num_bootstrap < 1 or len(np.unique(groups)) < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    share = max(1, 4_000_000 // len(labels))  # draws at a time, for the memory's sake
+    values: dict[str, list[np.ndarray]] = {metric.key: [] for metric in metrics}
+    for start in range(0, num_bootstrap, share):
+        draws = min(share, num_bootstrap - start)
+        ranked = Ranked(labels, scores, draw_groups(rng, labels, groups, draws))
+        for metric in metrics:
+            values[metric.key].append(metric.weighted(ranked))
+    spread = Spread(labels, groups)
+    return {metric.key: metric.interval(np.concatenate(values[metric.key]), spread) for metric in metrics}

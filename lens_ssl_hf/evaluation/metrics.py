@@ -16,45 +16,13 @@ import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from ..errors import InputError
-from .intervals import Spread, draw_groups, percentiles
+from .intervals import Ranked, Spread, bootstrap, percentiles
 
 NUM_CALIBRATION_BINS = 15
 MIN_SUBCLASS = 5  # cutouts, fewer give no AUC worth a number
 # TPR0 and TPR10 of small sets say nothing about rare objects: the allowed false positives must be at most one in 100.
 MAX_FPR_OF_COUNTS = 1e-2
 MIN_FALSE_POSITIVES = 2  # allowed ones, for an interval of completeness that covers 95 %
-
-
-class Ranked:
-    """
-    A labelled set, ranked once, under many weightings: the bootstrap's draws.
-
-    Args:
-        labels (`np.ndarray` of shape `(n,)`): 1 lens, 0 non-lens.
-        scores (`np.ndarray` of shape `(n,)`): P(lens).
-        weights (`np.ndarray` of shape `(draws, n)`): how often each cutout is in each draw.
-
-    Attributes:
-        true_positives, false_positives (`np.ndarray` of shape `(draws, thresholds)`):
-            Weight of the lenses and non-lenses that score at least the threshold; thresholds fall, ties share one.
-    """
-
-    def __init__(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray):
-        order = np.argsort(-scores, kind="stable")
-        self.labels, self.scores, self.weights = labels[order], scores[order], weights[:, order]
-        ends = np.flatnonzero(np.append(np.diff(self.scores) != 0, True))
-        self.true_positives = np.cumsum(self.weights * (self.labels == 1), axis=1)[:, ends]
-        self.false_positives = np.cumsum(self.weights * (self.labels == 0), axis=1)[:, ends]
-        self.positives, self.negatives = self.true_positives[:, -1], self.false_positives[:, -1]
-
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        """Weighted mean `(draws,)` of `values` `(n,)`, given in the ranked order."""
-        return self.weights @ values / self.weights.sum(axis=1)
-
-    def completeness(self, allowed: np.ndarray) -> np.ndarray:
-        """Highest true-positive rate `(draws,)` with at most `allowed` `(draws,)` false positives."""
-        permitted = self.false_positives <= allowed[:, None] + 1e-9
-        return (self.true_positives * permitted).max(axis=1) / self.positives
 
 
 class LensMetric(evaluate.Metric):
@@ -300,19 +268,9 @@ class BrierScore(LensMetric):
 
 def measures(prevalence: float = 1e-3) -> list[LensMetric]:
     """All that is measured, in the order of tables and cards."""
-    return [
-        Accuracy(),
-        ROCAUC(),
-        AveragePrecision(),
-        Completeness(1e-2),
-        Completeness(1e-3),
-        CompletenessBefore(1),
-        CompletenessBefore(10),
-        Purity(prevalence, fpr=1e-2),
-        Purity(prevalence),
-        CalibrationError(),
-        BrierScore(),
-    ]
+    found = [Accuracy(), ROCAUC(), AveragePrecision(), Completeness(1e-2), Completeness(1e-3)]
+    found += [CompletenessBefore(1), CompletenessBefore(10), Purity(prevalence, fpr=1e-2), Purity(prevalence)]
+    return [*found, CalibrationError(), BrierScore()]
 
 
 def measure(
@@ -397,16 +355,11 @@ def _check(labels: np.ndarray, scores: np.ndarray, prevalence: float) -> None:
 
 
 def _measure_all(
-    metrics: list[LensMetric],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    num_bootstrap: int,
-    seed: int,
+    metrics: list[LensMetric], labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *settings: int
 ) -> dict[str, dict[str, Any]]:
     reasons = {metric.key: metric.refusal(labels, scores) for metric in metrics}
     possible = [metric for metric in metrics if not reasons[metric.key]]
-    intervals = bootstrap(possible, labels, scores, groups, num_bootstrap, seed)
+    intervals = bootstrap(possible, labels, scores, groups, *settings)
     found = {}
     for metric in metrics:
         value = metric.compute(prediction_scores=scores, references=labels)[metric.key]
@@ -417,49 +370,9 @@ def _measure_all(
     return found
 
 
-def _entry(
-    title: str,
-    value: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    reason: str | None = None,
-) -> dict[str, Any]:
+def _entry(title: str, value: Any = None, low: Any = None, high: Any = None, reason: Any = None) -> dict[str, Any]:
     entry = {"title": title, "value": value, "low": low, "high": high}
     return entry if reason is None else {**entry, "reason": reason}
-
-
-def bootstrap(
-    metrics: list[LensMetric],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    num_bootstrap: int = 1000,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """
-    95 % intervals of the cluster bootstrap: whole groups are drawn with replacement (Davison & Hinkley 1997), so that
-    cutouts of the same sky do not count as independent. Draws without both classes are drawn again. From the draws to
-    the interval, see [`~lens_ssl_hf.evaluation.intervals.Spread`].
-
-    Args:
-        metrics (`list[LensMetric]`): what is computed on each draw.
-        labels, scores, groups (`np.ndarray` of shape `(n,)`): the set.
-
-    Returns:
-        `dict[str, tuple[float, float]]`: lower and upper end per measure; empty where there is one group only.
-    """
-    if num_bootstrap < 1 or len(np.unique(groups)) < 2:
-        return {}
-    rng = np.random.default_rng(seed)
-    share = max(1, 4_000_000 // len(labels))  # draws at a time, for the memory's sake
-    values: dict[str, list[np.ndarray]] = {metric.key: [] for metric in metrics}
-    for start in range(0, num_bootstrap, share):
-        draws = min(share, num_bootstrap - start)
-        ranked = Ranked(labels, scores, draw_groups(rng, labels, groups, draws))
-        for metric in metrics:
-            values[metric.key].append(metric.weighted(ranked))
-    spread = Spread(labels, groups)
-    return {metric.key: metric.interval(np.concatenate(values[metric.key]), spread) for metric in metrics}
 
 
 def threshold_at_fpr(labels: np.ndarray, scores: np.ndarray, fpr: float) -> float | None:

@@ -1,17 +1,17 @@
-"""What a classifier says of one split, as a table: in memory, as .parquet, or as .csv."""
+"""What a classifier says of one split, as a table: in memory, or as a Parquet file."""
 
-import csv
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
+from ..data.tensors import CutoutTensors
 from ..errors import InputError
-from ..files import replacing
-from ..quoting import from_spreadsheet, in_spreadsheet
+from ..files import writing
 
 COLUMNS = ("id", "label", "group", "subclass", "score")
 _NOT_COPIED = {*COLUMNS, "pixels", "image"}
@@ -36,35 +36,35 @@ class Predictions:
     score: np.ndarray
     columns: dict[str, list] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, tensors: CutoutTensors, score: np.ndarray, columns: dict[str, list] | None = None) -> "Predictions":
+        """Of the cutouts that were scored."""
+        label = tensors.labels.cpu().numpy()
+        return cls(tensors.ids, label, tensors.groups, tensors.subclasses, score, columns or {})
+
     def __len__(self) -> int:
         return len(self.id)
 
     def labelled(self) -> "Predictions":
         """Without the unlabelled cutouts."""
         keep = np.flatnonzero(self.label >= 0)
-
-        def chosen(column: Sequence) -> list:
-            return [column[i] for i in keep]
-
-        columns = {name: chosen(column) for name, column in self.columns.items()}
-        return Predictions(
-            chosen(self.id),
-            self.label[keep],
-            chosen(self.group),
-            chosen(self.subclass),
-            self.score[keep],
-            columns,
-        )
+        ids, groups, kinds = ([column[i] for i in keep] for column in (self.id, self.group, self.subclass))
+        columns = {name: [column[i] for i in keep] for name, column in self.columns.items()}
+        return Predictions(ids, self.label[keep], groups, kinds, self.score[keep], columns)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write .parquet, or .csv on machines without pyarrow; `columns` follow the others."""
+        """
+        Write a .parquet file; `columns` follow the others.
+
+        Raises:
+            [`InputError`]: another suffix, or the file cannot be written.
+        """
         path = Path(path)
-        table = {name: getattr(self, name) for name in COLUMNS} | self.columns
-        try:
-            with replacing(path) as new:
-                (_write_parquet if path.suffix == ".parquet" else _write_csv)(new, table)
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+        if path.suffix != ".parquet":
+            raise InputError(f"predictions are written as .parquet, not {path.name}: choose a name that ends so")
+        table = pyarrow.table({name: getattr(self, name) for name in COLUMNS} | self.columns)
+        with writing(path) as new:
+            parquet.write_table(table, new)
         return path
 
     @classmethod
@@ -75,11 +75,9 @@ class Predictions:
         Raises:
             [`InputError`]: the file is missing or damaged, or lacks a column.
         """
-        path = Path(path)
         try:
-            table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-            missing = [name for name in COLUMNS if name not in table]
-            if missing:
+            table = parquet.read_table(path, partitioning=None).to_pydict()
+            if missing := [name for name in COLUMNS if name not in table]:
                 raise InputError(
                     f"{path} has no column {missing[0]!r}: write it with lens-ssl evaluate or Predictions.save"
                 )
@@ -112,31 +110,3 @@ def other_columns(split: Any) -> dict[str, list]:
 
 def _is_known(value: Any) -> bool:
     return value is not None and value == value and value != ""  # NaN differs from itself
-
-
-def _write_parquet(path: Path, table: dict[str, Any]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table(table), path)
-
-
-def _write_csv(path: Path, table: dict[str, Any]) -> None:
-    columns = [getattr(column, "tolist", lambda column=column: column)() for column in table.values()]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([in_spreadsheet(name) for name in table])
-        writer.writerows([in_spreadsheet(value) for value in row] for row in zip(*columns))
-
-
-def _read_parquet(path: Path) -> dict[str, list]:
-    from pyarrow import parquet
-
-    return parquet.read_table(path).to_pydict()
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    return {from_spreadsheet(name): [from_spreadsheet(row[name]) for row in rows] for name in reader.fieldnames or ()}

@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ..data.tensors import CutoutTensors, center_crop, labelled_splits, normalise, open_splits, splits_and_info
 from ..errors import InputError
 from ..files import alone_in, write_json
+from ..inference.compatibility import check_tensors
+from ..inference.inputs import choose_split
 from ..models.backbones import extract_cls, load_encoder
 from ..training.monitors import knn_scores, roc_auc
 from ..training.run_directory import read_run
-from .evaluate import choose_split, compatibility, describe, evaluation_folder, report_on, title_of
+from .plots import plot_roc
 from .predictions import Predictions
+from .reports import describe, evaluation_folder, report_on, title_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +82,6 @@ def linear_probe(
     Returns:
         `tuple[np.ndarray, float]`: P(lens) `(n,)` of `features`, and the C that was chosen.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     best = (-1.0, None, 0.0)
     for strength in REGULARISATIONS:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
@@ -130,7 +132,6 @@ def probe(
     Raises:
         [`InputError`]: the run has not finished, a split or its labels are missing, or a feature is NaN or infinite.
     """
-    facts = read_run(run)
     encoder = load_encoder(run)
     names = ("train", "validation", split)
     cutouts = open_splits(cutouts)
@@ -138,36 +139,10 @@ def probe(
     labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in splits.items()}
     labelled_splits(labelled, *names)
     split_name = choose_split(cutouts, split)[2]
-    held_out = labelled[split]
-    num_bands = encoder.config.num_channels
-    known = getattr(encoder.config, "cutouts", None) or {}
-    warnings = compatibility(known, num_bands, held_out, info, str(run))
-    for warning in warnings:
-        logger.warning(warning)
-    statistics = facts["image_mean"], facts["image_std"]
-    tokens = {
-        name: extract_features(encoder, one, *statistics, device=device, mean_patch=True)
-        for name, one in labelled.items()
-    }
-    for name, features in tokens.items():
-        if not features.isfinite().all():
-            raise InputError(
-                f"the backbone of {run} gives NaN or infinite features on {name}: pretrain again in another "
-                "output_dir with a lower learning_rate or with precision fp32"
-            )
-    cls = {name: both[:, : encoder.config.hidden_size] for name, both in tokens.items()}
-    labels = {name: tensors.labels.cpu() for name, tensors in labelled.items()}
-    scores, strengths = {}, {}
-    for name, features in (("linear", cls), ("linear_patches", tokens)):
-        scores[name], strengths[name] = linear_probe(
-            *(array.numpy() for name in ("train", "validation") for array in (features[name], labels[name])),
-            features[split].numpy(),
-        )
-    scores["knn"] = knn_scores(cls["train"], labels["train"], cls[split]).double().clamp(0, 1).numpy()
-    predictions = {
-        name: Predictions(held_out.ids, labels[split].numpy(), held_out.groups, held_out.subclasses, scores[name])
-        for name in PROBE_NAMES
-    }
+    known, test = getattr(encoder.config, "cutouts", None) or {}, labelled[split]
+    warnings = check_tensors(known, encoder.config.num_channels, test, info, str(run))
+    scores, strengths = _score(run, encoder, {name: labelled[name] for name in names}, device)
+    predictions = {name: Predictions.of(test, scores[name]) for name in PROBE_NAMES}
     reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}
     for name, strength in strengths.items():
         reports[name]["C"] = strength
@@ -177,9 +152,30 @@ def probe(
     return report
 
 
-def _write(output_dir: Path, report: dict[str, Any], predictions: dict[str, Predictions]) -> None:
-    from .plots import plot_roc
+def _score(
+    run: str | os.PathLike, encoder: torch.nn.Module, splits: dict[str, CutoutTensors], device: Any
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """P(lens) of the last of train, validation and test by each probe, and the C of the linear ones."""
+    facts, tokens = read_run(run), []
+    for name, one in splits.items():
+        statistics = facts["image_mean"], facts["image_std"]
+        tokens.append(extract_features(encoder, one, *statistics, device=device, mean_patch=True))
+        if not tokens[-1].isfinite().all():
+            raise InputError(
+                f"the backbone of {run} gives NaN or infinite features on {name}: pretrain again in another "
+                "output_dir with a lower learning_rate or with precision fp32"
+            )
+    cls = [both[:, : encoder.config.hidden_size] for both in tokens]
+    labels = [one.labels.cpu() for one in splits.values()]
+    scores, strengths = {}, {}
+    for name, (train, validation, test) in (("linear", cls), ("linear_patches", tokens)):
+        fitted = (train, labels[0], validation, labels[1], test)
+        scores[name], strengths[name] = linear_probe(*(tensor.numpy() for tensor in fitted))
+    scores["knn"] = knn_scores(cls[0], labels[0], cls[2]).double().clamp(0, 1).numpy()
+    return scores, strengths
 
+
+def _write(output_dir: Path, report: dict[str, Any], predictions: dict[str, Predictions]) -> None:
     metrics = {PROBE_NAMES[name]: found["metrics"] for name, found in report["probes"].items()}
     curves = {PROBE_NAMES[name]: one for name, one in predictions.items()}
     with alone_in(output_dir):

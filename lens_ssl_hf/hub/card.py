@@ -11,16 +11,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from .. import __version__
 from ..data.info import cutout_info
 from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
+from ..files import write_text
+from ..quoting import fenced, in_markdown
+from ..training.arguments import FORMER_OPTIONS, METHOD_NAMES, FinetuneArguments, PretrainArguments, recipe
 from ..training.run_directory import read_metrics, read_run
-from .clean import escape, fenced, one_line, without_local_paths
+from .clean import one_line, without_local_paths
 
-METHOD_NAMES = {"dino": "DINO", "ibot": "iBOT", "simsiam": "SimSiam", "scratch": "from scratch"}
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
@@ -91,7 +94,7 @@ class CardFacts:
     def method(self) -> str:
         """How the weights began: `DINO`, `iBOT`, `SimSiam`, or for classifiers also `from scratch`."""
         method = self.run.get("method") or self.run.get("init_method") or "scratch"
-        return METHOD_NAMES.get(method, method)
+        return "from scratch" if method == "scratch" else METHOD_NAMES.get(method, method)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -109,15 +112,16 @@ class CardFacts:
 
     @property
     def begun_from(self) -> str:
-        """What the pretraining went on from; empty where it began with random weights."""
+        """What the pretraining went on from, as Markdown; empty where it began with random weights."""
         run = self.run.get("init_run", {}) if self.is_classifier else self.run
         if "init_run" in run:
             earlier = run["init_run"]
             simulated = " (**simulated**)" if earlier["data"]["simulated"] else ""
             kind = "pretraining" if earlier["task"] == "pretrain" else "fine-tuning with labels"
-            return f"a {kind} on {earlier['num_train_images']} cutouts of {earlier['data']['name']}{simulated}"
+            name = in_markdown(earlier["data"]["name"])
+            return Markup(f"a {kind} on {earlier['num_train_images']} cutouts of {name}{simulated}")
         init = run.get("init", "scratch")
-        return "" if init == "scratch" else f"the weights of `{init}`"
+        return "" if init == "scratch" else Markup(f"the weights of `{in_markdown(init)}`")
 
     def metadata(self) -> ModelCardData:
         """The card's YAML header, with accuracy and ROC AUC as the `model-index` that the Hub reads."""
@@ -166,7 +170,7 @@ class CardFacts:
 def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:
     """Render the card into `folder`/README.md, with no need of the network."""
     path = Path(folder) / "README.md"
-    path.write_text(str(render_card(facts)), encoding="utf-8")
+    write_text(path, str(render_card(facts)))
     return path
 
 
@@ -177,8 +181,6 @@ def render_card(facts: CardFacts) -> ModelCard:
     Raises:
         [`InputError`]: what the run or its evaluation recorded is damaged.
     """
-    from jinja2 import UndefinedError
-
     try:
         return _render(
             "classifier.md.jinja" if facts.is_classifier else "backbone.md.jinja",
@@ -231,7 +233,7 @@ def render_dataset_card(
         splits={name: Counter(split["label"][:]) for name, split in cutouts.items()},
         columns=next(iter(cutouts.values())).column_names,
         meanings={name: Markup(text) for name, text in _FEATURES.items()},
-        origin=without_local_paths(origin),
+        origin=Markup(in_markdown(without_local_paths(origin)).replace("&#58;//", "://")),  # its links are links
         source=_SOURCES.get(info.source, info.source),
         license=license,
         version=__version__,
@@ -261,19 +263,22 @@ _FEATURES = {
 
 
 def _render(template: str, **values: Any) -> ModelCard:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
-        loader=FileSystemLoader(_templates()),
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
         autoescape=True,  # marks what macros return as done
-        finalize=escape,
+        finalize=_shown,
     )
     environment.globals.update(values)  # macros of other files see them too
     text = environment.get_template(template).render()
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
+
+
+def _shown(value: Any) -> Any:
+    """What stands in a card of a value: texts as they are, except for `Markup`."""
+    return value if not isinstance(value, str) or isinstance(value, Markup) else Markup(in_markdown(value))
 
 
 def format_cell(entry: dict[str, Any]) -> str:
@@ -290,12 +295,10 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0095 or value == 0 else f"{value:.1e}"
 
 
-def reproduction(run: dict[str, Any]) -> str:
+def reproduction(run: dict[str, Any]) -> Markup:
     """The command, or the call of the Python API, that made a run, as a Markdown block."""
     if run["command"]:
-        return fenced(run["command"], "bash")
-    from ..training.arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, recipe
-
+        return Markup(fenced(run["command"], "bash"))
     pretraining = run["task"] == "pretrain"
     defaults = FORMER_OPTIONS | vars((PretrainArguments if pretraining else FinetuneArguments)())
     defaults |= recipe(run["method"]) if pretraining else {}
@@ -303,12 +306,12 @@ def reproduction(run: dict[str, Any]) -> str:
     folder = settings.pop("output_dir", defaults["output_dir"])
     settings.pop("resume", None)
     call = ", ".join([f"cutouts, {folder!r}", *(f"{name}={value!r}" for name, value in settings.items())])
-    return fenced(f"lens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})", "python")
+    return Markup(fenced(f"lens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})", "python"))
 
 
 def _code_spans(names: list[str]) -> Markup:
     """``g`, `r`, `i``, without the outer quotes."""
-    return Markup("`, `").join(escape(name) for name in names)
+    return Markup("`, `").join(map(_shown, names))
 
 
 def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
@@ -343,12 +346,6 @@ def _last_monitor(path: Path) -> dict[str, float]:
     names = ("knn_auc", "knn_accuracy")
     found = [{key: line[key] for key in names} for line in read_metrics(path) if line.keys() >= set(names)]
     return found[-1] if found else {}
-
-
-def _templates() -> Path:
-    """The templates in the installed package, or those of the checkout."""
-    packaged = Path(__file__).parent / "templates"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "model_cards" / "templates"
 
 
 def _slug(text: str) -> str:

@@ -1,16 +1,13 @@
-"""What may be published of records and of what users typed: no local paths, no Markdown or HTML of their own."""
+"""What may be published of records and of what users typed: no local paths."""
 
 import re
 import shlex
 from typing import Any
 
-from markupsafe import Markup
-
 _URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://\S+")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a drive, or a share of the network
 _HOME = re.compile(r"~[\w.-]*[\\/]")
 _USERS = ("home", "users")  # whose folders are named after people
-_ESCAPED = str.maketrans({"`": "'", "|": r"\|", "<": "&lt;", "[": r"\[", "]": r"\]"})
 
 
 def without_local_paths(value: Any, key: str = "") -> Any:
@@ -36,21 +33,6 @@ def one_line(value: Any) -> Any:
     if isinstance(value, list):
         return [one_line(one) for one in value]
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", value) if isinstance(value, str) else value
-
-
-def escape(value: Any) -> Any:
-    """A text as Markdown that shows it, within a line, a cell of a table or a code span; what is `Markup` stays."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    text = one_line(value).translate(_ESCAPED)
-    return Markup(f"\\{text}" if text.startswith(("#", ">")) else text)
-
-
-def fenced(code: str, language: str) -> Markup:
-    """A Markdown block of code, whatever the code holds."""
-    longest = max((len(run) for run in re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{code}\n{fence}")
 
 
 def _clean_command(command: str) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -61,6 +62,27 @@ def export(
         [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.
     """
     run, folder = Path(run), Path(folder)
+    facts = _check(run, folder, base_model, with_heads)
+    if facts["task"] == "pretrain":
+        model = backbone_of(run)
+        model.config.init_method = facts["method"]  # for the records of what is fine-tuned from it
+    else:
+        model, _ = load_classifier(run)
+    with replace_folder(folder) as partial:
+        model.save_pretrained(partial)
+        save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
+        write_json(partial / RECIPE, without_local_paths(facts))
+        _add_evaluation(run, partial)
+        if with_heads:
+            shutil.copytree(run / "model", partial / HEADS)
+        card = CardFacts.from_run(run, name or folder.name, base_model, license=license, has_heads=with_heads)
+        card.pictures = [file.name for file in partial.glob("*.png")]
+        write_card(card, partial)
+    return folder
+
+
+def _check(run: Path, folder: Path, base_model: str | None, with_heads: bool) -> dict[str, Any]:
+    """The run.json of what can be exported so."""
     facts = read_run(run)
     if not (run / "model" / "config.json").is_file():
         raise InputError(f"the {facts['task']} run {run} has no final model: go on with it with --resume auto")
@@ -70,30 +92,20 @@ def export(
         raise InputError(f"{run} is a fine-tuning run, without SSL heads: leave them out, or give a pretraining run")
     if folder.exists() and not _may_be_replaced(folder):
         raise InputError(f"{folder} holds something else than an earlier export: choose another folder")
-    if facts["task"] == "pretrain":
-        model = backbone_of(run)
-        model.config.init_method = facts["method"]  # for the records of what is fine-tuned from it
-    else:
-        model, _ = load_classifier(run)
-    with replace_folder(folder) as partial:
-        model.save_pretrained(partial)
-        save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
-        evaluation = read_evaluation(run)
-        is_foreign = evaluation is None and (run / "evaluation" / METRICS).is_file()  # of another dataset
-        for picture in PICTURES:
-            if (run / picture).is_file() and not (is_foreign and picture.startswith("evaluation/")):
-                shutil.copy(run / picture, partial)
-        if (run / "metrics.jsonl").is_file():
-            plot_curves(run, partial / "curves.png")  # the run may be read-only
-        write_json(partial / RECIPE, without_local_paths(facts))
-        if evaluation is not None:
-            write_json(partial / METRICS, evaluation)
-        if with_heads:
-            shutil.copytree(run / "model", partial / HEADS)
-        card = CardFacts.from_run(run, name or folder.name, base_model, license=license, has_heads=with_heads)
-        card.pictures = [file.name for file in partial.glob("*.png")]
-        write_card(card, partial)
-    return folder
+    return facts
+
+
+def _add_evaluation(run: Path, folder: Path) -> None:
+    """The numbers and pictures of a run's evaluation on its own dataset, and its training curves."""
+    evaluation = read_evaluation(run)
+    is_foreign = evaluation is None and (run / "evaluation" / METRICS).is_file()  # of another dataset
+    for picture in PICTURES:
+        if (run / picture).is_file() and not (is_foreign and picture.startswith("evaluation/")):
+            shutil.copy(run / picture, folder)
+    if (run / "metrics.jsonl").is_file():
+        plot_curves(run, folder / "curves.png")  # the run may be read-only
+    if evaluation is not None:
+        write_json(folder / METRICS, evaluation)
 
 
 @contextlib.contextmanager

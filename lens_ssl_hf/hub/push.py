@@ -9,13 +9,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import DatasetDict, Features, Image
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image as PILImage
 
 from ..data.info import CutoutInfo, cutout_info
 from ..data.options import DataArguments
+from ..data.storage import CARD_FILE, PICTURE_COLUMN, card_header, save_cutouts
 from ..errors import InputError
+from ..evaluation.pictures import colour_image
 from ..files import temporary_folder
 from ..training.run_directory import read_run
 from .card import read_evaluation, render_dataset_card
@@ -100,8 +105,6 @@ def push_dataset(
         [`InputError`]: no licence for cutouts that were not simulated; nobody is logged in; or the Hub refuses or
             cannot be reached.
     """
-    from ..data.storage import CARD_FILE
-
     check_repo_id(repo_id, needs_token=dry_run is None)
     info = replace(cutout_info(cutouts), name=repo_id)  # cards of models trained on it will name it by this
     if license is None and not info.simulated:
@@ -169,10 +172,6 @@ def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
 
 
 def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, origin: str) -> None:
-    from datasets import DatasetDict
-
-    from ..data.storage import card_header, save_cutouts
-
     with temporary_folder("lens_ssl_hf-pictures") as temporary:
         shown = DatasetDict(
             {name: _with_pictures(split, info, temporary / f"{name}.arrow") for name, split in cutouts.items()}
@@ -183,12 +182,6 @@ def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, o
 
 def _with_pictures(split: Any, info: CutoutInfo, cache: Path) -> Any:
     """A split with a first column `image`, PNG files of the colour renderings."""
-    import numpy as np
-    from datasets import Features, Image
-    from PIL import Image as PILImage
-
-    from ..data.storage import PICTURE_COLUMN
-    from ..evaluation.plots import colour_image
 
     def render(pixels: Any) -> dict[str, Any]:
         file = io.BytesIO()

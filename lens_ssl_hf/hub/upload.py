@@ -1,5 +1,6 @@
 """A folder -> a repository on the Hub, in one commit that is there whole or not at all."""
 
+import glob
 import logging
 import re
 import time
@@ -8,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, close_session
+from huggingface_hub import HfApi, close_session
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -88,14 +89,11 @@ class _Target:
     def commit(self, folder: Path, is_own: Callable[[str], bool], private: bool) -> str:
         """One try; returns the address of the page."""
         head = self._head(private)
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
-        gone = sorted(_files(head) - files.keys())
-        operations += [CommitOperationDelete(name) for name in gone if is_own(name)]
         # With its parent named, a commit that somebody else makes meanwhile is not overwritten unseen.
-        self.api.create_commit(
+        self.api.upload_folder(
             **self.repo,
-            operations=operations,
+            folder_path=folder,
+            delete_patterns=[glob.escape(name) for name in _files(head) if is_own(name)],
             commit_message=f"Publish with lens_ssl_hf {__version__}",
             revision=self.revision,
             parent_commit=head.sha,

@@ -1,10 +1,14 @@
 """Whether cutouts in display units were made as those that a model was trained on."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.tensors import CutoutTensors
 from ..errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def info_of(dataset: Any) -> dict[str, Any]:
@@ -40,4 +44,30 @@ def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) ->
     scales = model.get("pixel_scale"), info.get("pixel_scale")
     if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
         warnings.append(f"{name} was trained on {scales[0]:.4g} arcsec pixels, these cutouts have {scales[1]:.4g}")
+    return warnings
+
+
+def check_tensors(
+    model: Mapping[str, Any], num_bands: int, tensors: CutoutTensors, info: Mapping[str, Any], name: str
+) -> list[str]:
+    """
+    Sentences on what differs between the cutouts that a model was trained on and those it is given; they are logged.
+
+    Args:
+        model (`Mapping`): `config.cutouts`.
+        num_bands (`int`): of the model.
+        tensors ([`CutoutTensors`]), info (`Mapping`): the cutouts, and the fields of their `CutoutInfo`.
+        name (`str`): how to call the model.
+
+    Raises:
+        [`InputError`]: another number of bands, or the same bands in another order.
+    """
+    if not len(tensors):
+        raise InputError("the split holds no cutout: choose another one")
+    if tensors.pixels.shape[1] != num_bands:
+        found = tensors.pixels.shape[1]
+        raise InputError(f"the cutouts have {found} bands but {name} takes {num_bands}: choose --bands")
+    warnings = differences(model, info, name)
+    for warning in warnings:
+        logger.warning(warning)
     return warnings

@@ -1,13 +1,16 @@
 """Whatever a user may hold cutouts in -> one cutout after the other, and what is known of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from transformers.pipelines.pt_utils import KeyDataset
 
+from ..data.tensors import digest, open_splits
 from ..errors import InputError
 from .compatibility import info_of
 
@@ -19,9 +22,9 @@ _OWN_COLUMNS = {"pixels", "id", "label", "group", "subclass"}
 class Inputs:
     """
     Args:
-        items (iterable): the cutouts, each as [`LensPipeline.display`] takes it.
+        items (iterable): the cutouts, each as [`LensClassificationPipeline.display`] takes it.
         is_one (`bool`): whether a single cutout was given.
-        is_stream (`bool`): whether their number is not known, as that of a generator.
+        is_stream (`bool`): whether their results are iterated over, as those of a generator.
         info (`dict`): the fields of the `CutoutInfo` of the dataset that they come from, where they come from one.
         units (`str`, *optional*): `"display"` where the pixels are known to be display units.
     """
@@ -50,7 +53,7 @@ def open_inputs(cutouts: Any) -> Inputs:
         source = _without_subsets(cutouts.dataset)
         info = info_of(source)
         return Inputs(
-            _unbatched(cutouts), is_stream=not _has_length(cutouts), info=info, units="display" if info else None
+            _unbatched(cutouts), is_stream=not has_length(cutouts), info=info, units="display" if info else None
         )
     if hasattr(cutouts, "column_names") and hasattr(cutouts, "info"):  # Dataset or IterableDataset
         return _open_dataset(cutouts)
@@ -62,11 +65,13 @@ def open_inputs(cutouts: Any) -> Inputs:
     is_image = hasattr(cutouts, "shape") or hasattr(cutouts, "convert")  # of NumPy, torch, astropy; of PIL
     if isinstance(cutouts, str | Path) or is_image or _depth(cutouts) in (2, 3):
         return Inputs([cutouts], is_one=True)
-    if isinstance(cutouts, Sized) and not hasattr(cutouts, "__iter__"):  # a map-style Dataset of torch
-        return Inputs(cutouts[i] for i in range(len(cutouts)))
+    if isinstance(cutouts, KeyDataset) and hasattr(cutouts.dataset, "column_names") and cutouts.key == "pixels":
+        return replace(_open_dataset(cutouts.dataset), is_stream=True)
+    if isinstance(cutouts, Dataset):  # of torch; as any pipeline, it gives an iterator for one
+        return Inputs(cutouts, is_stream=True)
     if not hasattr(cutouts, "__iter__"):
         return Inputs([cutouts], is_one=True)
-    return Inputs(cutouts, is_stream=not _has_length(cutouts))
+    return Inputs(cutouts, is_stream=not has_length(cutouts))
 
 
 def units_of_row(row: Mapping[str, Any]) -> str | None:
@@ -79,11 +84,11 @@ def _open_dataset(dataset: Any) -> Inputs:
     if names is not None and "pixels" not in names:
         raise InputError(f"the dataset has no column 'pixels' (it has {', '.join(names)}): make it with load_cutouts")
     units = "display" if info else units_of_row(dict.fromkeys(names or ()))
-    if not _has_length(dataset):
+    if not has_length(dataset):
         return Inputs(dataset, is_stream=True, info=info, units=units)
     if (dataset.format or {}).get("type") != "custom":  # a transform of the user's own stays
         dataset = dataset.select_columns("pixels").with_format("numpy")
-    return Inputs((row["pixels"] for row in dataset), info=info, units=units)
+    return Inputs(KeyDataset(dataset, "pixels"), info=info, units=units)
 
 
 def _open_column(column: Any) -> Inputs:
@@ -118,7 +123,8 @@ def _without_subsets(dataset: Any) -> Any:
     return dataset
 
 
-def _has_length(cutouts: Any) -> bool:
+def has_length(cutouts: Any) -> bool:
+    """Whether `len` knows how many there are."""
     try:
         len(cutouts)
     except TypeError:
@@ -134,3 +140,33 @@ def _depth(values: Any) -> int:
     while isinstance(values, list | tuple) and len(values):
         values, depth = values[0], depth + 1
     return depth if isinstance(values, Real) else 0
+
+
+def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str, Any], str | None]:
+    """
+    One split as it is, for [`as_tensors`]; the fields of its `CutoutInfo` (empty where it does not carry them); and
+    its name: of a whole data set `split`, by default test or the only one; of a split what it calls itself; of a part
+    of a split one such as `test_10_of_40_0f3c9a21`; `None` for bare tensors.
+
+    Raises:
+        [`InputError`]: the data set has no such split.
+    """
+    is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
+    if not is_whole:
+        name = getattr(cutouts, "split", None)
+        return cutouts, info_of(cutouts), None if name is None else _name_of(cutouts, str(name))
+    splits, info = open_splits(cutouts)
+    if split is None:
+        split = next(iter(splits)) if len(splits) == 1 else "test"
+    if split not in splits:
+        raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
+    return splits[split], info, _name_of(splits[split], split)
+
+
+def _name_of(chosen: Any, split: str) -> str:
+    """`split`, or a name of its own where `select` or `filter` left a part, which still calls itself that split."""
+    whole = (getattr(getattr(chosen, "info", None), "splits", None) or {}).get(split)
+    if whole is None or whole.num_examples == len(chosen):
+        return split
+    ids = [str(one) for one in chosen["id"]] if "id" in chosen.column_names else []
+    return f"{split}_{len(chosen)}_of_{whole.num_examples}_{digest(ids)[:8]}"

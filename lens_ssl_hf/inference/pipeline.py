@@ -1,66 +1,78 @@
-"""`transformers.pipeline("image-classification")` for cutouts in any form, with the checks that it lacks."""
+"""The task `"lens-classification"` of `transformers.pipeline`: cutouts in any form, checked as they are read."""
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
+from torch.utils.data import Dataset
+from transformers import AutoImageProcessor, ImageClassificationPipeline, PreTrainedConfig
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.files.readers import raw_from_array, read_raw, read_raw_bands
 from ..data.stretch import Stretch
 from ..errors import InputError
 from ..models.loading import check_classifier, check_weights, first_line, load_classifier, locate
 from .compatibility import differences
-from .inputs import open_inputs, units_of_row
+from .inputs import has_length, open_inputs, units_of_row
 from .read_cutout import as_display
 
 logger = logging.getLogger(__name__)
 
+TASK = "lens-classification"
 BATCH_SIZE = 64  # three times as fast on a CPU as one by one
 BATCH_BYTES = 256 * 2**20  # what the crops of a batch may take by default
 
 
-class LensPipeline:
-    """Scores cutouts with a published classifier; made by [`pipeline`]."""
+class LensClassificationPipeline(ImageClassificationPipeline):
+    """
+    Scores cutouts with a published classifier; made by [`pipeline`], or by
+    `transformers.pipeline("lens-classification", model)`.
 
-    def __init__(self, model: Any, **kwargs: Any):
-        from transformers import pipeline as transformers_pipeline
+    Args:
+        model (`PreTrainedModel`): a classifier of lenses.
+        image_processor (`BaseImageProcessor`): its own.
+        batch_size (`int`, *optional*): 64, or fewer of large crops, by default.
+        kwargs: as for [`transformers.Pipeline`], such as `device`, and those of a call.
 
-        if kwargs.pop("trust_remote_code", False):
-            raise InputError("no code of a model's repository is run here: leave trust_remote_code out")
-        self.name = str(model) if isinstance(model, str | Path) else "the model"
-        if isinstance(model, str | Path):
-            hub = {name: kwargs.pop(name, None) for name in ("revision", "token")}
-            options = kwargs.pop("model_kwargs", None) or {}
-            options |= {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
-            source, (model, values) = model, load_classifier(model, **hub, **options)
-            if "image_processor" not in kwargs:
-                kwargs["image_processor"] = _image_processor(source, values, hub)
-        else:
-            if kwargs.get("image_processor") is None:
-                raise InputError("a model itself comes without its image processor: give image_processor, too")
-            check_classifier(model.config, kwargs["image_processor"].to_dict(), self.name)
-            check_weights(model, self.name)
-        config = model.config
-        self.num_channels, self.min_size = config.num_channels, config.image_size
-        self.cutouts = getattr(config, "cutouts", None) or {"stretch": {"kind": "none"}}
+    Raises:
+        [`InputError`]: it is no classifier of lenses, or not whole.
+    """
+
+    def __init__(self, model: Any, image_processor: Any, batch_size: int | None = None, **kwargs: Any):
+        if isinstance(model, InputError):  # see _Loader
+            raise model
+        self.name = model.name_or_path or "the model"
+        check_classifier(model.config, image_processor.to_dict(), self.name)
+        check_weights(model, self.name)
+        self.cutouts = getattr(model.config, "cutouts", None) or {"stretch": {"kind": "none"}}
+        self.num_channels, self.min_size = model.config.num_channels, model.config.image_size
+        if getattr(image_processor, "do_stretch", False):
+            image_processor.do_stretch = False  # done here, with the checks
         most = BATCH_BYTES // (4 * self.num_channels * self.min_size**2)
-        kwargs = {"batch_size": max(1, min(BATCH_SIZE, most)), **kwargs}
-        self.classifier = transformers_pipeline("image-classification", model=model, **kwargs)
-        if getattr(self.classifier.image_processor, "do_stretch", False):
-            self.classifier.image_processor.do_stretch = False  # done here, with the checks
+        batch_size = batch_size or max(1, min(BATCH_SIZE, most))
+        super().__init__(model=model, image_processor=image_processor, batch_size=batch_size, **kwargs)
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Nothing is left to check: [`check_classifier`] knows our CNN, too."""
+
+    def _sanitize_parameters(self, units: str | None = None, hdu: int | str | None = None, **kwargs: Any) -> tuple:
+        before, forward, after = super()._sanitize_parameters(**kwargs)
+        own = {"units": units, "hdu": hdu}
+        return before | {name: value for name, value in own.items() if value is not None}, forward, after
 
     def __call__(
-        self, cutouts: Any, units: str | None = None, hdu: int | str | None = None, **kwargs: Any
+        self, inputs: Any, **kwargs: Any
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
         """
         Cutouts are read one by one as they are scored, so that any number takes no more memory than a batch.
 
         Args:
-            cutouts:
+            inputs:
                 Path of a FITS, `.npy`, `.npz`, PNG, JPEG or TIFF file, array or tensor `(bands, H, W)`, PIL image,
                 batch of arrays `(n, bands, H, W)`, or a list or generator of these (in a list, a list of files is one
                 cutout with a file for each band); or what [`load_cutouts`] gives:
@@ -72,33 +84,40 @@ class LensPipeline:
             hdu (`int` or `str`, *optional*):
                 FITS only: number or name of the image HDU.
             kwargs:
-                For the pipeline of transformers, such as `batch_size` and `top_k`.
+                As for any pipeline: `batch_size`, `num_workers`, `top_k`.
 
         Returns:
             `[{"label": "lens", "score": 0.98}, {"label": "nonlens", "score": 0.02}]`, best first; a list of these for
-            several cutouts; for a generator, or whatever else has no length, an iterator over these.
+            several cutouts; for a generator, a torch `Dataset` or whatever else has no length, an iterator over these.
 
         Raises:
             [`InputError`]: unreadable file, wrong number of bands, no valid pixel, smaller than the model's crop,
                 values that cannot be what the model expects, or a dataset with the model's bands in another order.
         """
-        given = open_inputs(cutouts)
+        given, units = open_inputs(inputs), kwargs.get("units", self._preprocess_params.get("units"))
         if given.units and units not in (None, given.units):
             raise InputError("the pixels of load_cutouts are display units: leave units out")
         for warning in differences(self.cutouts, given.info, self.name):
             logger.warning(warning)
-        results = self._score(given.items, given.units or units, hdu, **kwargs)
+        is_indexed = has_length(given.items) and hasattr(given.items, "__getitem__")
+        items = _Numbered(given.items) if is_indexed else (pair for pair in enumerate(given.items))
+        results = super().__call__(items, **{**kwargs, "units": given.units or units})
         if given.is_stream:
-            return results
+            return results if is_indexed else (one for one in results)  # `next` works on it, too
         found = list(results)
         return found[0] if given.is_one else found
 
-    def _score(self, items: Iterable, units: str | None, hdu: int | str | None, **kwargs: Any) -> Iterator[list]:
-        displays = (self.display(item, f"cutout {i}", units, hdu) for i, item in enumerate(items))
-        for i, result in enumerate(self.classifier(displays, **kwargs)):
-            if not all(math.isfinite(entry["score"]) for entry in result):
-                raise InputError(f"{self.name} gives no finite score for cutout {i}: train or export it again")
-            yield result
+    def preprocess(self, numbered: tuple[int, Any], timeout: float | None = None, **kwargs: Any) -> Any:
+        """The model's input `(1, bands, size, size)` of a cutout and its number, by which errors call an array."""
+        number, item = numbered
+        return super().preprocess(self.display(item, f"cutout {number}", **kwargs))
+
+    def postprocess(self, model_outputs: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """The scores of one cutout, in float64, so that confident ones do not all become 1."""
+        found = super().postprocess({"logits": model_outputs["logits"].double()}, **kwargs)
+        if not all(math.isfinite(entry["score"]) for entry in found):
+            raise InputError(f"{self.name} gives no finite score of a cutout: train or export it again")
+        return found
 
     def display(
         self, item: Any, name: str = "the cutout", units: str | None = None, hdu: int | str | None = None
@@ -114,16 +133,15 @@ class LensPipeline:
             if "pixels" not in item:
                 raise InputError(f"{name} has no 'pixels' but {', '.join(map(str, item))}: give what holds them")
             item = item["pixels"] if units or hasattr(item["pixels"], "ndim") else list(item["pixels"])
-        is_file_per_band = isinstance(item, list | tuple) and all(isinstance(one, str | Path) for one in item)
-        if isinstance(item, list | tuple) and not is_file_per_band and units is None:
+        if isinstance(item, str | Path):
+            raw, name = _read(item, hdu), str(item)
+        elif isinstance(item, list | tuple) and item and all(isinstance(one, str | Path) for one in item):
+            raw, name = read_raw_bands(list(item), hdu=hdu), str(item[0])
+        elif isinstance(item, list | tuple) and item and units is None:
             raise InputError(
                 f"{name} is a list of numbers, which does not say what they are: give units='display' for pixels of "
                 "load_cutouts, units='flux' for flux"
             )
-        if isinstance(item, str | Path):
-            raw, name = _read(item, hdu), str(item)
-        elif is_file_per_band and item:
-            raw, name = read_raw_bands(list(item), hdu=hdu), str(item[0])
         else:
             raw = raw_from_array(item, name, self.num_channels)
         if units == "display":
@@ -137,6 +155,37 @@ class LensPipeline:
         return display
 
 
+class _Numbered(Dataset):
+    """Cutouts with their numbers, in a form that pipelines read one by one, with `num_workers` in other processes."""
+
+    def __init__(self, items: Sequence[Any]):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return number, self.items[number]
+
+
+class _Loader:
+    """Loads for `transformers.pipeline`, as an Auto class does."""
+
+    @classmethod
+    def from_pretrained(cls, source: str, **kwargs: Any) -> Any:
+        """A model in float32, or the error: if that were raised, transformers would load the model without checks."""
+        kept = ("revision", "token", "dtype", "device_map", "attn_implementation")
+        options = {name: kwargs[name] for name in kept if kwargs.get(name) not in (None, "auto")}
+        try:
+            return load_classifier(source, **options)[0]
+        except InputError as error:
+            error.config = PreTrainedConfig()  # which transformers looks into
+            return error
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, LensClassificationPipeline, pt_model=_Loader, type="image")
+
+
 def _read(path: str | Path, hdu: int | str | None) -> Any:
     if Path(path).is_dir():
         raise InputError(
@@ -148,8 +197,6 @@ def _read(path: str | Path, hdu: int | str | None) -> Any:
 
 def _image_processor(source: str | Path, values: Mapping[str, Any], hub: Mapping[str, Any]) -> Any:
     """The image processor as an object, of a class of transformers or of this package."""
-    from transformers import AutoImageProcessor
-
     kind = str(values.get("image_processor_type", "ViTImageProcessor"))
     if not kind.startswith("ViTImageProcessor") and kind != "LensImageProcessor":
         raise InputError(f"{source} has a {kind}, which is not an image processor of ViTs or ours: export it again")
@@ -160,7 +207,7 @@ def _image_processor(source: str | Path, values: Mapping[str, Any], hub: Mapping
         raise InputError(f"the image processor of {source} is damaged ({fault}): export the model again") from error
 
 
-def pipeline(model: Any, **kwargs: Any) -> LensPipeline:
+def pipeline(model: Any, **kwargs: Any) -> LensClassificationPipeline:
     """
     A classifier of cutouts in any form. Scores are float32, as those of [`evaluate`]; `dtype="bfloat16"` is 1.7 times
     as fast on CPUs that compute in it, with nearly the same ranking but scores that differ in the second digit.
@@ -181,4 +228,17 @@ def pipeline(model: Any, **kwargs: Any) -> LensPipeline:
     Raises:
         [`InputError`]: the model is missing, damaged or not whole, or no classifier of lenses.
     """
-    return LensPipeline(model, **kwargs)
+    if kwargs.pop("trust_remote_code", False):
+        raise InputError("no code of a model's repository is run here: leave trust_remote_code out")
+    if not isinstance(model, str | Path):
+        if kwargs.get("image_processor") is None:
+            raise InputError("a model itself comes without its image processor: give image_processor, too")
+        return transformers.pipeline(TASK, model=model, **kwargs)
+    hub = {name: kwargs.pop(name, None) for name in ("revision", "token")}
+    options = kwargs.pop("model_kwargs", None) or {}
+    options |= {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+    loaded, values = load_classifier(model, **hub, **options)
+    processor = kwargs.pop("image_processor", None) or _image_processor(model, values, hub)
+    found = transformers.pipeline(TASK, model=loaded, image_processor=processor, **kwargs)
+    found.name = str(model)
+    return found

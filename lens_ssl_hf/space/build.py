@@ -20,12 +20,12 @@ from ..data.listing.labels import LABELS
 from ..data.stretch import Stretch
 from ..data.tensors import CutoutTensors, center_crop, splits_and_info
 from ..errors import InputError
-from ..evaluation.evaluate import Classifier, predict
 from ..evaluation.metrics import reliability
-from ..evaluation.plots import colour_image
+from ..evaluation.pictures import colour_image
 from ..evaluation.probes import extract_features
 from ..hub.export import replace_folder
 from ..hub.push import check_repo_id, publish
+from ..inference.classifier import Classifier, predict
 from ..quoting import in_markdown
 from ..training.run_directory import write_json, write_text
 from .finder import FACTS_FILE, INDEX_FILE, MODEL_FOLDER

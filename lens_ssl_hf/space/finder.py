@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from ..data.display import center_crop
 from ..data.files.readers import read_raw
 from ..errors import InputError
-from ..evaluation.plots import colour_image
-from ..inference.pipeline import LensPipeline
+from ..evaluation.pictures import colour_image
+from ..inference.pipeline import pipeline
 from .limits import MAX_PIXELS, PICTURE_SIZE
 
 FACTS_FILE = "space.json"
@@ -93,7 +93,7 @@ class Finder:
         # SDPA, the default, gives no attention weights.
         options = {"model_kwargs": {"attn_implementation": "eager"}, "revision": revision}
         try:
-            self.pipeline = LensPipeline(source, **options)
+            self.pipeline = pipeline(source, **options)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise InputError(
@@ -106,7 +106,7 @@ class Finder:
         """
         Args:
             path (`str` or `Path`): a FITS, `.npy`, `.npz`, PNG, JPEG or TIFF file.
-            units (`str`, *optional*, defaults to `"flux"`): what its float values are, see [`LensPipeline`].
+            units (`str`, *optional*, defaults to `"flux"`): what its float values are.
 
         Raises:
             [`InputError`]: the file cannot be read, or not by this model, or has more than `MAX_PIXELS`.
@@ -116,7 +116,7 @@ class Finder:
             side = math.isqrt(MAX_PIXELS)
             raise InputError(f"{path} is {height} x {width} pixels, more than {side} x {side}: cut the object out")
         display = self.pipeline.display(path, units=units)
-        model, processor = self.pipeline.classifier.model, self.pipeline.classifier.image_processor
+        model, processor = self.pipeline.model, self.pipeline.image_processor
         output = model.vit(**processor(display, return_tensors="pt").to(model.device), output_attentions=True)
         feature = output.last_hidden_state[0, 0]
         attention = output.attentions[-1][0, :, 0, 1:].mean(dim=0)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..evaluation.plots import format_score
+from ..evaluation.pictures import format_score
 from ..quoting import in_markdown
 from .finder import Finder, Finding, at_prevalence, calibration
 from .limits import MAX_FILE_SIZE, MAX_FILES, MAX_PIXELS, MAX_SECONDS, LimitedUploads, check_files

@@ -14,7 +14,8 @@ from .tracking import check_trackers
 if TYPE_CHECKING:
     from ..data.views import ViewSettings
 
-METHODS = ("simsiam", "dino", "ibot")
+METHOD_NAMES = {"simsiam": "SimSiam", "dino": "DINO", "ibot": "iBOT"}
+METHODS = tuple(METHOD_NAMES)
 _BACKBONES = ("vitt8", "vits8", "vitb8")
 _REPORT_TO = "Trackers that get the lines of metrics.jsonl too: trackio, tensorboard, wandb; none by default."
 _RECIPES = Path(__file__).parents[1] / "recipes"

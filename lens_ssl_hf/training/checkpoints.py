@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ..data.tensors import checksum
 from ..errors import InputError
-from ..files import write_safetensors
+from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,20 @@ def save_checkpoint(
         ) from error
     _delete_old(directory)
     return path
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """
+    Write a safetensors file atomically.
+
+    Raises:
+        `OSError`: it cannot be written, or the disk is full.
+    """
+    with replacing(path) as new:
+        try:
+            save_file(dict(tensors), new, metadata=metadata)
+        except SafetensorError as error:  # of the file system, too, and without its number
+            raise OSError(str(error)) from error
 
 
 def newest_checkpoint(directory: Path, accelerator: Accelerator, run_id: str | None = None) -> Path | None:

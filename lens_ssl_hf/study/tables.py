@@ -1,23 +1,16 @@
-"""A study's tables and pictures, made from its cells' files alone."""
+"""The tables of a study's results.json, as Markdown and as LaTeX, with a caption that says what they stand on."""
 
 import csv
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..errors import InputError
-from ..files import write_json, write_text
-from .comparison import BASELINES, MIN_SEEDS, MIN_SUBSETS, compare, rectangles
-from .evaluate import Predictions
-from .plots import METHOD_NAMES, plot_calibration, plot_label_efficiency, plot_study_roc
-from .probes import PROBE_NAMES
-from .study_cells import IDENTITY, pack_cells
+from ..evaluation.probes import PROBE_NAMES
+from ..files import write_text
+from .methods import BASELINES, METHOD_NAMES
+from .statistics import MIN_SEEDS, MIN_SUBSETS
 
 GSOC2024 = Path(__file__).with_name("gsoc2024_results.csv")
 _MEASURES = {
@@ -29,161 +22,10 @@ _MEASURES = {
 _COMPARED = ("roc_auc", "auc_vs_hard_nonlens")  # whose differences to the baselines the tables show
 
 
-def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
-    """
-    Write results.json, table.md, table.tex and the pictures of [`draw_pictures`]; where `folder` is not the study's
-    own, also cells.parquet and predictions.parquet of [`~lens_ssl_hf.evaluation.study_cells.pack_cells`].
-
-    Args:
-        study ([`~lens_ssl_hf.evaluation.study.Study`]): what was planned.
-        records (`Sequence[Mapping]`): from its `run` or `records`.
-        folder (`str` or `os.PathLike`): where to write.
-
-    Returns:
-        `dict`: the content of results.json.
-
-    Raises:
-        [`InputError`]: no method is done on all folds yet, or `folder` cannot be written.
-    """
-    folder = Path(folder)
-    cells = [record for record in records if record["labels"] != "none"]
-    rows = compare(cells)
-    if not rows:
-        raise InputError(f"{study.output_dir} has no method that is done (on all folds) yet: run the study to its end")
-    results = collect(study, records, rows)
-    write_tables(results, folder)
-    draw_pictures(results, cells, folder)
-    if folder.resolve() != study.output_dir.resolve():
-        pack_cells(records, folder)
-    write_json(folder / "results.json", results)
-    return results
-
-
 def write_tables(results: Mapping[str, Any], folder: Path) -> None:
     """Write table.md and table.tex of the content of a results.json."""
     write_text(folder / "table.md", markdown_table(results) + "\n")
     write_text(folder / "table.tex", latex_table(results))
-
-
-def draw_pictures(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """
-    Draw label_efficiency.png and, of each backbone of the cells that are compared, roc-<backbone>.png and
-    calibration-<backbone>.png.
-    """
-    title = results["data"]["name"] + (", simulated" if _needs_label(results["data"]) else "")
-    plot_label_efficiency(results["rows"], folder / "label_efficiency.png", title)
-    compared = [cell for column in rectangles(cells).values() for folds in column.values() for cell in folds.values()]
-    for backbone in sorted({cell["backbone"] for cell in compared} - {""}):
-        panels = _panels(compared, backbone)
-        plot_study_roc(panels, folder / f"roc-{backbone}.png", f"{title}, {backbone}")
-        plot_calibration(panels, folder / f"calibration-{backbone}.png", f"{title}, {backbone}")
-
-
-def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What results.json holds: the data, the rows of the table, every cell's numbers, and what they were made with."""
-    _, info = next(iter(study.data.values()))
-    data = json.loads((study.output_dir / "study.json").read_text())["data"]  # of earlier commands too
-    tested = {str(one["fold"]) for one in records if one["labels"] != "none" and one["fold"] is not None} or {""}
-    data = {fold: one for fold, one in data.items() if fold in tested}  # not of those that have only begun
-    kinds: Counter[str] = Counter()
-    for one in data.values():
-        kinds.update(one["nonlenses"])
-    trained = [record for record in records if "seconds" in record]
-    return {
-        "data": info,
-        "folds": sorted(int(fold) for fold in data if fold),
-        "num_train_labels": round(np.mean([one["num_train_labels"] for one in data.values()])),
-        "num_validation_labels": round(np.mean([one["num_validation_labels"] for one in data.values()])),
-        "test": {
-            "num_lenses": sum(one["num_lenses"] for one in data.values()),
-            "num_nonlenses": sum(one["num_nonlenses"] for one in data.values()),
-            "nonlenses": dict(sorted(kinds.items())),
-        },
-        "rows": list(rows),
-        "probes": _probes(records),
-        "pretraining": _recipes([record for record in trained if record["labels"] == "none"]),
-        "finetuning": _recipes([record for record in trained if record["labels"] != "none"]),
-        "cells": [_numbers(record) for record in records],
-    }
-
-
-def _probes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """
-    ROC AUC of the probes per pretraining method and backbone: the mean over folds and seeds, and its extremes over
-    seeds; of seeds that are there for all folds.
-    """
-    done = [record for record in records if record["labels"] == "none"]
-    number = len({record["fold"] for record in done})
-    found: dict[tuple[str, str], dict[int, list]] = {}
-    for record in done:
-        seeds = found.setdefault((record["method"], record["backbone"]), {})
-        seeds.setdefault(record["seed"], []).append(record["probes"])
-    rows = []
-    for (method, backbone), begun in found.items():
-        seeds = {seed: probes for seed, probes in begun.items() if len(probes) == number}
-        if not seeds:
-            continue
-        row: dict[str, Any] = {"method": method, "backbone": backbone, "seeds": len(seeds)}
-        for name in PROBE_NAMES:
-            values = [float(np.mean([one[name]["roc_auc"] for one in probes])) for probes in seeds.values()]
-            row[name] = {"value": float(np.mean(values)), "lowest": min(values), "highest": max(values)}
-        rows.append(row)
-    return rows
-
-
-def _recipes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per method and backbone the settings and the machines, with a list of values where cells differ."""
-    own = ("output_dir", "resume", "report_to", "seed", "subset_seed", "labels", "init", "stream", "stop_on_collapse")
-    groups: dict[tuple[str, str], list] = {}
-    for record in records:
-        groups.setdefault((record["method"], record["backbone"]), []).append(record)
-    recipes = []
-    for (method, backbone), group in groups.items():
-        names = dict.fromkeys(name for record in group for name in record["settings"] if name not in own)
-        one: dict[str, Any] = {"method": method, "backbone": backbone}
-        one["settings"] = {name: _common([record["settings"].get(name) for record in group]) for name in names}
-        kept = ("precision", "device", "num_processes", "num_parameters", "versions", "git_revision")
-        one |= {name: _common([record.get(name) for record in group]) for name in kept}
-        one["num_train_images"] = round(np.mean([record["num_train_images"] for record in group]))
-        one["seconds"] = float(np.mean([record["seconds"] for record in group]))
-        if "continued_from" in group[0]:
-            one["continued_from"] = group[0]["continued_from"]
-        recipes.append(one)
-    return recipes
-
-
-def _common(values: Sequence[Any]) -> Any:
-    """The value that all have, else the list of them."""
-    different = [value for i, value in enumerate(values) if value not in values[:i]]
-    return different[0] if len(different) == 1 else different
-
-
-def _text(value: Any) -> str:
-    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: record[name] for name in IDENTITY}
-    numbers |= {name: record[name] for name in ("seconds", "best_step", "validation_auc") if name in record}
-    kept = ("roc_auc", "accuracy", "auc_vs_hard_nonlens", "expected_calibration_error", "completeness_at_fpr_1e-3")
-    for name in ("metrics", "metrics_large"):
-        if name in record:
-            numbers[name] = {key: round(record[name][key], 5) for key in kept if record[name].get(key) is not None}
-    if "probes" in record:
-        numbers["probes"] = {name: round(one["roc_auc"], 5) for name, one in record["probes"].items()}
-    return numbers
-
-
-def _panels(cells: Sequence[Mapping[str, Any]], backbone: str) -> dict[str, dict[str, list[Predictions]]]:
-    """Predictions per label budget and method, over all folds, of one backbone and of the methods without one."""
-    panels: dict[str, dict[str, list[Predictions]]] = {}
-    order = list(METHOD_NAMES)
-    for cell in sorted(cells, key=lambda cell: (cell["num_labels"], order.index(cell["method"]))):
-        if cell["backbone"] in (backbone, ""):
-            name = "all labels" if cell["labels"] == "all" else f"{cell['num_labels']:,} labels"
-            table = Predictions.load(Path(cell["directory"]) / "predictions.parquet").labelled()
-            panels.setdefault(name, {}).setdefault(cell["method"], []).append(table)
-    return panels
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
@@ -325,10 +167,6 @@ def _earlier_study(results: Mapping[str, Any]) -> dict[tuple[str, str, int], str
     }
 
 
-def _needs_label(data: Mapping[str, Any]) -> bool:
-    return bool(data["simulated"]) and "simulated" not in data["name"]
-
-
 def caption(results: Mapping[str, Any]) -> str:
     """What was tested on, pretrained and fine-tuned how, and what the statistics are, in sentences."""
     test, folds = results["test"], results["folds"]
@@ -352,6 +190,16 @@ def caption(results: Mapping[str, Any]) -> str:
     )
     if any(row.get("completeness_at_fpr_1e-3", {"low": 0})["low"] is None for row in results["rows"]):
         sentences.append("Completeness has no interval where the scores of the large test split were not kept.")
+    sentences += _trainings(results)
+    if left := _left_out(results):
+        sentences.append(f"Left out, since not there for all seeds, subsets or folds: {left}.")
+    if _earlier_study(results):
+        sentences.append("GSoC 2024: the numbers of that study, on its own data.")
+    return "\n".join(sentences)
+
+
+def _trainings(results: Mapping[str, Any]) -> Iterator[str]:
+    """What was pretrained and fine-tuned how long."""
     shown = {(row["method"].removesuffix("-linear"), row["backbone"]) for row in results["rows"]}
     for one in results["pretraining"]:
         if (one["method"], one["backbone"]) not in shown:  # begun, but no cell of it is done
@@ -359,7 +207,7 @@ def caption(results: Mapping[str, Any]) -> str:
         before = ""
         if earlier := one.get("continued_from"):
             before = f", after {earlier['epochs']} on {earlier['num_train_images']:,} images of {earlier['data']}"
-        sentences.append(
+        yield (
             f"{METHOD_NAMES[one['method']]}, {one['backbone']}: {_text(one['settings']['epochs'])} epochs on "
             f"{one['num_train_images']:,} images{before}; {one['seconds'] / 60:.0f} minutes on {_text(one['device'])} "
             f"({_text(one['precision'])})."
@@ -370,12 +218,11 @@ def caption(results: Mapping[str, Any]) -> str:
         steps.setdefault(_text(one["settings"]["steps"]), []).append(name)
     if steps:
         words = "; ".join(f"{number} ({', '.join(names)})" for number, names in steps.items())
-        sentences.append(f"Fine-tuning steps: {words}.")
-    if left := _left_out(results):
-        sentences.append(f"Left out, since not there for all seeds, subsets or folds: {left}.")
-    if _earlier_study(results):
-        sentences.append("GSoC 2024: the numbers of that study, on its own data.")
-    return "\n".join(sentences)
+        yield f"Fine-tuning steps: {words}."
+
+
+def _text(value: Any) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _left_out(results: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import pyarrow
 from pyarrow import compute, parquet
 
 from ..errors import InputError
-from ..files import replacing, write_json
+from ..files import write_json, writing
 
 CELLS, PREDICTIONS = "cells.parquet", "predictions.parquet"
 IDENTITY = ("method", "backbone", "labels", "seed", "subset", "fold")
@@ -60,7 +60,7 @@ def unpack_cells(report: str | os.PathLike, folder: str | os.PathLike) -> list[d
         folder (`str` or `os.PathLike`): gets cells/ and pretrainings/. What is there already stays.
 
     Returns:
-        `list[dict]`: the records, as those of [`~lens_ssl_hf.evaluation.study.Study.records`].
+        `list[dict]`: the records, as those of [`~lens_ssl_hf.study.run.Study.records`].
 
     Raises:
         [`InputError`]: a file is missing, is damaged or lacks the predictions of a cell, or `folder` cannot be
@@ -100,15 +100,11 @@ def _record(row: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> pyarrow.Table:
     try:
-        table = parquet.read_table(path, partitioning=None)
+        return parquet.read_table(path, partitioning=None)
     except (OSError, ValueError) as error:  # of Arrow, too
         raise InputError(f"{path} cannot be read ({error}): write the report again") from error
-    return table
 
 
 def _write(path: Path, table: pyarrow.Table) -> None:
-    try:
-        with replacing(path) as new:
-            parquet.write_table(table, new, compression="zstd")
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+    with writing(path) as new:
+        parquet.write_table(table, new, compression="zstd")

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import BASELINES, PRETRAINED
-from ..evaluation.evaluate import Predictions, describe, report_on
-from ..evaluation.plots import METHOD_NAMES
-from ..evaluation.study_report import caption, format_interval
-from ..training.run_directory import write_text
-from .card import CardFacts, render_card
+from ..evaluation.predictions import Predictions
+from ..evaluation.reports import describe, report_on
+from ..files import write_text
+from ..hub.card import CardFacts, render_card
+from .methods import BASELINES, METHOD_NAMES, PRETRAINED
+from .tables import caption, format_interval
 
 
 def write_cards(
@@ -28,7 +28,7 @@ def write_cards(
     gets no card.
 
     Args:
-        study, records, results: as for [`~lens_ssl_hf.evaluation.study_report.write_report`], and what it
+        study, records, results: as for [`~lens_ssl_hf.study.report.write_report`], and what it
             returned.
         folder (`str` or `os.PathLike`): where the cards go.
         report (`str` or `os.PathLike`): the folder of the pictures that they show.

@@ -12,14 +12,11 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from ..errors import InputError
-from ..training.arguments import METHODS as SSL_METHODS
-from .evaluate import Predictions
-from .metrics import Completeness, Ranked, auc_key, draw_groups
-from .plots import METHOD_NAMES
+from ..evaluation.intervals import Ranked, draw_groups
+from ..evaluation.metrics import Completeness, auc_key
+from ..evaluation.predictions import Predictions
+from .methods import BASELINES, METHODS, PRETRAINED
 
-BASELINES = ("supervised", "supervised-long", "cnn", "profiles")
-METHODS = tuple(METHOD_NAMES)
-PRETRAINED = tuple(method for method in METHODS if method.split("-")[0] in SSL_METHODS)
 _LARGE_DRAWS = 200  # of the large test split: 2e4 cutouts a draw
 _MAX_DRAWN = 20_000_000  # cutouts in all draws of a test split
 _MAX_PAIRS = 20_000_000  # pairs of a lens and a non-lens that are compared at once
@@ -66,34 +63,42 @@ def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 10_000, see
     draws = _Draws(min(num_bootstrap, max(_LARGE_DRAWS, _MAX_DRAWN // largest)), seed)
     there = Counter(map(_column, cells))
     grids = {key: _Grid(column, there[key], draws) for key, column in rectangles(cells).items()}
-    rows = []
-    for (labels, backbone, method), grid in sorted(grids.items(), key=lambda one: _order(one[0], one[1])):
-        row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
-        row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets), "left_out": grid.left_out}
-        for name in grid.measures:
-            values = grid.of(name, grid.subsets)
-            freedom = _Freedom([values.mean(axis=1), values.mean(axis=0)])
-            row[name] = freedom.interval(grid.draw(name, grid.subsets), bounds=(0, 1))
-            for baseline in BASELINES if method in PRETRAINED else ("supervised",):
-                other = grids.get((labels, backbone, baseline)) or grids.get((labels, "", baseline))
-                if method == baseline or other is None or name not in other.measures:
-                    continue
-                subsets = [subset for subset in grid.subsets if subset in other.subsets]
-                if subsets:
-                    ours, theirs = (one.of(name, subsets) for one in (grid, other))
-                    difference = ours.mean(axis=0) - theirs.mean(axis=0)
-                    freedom = _Freedom([ours.mean(axis=1), theirs.mean(axis=1), difference])
-                    draws_of_both = grid.draw(name, subsets) - other.draw(name, subsets)
-                    minus = row[name].setdefault("minus", {})
-                    minus[baseline] = {**freedom.interval(draws_of_both), "p": None}
-                    enough = labels == "all" or len(subsets) >= MIN_SUBSETS
-                    if enough and min(grid.independent_seeds, other.independent_seeds) >= MIN_SEEDS:
-                        minus[baseline]["p"] = freedom.p(draws_of_both)
-        if grid.completeness is not None:
-            row.setdefault(Completeness(1e-3).key, {"value": grid.completeness, "low": None, "high": None})
-        rows.append(row)
+    rows = [_row(key, grids) for key in sorted(grids, key=lambda one: _order(one, grids[one]))]
     _correct(rows)
     return rows
+
+
+def _row(key: tuple[str, str, str], grids: Mapping[tuple[str, str, str], "_Grid"]) -> dict[str, Any]:
+    """A row of [`compare`], without the corrections."""
+    (labels, backbone, method), grid = key, grids[key]
+    row = {"method": method, "backbone": backbone, "labels": labels, "num_labels": grid.num_labels}
+    row |= {"seeds": len(grid.seeds), "subsets": len(grid.subsets), "left_out": grid.left_out}
+    for name in grid.measures:
+        values = grid.of(name, grid.subsets)
+        freedom = _Freedom([values.mean(axis=1), values.mean(axis=0)])
+        row[name] = freedom.interval(grid.draw(name, grid.subsets), bounds=(0, 1))
+        for baseline in BASELINES if method in PRETRAINED else ("supervised",):
+            other = grids.get((labels, backbone, baseline)) or grids.get((labels, "", baseline))
+            if method != baseline and other is not None and name in other.measures:
+                min_subsets = 1 if labels == "all" else MIN_SUBSETS
+                if minus := _difference(grid, other, name, min_subsets):
+                    row[name].setdefault("minus", {})[baseline] = minus
+    if grid.completeness is not None:
+        row.setdefault(Completeness(1e-3).key, {"value": grid.completeness, "low": None, "high": None})
+    return row
+
+
+def _difference(grid: "_Grid", other: "_Grid", name: str, min_subsets: int) -> dict[str, Any] | None:
+    """How much better `grid` is by a measure than `other`, over the subsets that both have, if there are any."""
+    subsets = [subset for subset in grid.subsets if subset in other.subsets]
+    if not subsets:
+        return None
+    ours, theirs = (one.of(name, subsets) for one in (grid, other))
+    difference = ours.mean(axis=0) - theirs.mean(axis=0)
+    freedom = _Freedom([ours.mean(axis=1), theirs.mean(axis=1), difference])
+    draws = grid.draw(name, subsets) - other.draw(name, subsets)
+    is_enough = len(subsets) >= min_subsets and min(grid.independent_seeds, other.independent_seeds) >= MIN_SEEDS
+    return {**freedom.interval(draws), "p": freedom.p(draws) if is_enough else None}
 
 
 def _column(cell: Mapping[str, Any]) -> tuple[str, str, str]:

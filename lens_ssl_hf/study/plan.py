@@ -1,45 +1,29 @@
-"""The study: does self-supervision help when labels are few? Every cell of its table is a directory."""
+"""What a study compares, as cells: the settings of each, what it costs, and whether it is done."""
 
-import contextlib
-import fcntl
 import itertools
 import json
-import logging
-import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 from transformers import ViTForImageClassification
 
 from ..data.tensors import center_crop, labelled_splits, splits_and_info
-from ..errors import InputError, Interrupted
-from ..files import make_folder, write_json
+from ..errors import InputError
 from ..models import CNN, CNNConfig, backbone_config
-from ..models.backbones import BACKBONES, load_encoder, use_fast_attention
+from ..models.backbones import BACKBONES, use_fast_attention
 from ..training.accelerator import autocast, native_precision, process_state
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, makes_no_difference, recipe
-from ..training.finetune import finetune, label_subset
-from ..training.pretrain import pretrain
+from ..training.finetune import label_subset
 from ..training.progress import format_time
 from ..training.run_directory import read_run
-from .comparison import METHODS, PRETRAINED
-from .evaluate import Predictions, predict
-from .metrics import measure
-from .probes import extract_features, linear_probe, probe, radial_profiles
-from .study_cells import CELLS
+from .cells import CELLS
+from .methods import METHODS, PRETRAINED
 
-logger = logging.getLogger(__name__)
-
-LARGE_SPLIT = "test_large"
 # Settings that do not change what a cell is.
 _FREE = ("output_dir", "init", "resume", "report_to", "stop_on_collapse")
 
@@ -105,7 +89,7 @@ class Cell:
 
 
 @dataclass
-class Study:
+class Plan:
     """
     What is compared, on which cutouts, with which settings.
 
@@ -153,7 +137,7 @@ class Study:
         if (self.output_dir / CELLS).is_file() and not (self.output_dir / "cells").is_dir():
             raise InputError(
                 f"output_dir {self.output_dir} holds the report of a study, not its cells: choose another output_dir, "
-                "or make the cells again with lens_ssl_hf.evaluation.study_cells.unpack_cells"
+                "or make the cells again with lens_ssl_hf.study.cells.unpack_cells"
             )
         self.data = {fold: splits_and_info(cutouts) for fold, cutouts in self.cutouts.items()}
         budgets = [make_arguments(FinetuneArguments, {"labels": str(budget)}).labels for budget in self.labels]
@@ -162,26 +146,26 @@ class Study:
             train, _, _ = labelled_splits(splits, "train", "validation", "test")
             for budget in self.labels:
                 label_subset(train.labels, str(budget), seed=0)
-        self.failures: dict[Cell, str] = {}
-        self._kept: tuple[Cell, Callable[[str], np.ndarray]] | None = None
-        for cell in self.plan():
-            self._check(cell)
+        for cell in self.cells():
+            self._check_done(cell) if self.is_done(cell) else self._check_open(cell)
 
-    def _check(self, cell: Cell) -> None:
-        """Refuse settings that are wrong, and a cell that was done with others."""
+    def _check_open(self, cell: Cell) -> None:
+        """Refuse settings with which a cell cannot be done."""
+        arguments, (splits, info) = self.settings(cell), self.data[cell.fold]
+        if cell.is_pretraining and cell.is_continued:
+            _check_earlier(arguments.init, info)
+        center_crop(splits["test"].pixels[:1], self.crop_size(cell))  # refuses small cutouts
+        source = cell.pretraining
+        if source is not None and self.is_done(source) and not (self.directory(source) / "model").is_dir():
+            file = self.directory(source) / "cell.json"
+            raise InputError(f"{cell.name} needs the weights of {source.name}, which are gone: delete {file}")
+
+    def _check_done(self, cell: Cell) -> None:
+        """Refuse other settings than those that a cell was done with."""
         arguments = self.settings(cell)
-        if cell.is_pretraining and cell.is_continued and not self.is_done(cell):
-            _check_earlier(arguments.init, self.data[cell.fold][1])
-        if not self.is_done(cell):
-            center_crop(self.data[cell.fold][0]["test"].pixels[:1], self._crop_size(cell))  # refuses small cutouts
-            source = cell.pretraining
-            if source is not None and self.is_done(source) and not (self.directory(source) / "model").is_dir():
-                file = self.directory(source) / "cell.json"
-                raise InputError(f"{cell.name} needs the weights of {source.name}, which are gone: delete {file}")
-            return
-        record = _read(self.directory(cell) / "cell.json", *_RECORDED)
+        record = read_record(self.directory(cell) / "cell.json", *RECORDED)
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
-        made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self._recorded(cell)
+        made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self.recorded(cell)
         checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
         differs = [f"{n} {made[n]}, now {wanted[n]}" for n in checked if made[n] != wanted[n]]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
@@ -193,7 +177,7 @@ class Study:
                 "output_dir, or give what it was made with"
             )
 
-    def plan(self) -> list[Cell]:
+    def cells(self) -> list[Cell]:
         """All cells, so ordered that a table is whole after the first seed, and better with each that follows."""
         cells = []
         for seed, fold in itertools.product(range(self.seeds), self.cutouts):
@@ -212,7 +196,7 @@ class Study:
     def is_done(self, cell: Cell) -> bool:
         return (self.directory(cell) / "cell.json").is_file()
 
-    def _crop_size(self, cell: Cell) -> int:
+    def crop_size(self, cell: Cell) -> int:
         """Side of what a cell sees of a cutout, in pixels."""
         source = cell if cell.is_trained else cell.pretraining
         arguments = self.settings(source) if source else None
@@ -220,12 +204,12 @@ class Study:
             return (self.finetuning or {}).get("all", {}).get("crop_size", FinetuneArguments.crop_size)
         return arguments.crop_size
 
-    def _recorded(self, cell: Cell) -> dict[str, Any]:
+    def recorded(self, cell: Cell) -> dict[str, Any]:
         """The settings that cell.json notes."""
         arguments = self.settings(cell)
         if arguments is not None:
             return asdict(arguments)
-        return {"crop_size": self._crop_size(cell)} if cell.method == "profiles" else {}
+        return {"crop_size": self.crop_size(cell)} if cell.method == "profiles" else {}
 
     def settings(self, cell: Cell) -> PretrainArguments | FinetuneArguments | None:
         """The arguments of a cell's training; `None` for a logistic regression."""
@@ -287,185 +271,13 @@ class Study:
         """What these cells are expected to take on this machine, from a few measured steps of each backbone."""
         needed = {cell.backbone or "cnn": self.settings(cell) for cell in cells if cell.is_trained}
         bands = len(next(iter(self.data.values()))[1]["bands"])
-        rates = {name: _seconds_per_token(name, a.crop_size, a.patch_size, bands) for name, a in needed.items()}
+        rates = {name: seconds_per_token(name, a.crop_size, a.patch_size, bands) for name, a in needed.items()}
         return sum(self.cost(cell) * rates.get(cell.backbone or "cnn", 0.0) for cell in cells)
 
-    def run(self) -> list[dict[str, Any]]:
-        """
-        Do what is not done yet, and return the records of all cells that are. Several processes may run one study,
-        each on its own device: every cell is taken by one of them. What an [`InputError`] or too little memory ends is
-        noted in `failures`, and the rest goes on; under a launch of several processes it ends the study.
-        """
-        make_folder(self.output_dir, "output_dir")
-        with self.lock("study"):
-            write_data(self)
-        plan = self.plan()
-        if _is_main():
-            for cell in filter(self.is_done, plan):
-                self._tidy(cell)
-        costs = {cell: self.cost(cell) * _weight(cell) for cell in plan}
-        spent = spent_cost = 0.0
-        done = sum(map(self.is_done, plan))
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]"  # costs differ
-        with tqdm(total=len(plan), initial=done, desc="study", bar_format=form, disable=not _is_main()) as bar:
-            while todo := _agreed([cell for cell in plan if not self._is_settled(cell)]):
-                progressed = False
-                for cell in todo:
-                    before = cell.pretraining
-                    if _agreed(self._is_settled(cell) or (before is not None and not self.is_done(before))):
-                        continue
-                    with self._claim(cell) as claimed:
-                        if not claimed:
-                            continue
-                        start = time.perf_counter()
-                        self._try(cell)
-                        spent += time.perf_counter() - start
-                        spent_cost += costs[cell]
-                        progressed = True
-                    left = [one for one in plan if not self.is_done(one)]
-                    bar.n = len(plan) - len(left)
-                    bar.set_postfix_str(_time_left(spent, spent_cost, sum(costs[one] for one in left)))
-                if not progressed:
-                    time.sleep(5)  # others are at the rest
-            bar.n = sum(map(self.is_done, plan))
-            bar.refresh()
-        return self.records()
 
-    def _is_settled(self, cell: Cell) -> bool:
-        """Whether nothing is left to do: it is done, or it or its pretraining has failed."""
-        return self.is_done(cell) or cell in self.failures or cell.pretraining in self.failures
-
-    def _try(self, cell: Cell) -> None:
-        try:
-            self.do(cell)
-        except (InputError, MemoryError, RuntimeError) as error:
-            lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-            if process_state().num_processes > 1 or not (lacks_memory or isinstance(error, InputError)):
-                raise  # in a launch the others wait for this one
-            self.failures[cell] = (str(error) or "too little memory").splitlines()[0]
-            logger.warning("%s failed: %s", cell.name, self.failures[cell])
-        except Interrupted as interrupted:
-            message = f"{cell.name} is saved; the same command goes on"
-            raise Interrupted(message, interrupted.signal_number) from interrupted
-
-    @contextlib.contextmanager
-    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Whether the main process has the lock of this name, which one process at a time holds."""
-        if not _is_main():
-            yield True
-            return
-        folder = self.output_dir / ".claims"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / name, "w") as file:  # closing it unlocks
-            held = True
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                held = False
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): run one command at a time", folder, error.strerror)
-            yield held
-
-    @contextlib.contextmanager
-    def _claim(self, cell: Cell) -> Iterator[bool]:
-        """Whether this process, or this launch of several, has the cell for itself."""
-        with self.lock(cell.name, wait=False) as held:
-            yield _agreed(held and not self.is_done(cell))  # by another, since we looked
-
-    def do(self, cell: Cell) -> None:
-        """Train and test one cell; its cell.json, written when all else is there, says that it is whole."""
-        directory, cutouts = self.directory(cell), self.data[cell.fold]
-        settings = self._recorded(cell)
-        record: dict[str, Any] = {**asdict(cell), "directory": str(directory), "settings": settings}
-        if cell.is_pretraining:
-            pretrain(cutouts, **settings)
-            if _is_main():
-                if "init_run" in read_run(directory):
-                    record["continued_from"] = _origin(read_run(directory)["init_run"])
-                report = probe(directory, cutouts)
-                record["probes"] = {name: _values(one["metrics"]) for name, one in report["probes"].items()}
-        elif not cell.is_trained:
-            if _is_main():
-                record |= self._test_regression(cell)
-        else:
-            finetune(cutouts, **settings)
-            if _is_main():
-                record |= self._test(directory, lambda split: predict(directory, cutouts, split=split))
-        if _is_main():
-            if cell.is_trained:
-                facts = read_run(directory)
-                kept = ("seconds", "precision", "device", "num_processes", "num_labels", "num_train_images",
-                        "num_parameters", "validation_auc", "best_step", "versions", "git_revision")  # fmt: skip
-                record |= {name: facts[name] for name in kept if name in facts}
-            write_json(directory / "cell.json", record)
-            self._tidy(cell)
-        process_state().wait_for_everyone()
-
-    def _tidy(self, cell: Cell) -> None:
-        """Remove what a cell no longer needs once its cell.json stands: a killed process may leave that undone."""
-        shutil.rmtree(self.directory(cell) / "checkpoints", ignore_errors=True)
-        if not cell.is_pretraining and cell.subset:  # weights of one subset are enough to publish
-            shutil.rmtree(self.directory(cell) / "model", ignore_errors=True)
-
-    def _test(self, directory: Path, predictions_of: Callable[[str], Predictions]) -> dict[str, Any]:
-        record = {}
-        for split, name in (("test", ""), (LARGE_SPLIT, "_large")):
-            if split in next(iter(self.data.values()))[0]:
-                predictions = predictions_of(split)
-                predictions.save(directory / f"predictions{name}.parquet")
-                known = predictions.labelled()
-                found = measure(known.label, known.score, known.group, known.subclass, num_bootstrap=0)
-                record[f"metrics{name}"] = _values(found)
-        return record
-
-    def _test_regression(self, cell: Cell) -> dict[str, Any]:
-        """Logistic regression on radial profiles, or on the frozen [CLS] of a pretraining."""
-        splits, _ = self.data[cell.fold]
-        features = self._features_of(cell)
-        labels = {name: splits[name].labels for name in splits}
-        chosen = label_subset(labels["train"], cell.labels, cell.subset)
-        sets = [features("train")[chosen], labels["train"][chosen].numpy()]
-        sets += [features("validation"), labels["validation"].numpy()]
-
-        def predictions_of(split: str) -> Predictions:
-            test = splits[split]
-            scores, _ = linear_probe(*sets, features(split))
-            return Predictions(test.ids, test.labels.numpy(), test.groups, test.subclasses, scores)
-
-        return {"num_labels": len(chosen), **self._test(self.directory(cell), predictions_of)}
-
-    def _features_of(self, cell: Cell) -> Callable[[str], np.ndarray]:
-        """What a regression sees of a split; kept for the next cells of the same pretraining and fold."""
-        source = cell.pretraining or Cell("profiles", "", "none", 0, 0, cell.fold)
-        if self._kept is not None and self._kept[0] == source:
-            return self._kept[1]
-        splits, _ = self.data[cell.fold]
-        if cell.pretraining is None:
-            crop_size = self._crop_size(cell)
-
-            def features(split: str) -> np.ndarray:
-                return radial_profiles(splits[split], crop_size)
-
-        else:
-            run = self.directory(cell.pretraining)
-            encoder, facts = load_encoder(run), read_run(run)
-
-            def features(split: str) -> np.ndarray:
-                return extract_features(encoder, splits[split], facts["image_mean"], facts["image_std"]).numpy()
-
-        self._kept = source, lru_cache(features)
-        return self._kept[1]
-
-    def records(self) -> list[dict[str, Any]]:
-        """What the finished cells wrote, those of earlier commands on the same directory too: pretrainings first."""
-        kinds = ("pretrainings", "cells")
-        done = [path for kind in kinds for path in sorted(self.output_dir.glob(f"{kind}/*/cell.json"))]
-        return [{**_read(path, *_RECORDED), "directory": str(path.parent)} for path in done]
-
-
-def describe_plan(study: Study) -> str:
+def describe_plan(study: Plan) -> str:
     """What a study would do, cell by cell kind, and how long it takes on this machine."""
-    plan = study.plan()
+    plan = study.cells()
     todo = [cell for cell in plan if not study.is_done(cell)]
     lines = []
     for fold, (splits, info) in study.data.items():
@@ -485,38 +297,10 @@ def describe_plan(study: Study) -> str:
     return "\n".join(lines)
 
 
-def write_data(study: Study) -> None:
-    """
-    Write study.json: what the data of a directory's cells are, by fold.
-
-    Raises:
-        [`InputError`]: the directory holds a study of other cutouts.
-    """
-    path = study.output_dir / "study.json"
-    data = {}
-    for fold, (splits, info) in study.data.items():
-        test = splits["test"]
-        kinds = Counter(kind for kind, label in zip(test.subclasses, test.labels.tolist()) if label == 0)
-        data["" if fold is None else str(fold)] = {
-            "fingerprint": info["fingerprint"],
-            "num_train_labels": len(splits["train"]),
-            "num_validation_labels": len(splits["validation"]),
-            "num_lenses": int((test.labels == 1).sum()),
-            "num_nonlenses": kinds.total(),
-            "nonlenses": {kind: number for kind, number in sorted(kinds.items()) if kind},
-        }
-    earlier = _read(path, "data")["data"] if path.is_file() else {}
-    mixes = bool(earlier) and ("" in earlier) != ("" in data)
-    if mixes or any(earlier[fold] != data[fold] for fold in earlier.keys() & data.keys()):
-        raise InputError(f"output_dir {study.output_dir} holds a study of other data: choose another output_dir")
-    if _is_main():
-        write_json(path, {"data": dict(sorted({**earlier, **data}.items()))})
+RECORDED = (*(item.name for item in fields(Cell)), "settings")
 
 
-_RECORDED = (*(item.name for item in fields(Cell)), "settings")
-
-
-def _read(path: Path, *names: str) -> dict[str, Any]:
+def read_record(path: Path, *names: str) -> dict[str, Any]:
     """A record, which must hold these entries."""
     try:
         record = json.loads(path.read_text())
@@ -539,41 +323,17 @@ def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table says of the pretraining that another goes on from."""
-    kept = {name: facts.get(name) for name in ("run_id", "num_train_images", "seconds", "precision", "device")}
-    data = {"data": facts["data"]["name"], "simulator_version": facts["data"].get("simulator_version")}
-    return {**data, "epochs": facts["arguments"]["epochs"], **kept}
-
-
-def _values(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    return {name: entry["value"] for name, entry in metrics.items()}
-
-
-def _is_main() -> bool:
-    return process_state().is_main_process
-
-
-def _agreed(value: Any) -> Any:
-    """The main process's value, in all processes."""
-    return broadcast_object_list([value])[0]
-
-
 def _tokens(size: int, patch_size: int) -> int:
     return (size // patch_size) ** 2 + 1
 
 
-def _weight(cell: Cell) -> float:
+def weight(cell: Cell) -> float:
     """How much dearer a token is than one of a ViT-Ti/8: by the number of parameters."""
     return (BACKBONES[cell.backbone][0] / BACKBONES["vitt8"][0]) ** 2 if cell.backbone else 1.0
 
 
-def _time_left(spent: float, spent_cost: float, left: float) -> str:
-    return f"{format_time(spent * left / spent_cost)} left" if spent_cost else ""
-
-
 @lru_cache
-def _seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -> float:
+def seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) -> float:
     """
     Measured on this machine: forward and backward of one batch, in the precision that auto gives, per token pass (of
     the small CNN per as many as a ViT would make).

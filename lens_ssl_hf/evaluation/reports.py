@@ -1,0 +1,63 @@
+"""What an evaluation reports: the data set, the counts, the measures, and where it is written."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..training.run_directory import read_run
+from .metrics import measure, threshold_at_fpr
+from .predictions import Predictions
+
+
+def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: str | None) -> Path:
+    """
+    Where the evaluation of a run goes: `evaluation/` for the test split of the dataset that it was trained on. Other
+    datasets, splits and parts of a split have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so
+    that the card of the run goes on to speak of its own.
+    """
+    parts, fingerprint = ["evaluation"], str(info.get("fingerprint") or "")
+    if not fingerprint or fingerprint != read_run(run)["data"].get("fingerprint"):
+        parts += [re.sub(r"[^\w.-]+", "_", str(info.get("name") or "unnamed")), fingerprint[:8]]
+    parts += [split or ""] if split != "test" else []
+    return Path(run) / "-".join(part for part in parts if part)
+
+
+def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
+    """What a report says of its data set."""
+    return {
+        "dataset": info.get("name"),
+        "simulated": info.get("simulated"),
+        "fingerprint": info.get("fingerprint"),
+        "split": split,
+    }
+
+
+def title_of(report: Mapping[str, Any]) -> str:
+    """The line above pictures: data set and split where they are known, and that it is simulated where it is."""
+    simulated = " (simulated)" if report["simulated"] and "simulated" not in str(report["dataset"]) else ""
+    split = f", {report['split']} split" if report["split"] else ""
+    return f"{report['dataset'] or 'cutouts'}{split}{simulated}"
+
+
+def report_on(
+    predictions: Predictions, prevalence: float = 1e-3, num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The measures of labelled predictions with the counts and settings that they rest on."""
+    known = predictions.labelled()
+    if not len(known):
+        raise InputError("none of the cutouts has a label: evaluation needs labelled ones, predict_only does not")
+    found = measure(known.label, known.score, known.group, known.subclass, prevalence, num_bootstrap, seed)
+    return {
+        "num_lenses": int((known.label == 1).sum()),
+        "num_nonlenses": int((known.label == 0).sum()),
+        "num_groups": len(set(known.group)),
+        "subclasses": {kind: known.subclass.count(kind) for kind in sorted(set(known.subclass) - {""})},
+        "prevalence": prevalence,
+        "num_bootstrap": num_bootstrap,
+        "seed": seed,
+        "threshold_at_fpr_1e-2": threshold_at_fpr(known.label, known.score, 1e-2),
+        "metrics": found,
+    }
