@@ -32,16 +32,7 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 ROOT = Path(__file__).parents[1]
 FINETUNING_BATCH = 64
 LOCAL = {"local_size": 16, "local_scale_min": 0.05, "local_scale_max": 0.4}  # of all sides, whatever a recipe says
-PARTS = ("pretrain", "levers", "finetune", "scaling", "memory", "startup")
-# What each lever was expected to bring to the step before it was measured: plain / with it.
-PREDICTIONS = {
-    "bf16 autocast": 2.0,
-    "attention as plain products on a CPU": 1.3,
-    "freed memory is kept for the next step": 1.1,
-    "fused AdamW and EMA over lists": 1.02,
-    "one pass for all views of a size": 1.1,
-    "torch.compile": 1.15,
-}
+PARTS = ("pretrain", "finetune", "scaling", "memory", "startup")
 
 
 @dataclass
@@ -320,87 +311,6 @@ def matmul_flops(precision: str) -> float:
 # ---- what each lever brings ------------------------------------------------------------------------
 
 
-def measure_levers(arguments: BenchmarkArguments) -> dict[str, Any]:
-    """
-    Prediction and outcome of each lever: our DINO step with one taken away at a time, and with torch.compile, which it
-    does not use.
-    """
-    backbone, rows = arguments.backbones[0], []
-    with tempfile.TemporaryDirectory() as folder:
-
-        def step(name: str, **settings: Any) -> Any:
-            return our_step(arguments, "dino", backbone, Path(folder) / name.replace(" ", "-"), **settings)
-
-        attention = step("attention")
-        for branch in (attention.task.model.student, attention.task.model.teacher):
-            branch.backbone.set_attn_implementation("sdpa")
-        ways = {
-            "ours": ours_in_order(step("ours")),
-            "bf16 autocast": ours_in_order(step("fp32", precision="fp32")),
-            "attention as plain products on a CPU": ours_in_order(attention),
-            "fused AdamW and EMA over lists": with_plain_optimizer(step("optimizer")),
-            "one pass for all views of a size": ours_in_order(with_pass_per_view(step("passes"))),
-            "torch.compile": ours_in_order(compiled(step("compiled"))),
-        }
-        rates = interleaved(ways, arguments, arguments.batch_size)
-    for name in list(ways)[1:]:
-        gains = [ours / without for ours, without in zip(rates["ours"], rates[name])]
-        gain = statistics.median(gains)
-        rows.append({"lever": name, "measured": 1 / gain if name == "torch.compile" else gain})
-    kept = [run_worker(arguments, "step", KEEP_MEMORY=keep)["images_per_second"] for keep in ("1", "0")]
-    rows.append({"lever": "freed memory is kept for the next step", "measured": kept[0] / kept[1]})
-    for row in rows:
-        row["predicted"] = PREDICTIONS[row["lever"]]
-        print(f"    {row['lever']:42} predicted {row['predicted']:.2f}   measured {row['measured']:.2f}")
-    return {"backbone": backbone, "rows": rows}
-
-
-def with_plain_optimizer(trainer: Any) -> Callable[[], None]:
-    """Our step with AdamW as it is by default and an EMA parameter by parameter."""
-    from unittest import mock
-
-    import torch
-
-    from lens_ssl_hf.training import trainer as module
-
-    model = trainer.task.model
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
-
-    def step_plainly(_: Any, skip: Any, buffers: Any) -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def update_plainly(momentum: float, skip: Any) -> None:
-        with torch.no_grad():
-            for student, teacher in zip(model.student.parameters(), model.teacher.parameters()):
-                teacher.mul_(momentum).add_((1 - momentum) * student)
-
-    ours = ours_in_order(trainer)
-    model.update_teacher = update_plainly
-
-    def step() -> None:
-        with mock.patch.object(module, "optimizer_step", step_plainly):
-            ours()
-
-    return step
-
-
-def compiled(trainer: Any) -> Any:
-    for branch in (trainer.task.model.student, trainer.task.model.teacher):
-        branch.backbone.compile(dynamic=False)
-    return trainer
-
-
-def with_pass_per_view(trainer: Any) -> Any:
-    import torch
-
-    from lens_ssl_hf.models.backbones import hidden_states
-
-    model = trainer.task.model
-    model._tokens = lambda backbone, views: torch.stack([hidden_states(backbone, view) for view in views])
-    return trainer
-
-
 # ---- fine-tuning -----------------------------------------------------------------------------------
 
 
@@ -509,16 +419,12 @@ def run_worker(arguments: BenchmarkArguments, worker: str, processes: int = 1, *
 
 
 def work_on_steps(arguments: BenchmarkArguments) -> dict[str, Any]:
-    """Images per second of all processes together, PINned to a core each, and with KEEP_MEMORY as the loop does it."""
+    """Images per second of all processes together, PINned to a core each."""
     import torch
-
-    from lens_ssl_hf.training import accelerator
 
     if os.environ.get("PIN"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ.get("LOCAL_RANK", "0"))]})
         torch.set_num_threads(1)
-    if os.environ.get("KEEP_MEMORY") == "0":
-        accelerator._keep_freed_memory = lambda: None
     with tempfile.TemporaryDirectory() as folder:
         step = ours_in_order(our_step(arguments, "dino", arguments.backbones[0], Path(folder), precision="bf16"))
         step()

@@ -57,7 +57,7 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.files import write_json
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("machine", "pretrain", "levers", "profile", "usual", "finetune", "scoring")
+STAGES = ("machine", "scoring", "finetune", "pretrain", "levers", "profile", "usual")
 # method, backbone, batch: the most important first
 PRETRAININGS = [
     ("dino", "vitb8", 1024), ("ibot", "vits8", 1024), ("dino", "vits8", 1024), ("simsiam", "vits8", 1024),
@@ -68,10 +68,7 @@ PRETRAININGS = [
 PREDICTIONS = {
     "the step as one CUDA graph": {128: 2.5, 1024: 1.1},
     "layers compiled": {128: 1.1, 1024: 1.6},
-    "attention for few tokens": {128: 1.3, 1024: 1.5},
-    "residual stream in bf16": {128: 1.03, 1024: 1.07},
-    "patch embedding as a matrix product": {128: 1.05, 1024: 1.1},
-    "one pass for both crop sizes": {128: 1.15, 1024: 1.0},
+    "attention by a kernel for few tokens": {128: 1.3, 1024: 1.5},
     "fused attention: memory-efficient for cuDNN's": {128: 1.0, 1024: 0.95},
     "fused attention: FlashAttention 2 for cuDNN's": {128: 1.0, 1024: 1.0},
 }
@@ -84,7 +81,6 @@ class GPUArguments:
     seconds: float = field(default=1.5, metadata={"help": "Least time of one measurement."})
     budget: float = field(default=240.0, metadata={"help": "Seconds after which no further measurement begins."})
     tiny: bool = field(default=False, metadata={"help": "Rehearse with tiny sizes, on a CPU too."})
-    levers: list[str] = field(default_factory=lambda: list(LEVERS), metadata={"help": "Steps of the stage levers."})
     worker: str = field(default="", metadata={"help": "Used by the script itself, for its processes."})
 
 
@@ -182,11 +178,11 @@ def measure_pretrain(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str
 
 
 def measure_levers(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, Any]]:
-    """DINO with vits8. The attention kernels and the packed pass are compared without compiled layers."""
+    """DINO with vits8."""
     for batch in (8,) if arguments.tiny else (1024, 128):
         with tempfile.TemporaryDirectory() as folder:
             seconds = {}
-            for number, name in enumerate(arguments.levers):
+            for number, name in enumerate(LEVERS):
 
                 def measure() -> dict[str, Any]:
                     with contextlib.ExitStack() as stack:
@@ -304,22 +300,6 @@ def without_graph() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def changed_model(change: Callable[[Any], None]) -> Iterator[None]:
-    """Change the model of a pretraining before it begins."""
-    from lens_ssl_hf.training import pretrain
-
-    make = pretrain._make_model
-
-    def make_changed(*args: Any) -> Any:
-        model = make(*args)
-        change(model)
-        return model
-
-    with mock.patch.object(pretrain, "_make_model", make_changed):
-        yield
-
-
 def attention(backend: str) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: sdpa_kernel(getattr(SDPBackend, backend))
 
@@ -330,88 +310,18 @@ def fused_attention() -> Iterator[None]:
         yield
 
 
-def bf16_residuals(model: Any) -> None:
-    for branch in (model.student, model.teacher):
-        branch.backbone.embeddings.register_forward_hook(lambda module, inputs, output: output.bfloat16())
-
-
-def patches_by_product(model: Any) -> None:
-    """A convolution whose patches do not overlap is a matrix product."""
-    for branch in (model.student, model.teacher):
-        projection = branch.backbone.embeddings.patch_embeddings.projection
-
-        def forward(images: torch.Tensor, projection: torch.nn.Conv2d = projection) -> torch.Tensor:
-            side = projection.kernel_size[0]
-            rows, columns = images.shape[-2] // side, images.shape[-1] // side
-            patches = images.unflatten(2, (rows, side)).unflatten(4, (columns, side)).permute(0, 2, 4, 1, 3, 5)
-            tokens = F.linear(patches.flatten(3), projection.weight.flatten(1), projection.bias)
-            return tokens.permute(0, 3, 1, 2)
-
-        projection.forward = forward
-
-
-def one_pass(model: Any) -> None:
-    """Global and local views of the student in one pass: tokens side by side, attention within each view."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    backbone, plain_tokens, plain_forward = model.student.backbone, model._tokens, model.forward
-    shapes: list[tuple[int, int]] = []
-
-    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: Any = None, **_: Any) -> tuple[Any, None]:
-        if q.shape[2] != sum(
-            views * tokens for views, tokens in shapes
-        ):  # the teacher's, who shares the configuration
-            return F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2), None
-        outputs, start = [], 0
-        for views, tokens in shapes:
-            part = [x[0, :, start : start + views * tokens].unflatten(1, (views, tokens)) for x in (q, k, v)]
-            outputs.append(F.scaled_dot_product_attention(*part, scale=scaling).flatten(1, 2))
-            start += views * tokens
-        return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None
-
-    ALL_ATTENTION_FUNCTIONS.register("within_views", attend)
-
-    def tokens_of(groups: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        size = backbone.config.image_size
-        embedded = [
-            backbone.embeddings(views.flatten(0, 1), interpolate_pos_encoding=views.shape[-1] != size)
-            for views in groups
-        ]
-        shapes[:] = [tuple(one.shape[:2]) for one in embedded]
-        hidden = torch.cat([one.flatten(0, 1) for one in embedded]).unsqueeze(0)
-        for layer in backbone.layers:
-            hidden = layer(hidden, None)
-        parts = backbone.layernorm(hidden)[0].split([views * tokens for views, tokens in shapes])
-        for views, part, shape in zip(groups, parts, shapes):
-            yield part.unflatten(0, shape).unflatten(0, views.shape[:2])
-
-    def forward(global_views: torch.Tensor, local_views: torch.Tensor, **temperatures: Any) -> Any:
-        backbone.set_attn_implementation("within_views")  # the training has chosen another one
-        made = tokens_of([global_views, local_views])
-        model._tokens = lambda of, views, *mask: next(made) if of is backbone else plain_tokens(of, views, *mask)
-        return plain_forward(global_views, local_views=local_views, **temperatures)
-
-    model.forward = forward
-
-
 LEVERS: dict[str, list[Callable[[], contextlib.AbstractContextManager]]] = {
     "ours": [],
-    "residual stream in bf16": [lambda: changed_model(bf16_residuals)],
-    "fused attention": [fused_attention],
     "without graph": [without_graph],
     "without compile": [uncompiled],
-    "patches by product": [lambda: changed_model(patches_by_product)],
+    "fused attention": [fused_attention],
     "fused attention, efficient": [fused_attention, attention("EFFICIENT_ATTENTION")],
     "fused attention, flash": [fused_attention, attention("FLASH_ATTENTION")],
-    "without compile, one pass": [uncompiled, lambda: changed_model(one_pass)],
 }
 PAIRS = {
     "the step as one CUDA graph": ("without graph", "ours"),
     "layers compiled": ("without compile", "ours"),
-    "attention for few tokens": ("fused attention", "ours"),
-    "residual stream in bf16": ("ours", "residual stream in bf16"),
-    "patch embedding as a matrix product": ("ours", "patches by product"),
-    "one pass for both crop sizes": ("without compile", "without compile, one pass"),
+    "attention by a kernel for few tokens": ("fused attention", "ours"),
     "fused attention: memory-efficient for cuDNN's": ("fused attention", "fused attention, efficient"),
     "fused attention: FlashAttention 2 for cuDNN's": ("fused attention", "fused attention, flash"),
 }

@@ -64,6 +64,28 @@ def speed_table(results: dict) -> str:
     return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(levers)}"
 
 
+def gpu_table(results: dict) -> str:
+    """What scripts/benchmark_gpu.py wrote, as Markdown."""
+    usual = {row["backbone"]: row["images_per_second"] for row in results["usual"]["rows"] if "error" not in row}
+    lines = [["pretraining", "batch", "images/s", "x usual, fp32", "of the peak", "memory"], ["---"] * 6]
+    for row in results["pretrain"]["rows"]:
+        rate, name = row["images_per_second"], f"{METHOD_NAMES[row['method']]}, {row['backbone']}"
+        ratio = f"{rate / usual[row['backbone']]:.0f}" if row["method"] == "dino" and row["backbone"] in usual else ""
+        share, memory = f"{row['model_flop_utilisation']:.0%}", f"{row['peak_bytes'] / 2**30:.1f} GiB"
+        lines.append([name, str(row["batch_size"]), f"{rate:,.0f}", ratio, share, memory])
+    machine = results["machine"]
+    text = (
+        f"{machine['device']}, torch {machine['torch']}, bf16; 2 + 8 views (SimSiam 2). The usual way has batches of "
+        f"{results['usual']['rows'][0]['batch_size']} and {machine['cores']} worker processes. The peak is that of "
+        f"one large matrix product, {machine['bf16_flops'] / 1e12:.0f} TFLOP/s."
+    )
+    levers = [["lever", "attention", "batch", "predicted", "measured"], ["---"] * 5]
+    for row in results["levers"]["rows"]:
+        numbers = [str(row["batch_size"]), f"{row['predicted']:.2f}", f"{row['measured']:.2f}"]
+        levers.append([row["lever"], row["attention"], *numbers])
+    return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(levers)}"
+
+
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
@@ -131,7 +153,7 @@ def make(name: str) -> str:
         return summary_table()
     if (RESULTS / name / "results.json").is_file():
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
-    kinds = {"trials": trials_table, "demo": demo_line}
+    kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
