@@ -310,13 +310,13 @@ def test_a_run_of_data_that_stated_less_goes_on(tiny_cutouts, tmp_path):
 
 
 def poison(monkeypatch, from_epoch):
-    make = Views.make
+    crops = Views.crops
 
-    def poisoned(self, images, indices, settings, epoch, view):
-        views = make(self, images, indices, settings, epoch, view)
-        return views * torch.nan if epoch >= from_epoch else views
+    def poisoned(self, images, indices, settings, epoch, first, count):
+        views = crops(self, images, indices, settings, epoch, first, count)
+        return torch.where(torch.as_tensor(epoch >= from_epoch), torch.nan, views)  # the epoch may be on a GPU
 
-    monkeypatch.setattr(Views, "make", poisoned)
+    monkeypatch.setattr(Views, "crops", poisoned)
 
 
 @pytest.mark.parametrize("method", ["dino", "simsiam", "ibot"])
@@ -376,13 +376,13 @@ def test_a_run_that_skips_its_steps_does_not_end_as_finished(task, tiny_cutouts,
 
 
 def test_a_first_step_that_is_not_finite_leaves_no_garbage(tiny_cutouts, tmp_path, monkeypatch):
-    make, seen = Views.make, []
+    crops, seen = Views.crops, []
 
-    def poisoned(self, images, indices, settings, epoch, view):
+    def poisoned(self, *arguments):
         seen.append(1)
-        return make(self, images, indices, settings, epoch, view) * (torch.nan if len(seen) <= 2 else 1)
+        return crops(self, *arguments) * (torch.nan if len(seen) == 1 else 1)
 
-    monkeypatch.setattr(Views, "make", poisoned)
+    monkeypatch.setattr(Views, "crops", poisoned)
     settings = {**SSL, "epochs": 1, "projection_size": 64, "prediction_hidden_size": 16}
     run = pretrain(tiny_cutouts, tmp_path / "run", "simsiam", **settings)
     assert json.loads((run / "run.json").read_text())["skipped_steps"] == 1
