@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lens_ssl_hf.models.losses import (
     dino_loss,
+    effective_rank,
     masked_patch_loss,
     mean_entropy,
     negative_cosine_similarity,
@@ -90,3 +91,13 @@ def test_values_at_collapse():
     assert normalised_std(torch.ones(16, 256)).item() == 0
     gaussian = torch.randn(4096, 256, generator=torch.Generator().manual_seed(0))
     assert normalised_std(gaussian).item() == pytest.approx(0.0625, abs=2e-4)  # lightly 1.6.0
+
+
+def test_effective_rank_is_that_of_its_definition():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(500, 6, generator=generator) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1, 0.0]) + 7
+    eigenvalues = np.linalg.eigvalsh(np.cov(features.double().numpy(), rowvar=False))
+    shares = eigenvalues[eigenvalues > 1e-9] / eigenvalues.sum()
+    assert effective_rank(features) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert effective_rank(torch.outer(torch.arange(9.0), torch.ones(4))) == pytest.approx(1.0)
+    assert math.isnan(effective_rank(torch.full((3, 2), math.inf)))

@@ -34,7 +34,7 @@ from lens_ssl_hf.training import trainer
 from lens_ssl_hf.training.accelerator import native_precision
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, layer_decay_groups
-from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, roc_auc
+from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, probe_scores, roc_auc
 from lens_ssl_hf.training.progress import Forecast
 from lens_ssl_hf.training.run_directory import RunDirectory, read_run
 from lens_ssl_hf.training.schedules import cosine, linear
@@ -68,7 +68,12 @@ def test_pretraining_writes_a_run(method, tiny_cutouts, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     assert facts["method"] == method and facts["data"]["fingerprint"] == "0123456789abcdef"
     logged = lines(run)
-    assert logged[0]["knn_auc"] > 0 and logged[-1]["step"] == 3 and math.isfinite(logged[1]["loss"])
+    assert (
+        logged[0]["knn_auc"] > 0
+        and logged[0]["probe_auc"] > 0
+        and logged[-1]["step"] == 3
+        and math.isfinite(logged[1]["loss"])
+    )
     model = AutoModel.from_pretrained(run / "model")
     assert model.config.cutouts["bands"] == ["g", "r", "i"] and model.config.cutouts["image_mean"]
 
@@ -244,8 +249,9 @@ def test_pretraining_needs_no_labels(tiny_cutouts, tmp_path, caplog):
     splits, info = tiny_cutouts
     unlabelled = dataclasses.replace(splits["train"], labels=torch.full((96,), -1))
     run = pretrain(({"unlabelled": unlabelled}, info), tmp_path / "run", "dino", **{**SSL, "epochs": 1})
-    assert caplog.text.count("no nearest neighbours are evaluated") == 1
+    assert caplog.text.count("features are not compared with labels") == 1
     assert not any("knn_auc" in line for line in lines(run)) and read_run(run)["num_train_labels"] == 0
+    assert all(1 <= line["effective_rank"] <= 96 for line in (lines(run)[0], lines(run)[-1]))
     assert "have not been evaluated" in (export(run, tmp_path / "exported") / "README.md").read_text()
 
 
@@ -493,3 +499,22 @@ def test_bad_settings_of_finetuning_are_named(dino_run, tiny_cutouts, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         finetune(tiny_cutouts, tmp_path / "file" / "run", **FAST)
+
+
+def test_the_probe_sees_what_brightness_hides_from_neighbours():
+    """One direction in 20 tells the classes apart; another one, which says nothing, is thirty times as wide."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    features = torch.randn(400, 20, generator=generator)
+    features[:, 0] *= 30
+    features[:, 1] += 3 * labels
+    known, rest = slice(200), slice(200, 400)
+    neighbours = knn_scores(features[known], labels[known], features[rest])
+    probed = probe_scores(features[known], labels[known], features[rest])
+    assert roc_auc(labels[rest], neighbours) < 0.9 and roc_auc(labels[rest], probed) > 0.95
+
+
+def test_the_last_momentum_of_the_teacher_can_be_set(tiny_cutouts, tmp_path):
+    settings = {**SSL, "teacher_momentum": 0.9, "final_teacher_momentum": 0.9}
+    logged = lines(pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings))
+    assert {line["teacher_momentum"] for line in logged if "teacher_momentum" in line} == {0.9}

@@ -172,9 +172,10 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
     spread = "the projections" if facts.get("method") == "simsiam" else "[CLS]"
     panels = [
         ({"loss": "total", "cls_loss": "[CLS]", "patch_loss": "patches"}, "Loss"),
-        ({"knn_auc": "kNN", "validation_auc": "classifier"}, "ROC AUC, validation split"),
+        ({"knn_auc": "kNN", "probe_auc": "linear probe", "validation_auc": "classifier"}, "ROC AUC, validation split"),
         ({"learning_rate": ""}, "Learning rate"),
         ({"teacher_entropy": ""}, "Teacher entropy (nats)"),
+        ({"effective_rank": ""}, "Effective rank of [CLS]"),
         ({"output_std": ""}, f"Spread of {spread} (std of unit vectors)"),
         ({"gradient_norm": ""}, "Gradient norm before clipping"),
     ]

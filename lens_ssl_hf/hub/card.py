@@ -343,8 +343,8 @@ def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 
 def _last_monitor(path: Path) -> dict[str, float]:
-    names = ("knn_auc", "knn_accuracy")
-    found = [{key: line[key] for key in names} for line in read_metrics(path) if line.keys() >= set(names)]
+    names = ("knn_auc", "knn_accuracy", "probe_auc", "effective_rank")
+    found = [{key: line[key] for key in names if key in line} for line in read_metrics(path) if "knn_auc" in line]
     return found[-1] if found else {}
 
 

@@ -1,5 +1,7 @@
 """The losses as plain functions of logits, and the numbers that show a collapse."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -72,3 +74,15 @@ def normalised_std(outputs: torch.Tensor) -> torch.Tensor:
     1/sqrt(features) when spread over the sphere (Chen & He 2021, section 4.1).
     """
     return F.normalize(outputs.detach().float(), dim=-1).std(dim=0).mean()
+
+
+def effective_rank(features: torch.Tensor) -> float:
+    """
+    How many directions `(n, d)` features spread over: exp of the entropy of the normalised eigenvalues of their
+    covariance (Roy & Vetterli 2007). 1 to d; 1 where all lie on a line, nan where a feature is not finite.
+    """
+    if not features.isfinite().all():
+        return math.nan
+    centred = features.double() - features.double().mean(dim=0)
+    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
+    return mean_entropy(eigenvalues / eigenvalues.sum()).exp().item()

@@ -87,7 +87,10 @@ class PretrainArguments(ViewArguments):
         0.04, "The teacher's temperature on patches at the start (ibot)."
     )
     temperature_warmup_fraction: float = _option(0.3, "Share of the steps in which temperatures rise linearly.")
-    teacher_momentum: float = _option(0.99, "EMA momentum of the teacher at the start; a cosine takes it to 1.")
+    teacher_momentum: float = _option(0.99, "EMA momentum of the teacher at the start (dino, ibot).")
+    final_teacher_momentum: float = _option(
+        1.0, "Where a cosine takes it. In runs of a few hundred steps, 1 leaves the teacher behind: keep it at 0.99."
+    )
     centre_momentum: float = _option(0.9, "EMA momentum of the centre (dino, ibot).")
     cls_loss_weight: float = _option(1.0, "lambda1, weight of the loss on [CLS] (ibot).")
     patch_loss_weight: float = _option(1.0, "lambda2, weight of the masked patch loss (ibot).")
@@ -122,8 +125,9 @@ class PretrainArguments(ViewArguments):
         _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_fraction", "eval_every")
         _at_most(self, 1, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
         _at_most(self, 1, "warmup_fraction", "freeze_last_layer_fraction")
-        _at_most(self, 1, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
-        _not_negative(self, "teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        fractions = ("teacher_momentum", "final_teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        _at_most(self, 1, *fractions)
+        _not_negative(self, *fractions)
         if self.local_scale_min > self.local_scale_max:
             raise InputError(
                 f"local_scale_min {self.local_scale_min} is larger than local_scale_max {self.local_scale_max}: "

@@ -1,16 +1,21 @@
-"""What is watched while training: means of losses, AUC and kNN on the validation split, and the signs of collapse."""
+"""What is watched while training: means of losses, what the features tell of labels, and the signs of collapse."""
 
 import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from ..data.tensors import CutoutTensors, center_crop, normalise
 from ..models.backbones import extract_cls
+from ..models.losses import effective_rank
 
 logger = logging.getLogger(__name__)
 
@@ -109,44 +114,76 @@ def knn_scores(
     return torch.cat(votes)
 
 
-MONITORED = 4096  # cutouts of train and of validation that the kNN monitor sees, at most
-
-
-class KNNMonitor:
+def probe_scores(train: torch.Tensor, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """
-    kNN on the encoder's [CLS]: the labelled training cutouts vote on the validation split (main process only).
-    Neither of them is used where one has not both classes.
+    Ridge regression of the `labels` `(m,)`, 1 or 0, on standardised `train` features `(m, d)`, its strength chosen by
+    leave-one-out, applied to `features` `(n, d)`: scores `(n,)` on the CPU, the higher the more lens-like.
+    """
+    probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 6)))
+    train, labels, features = (tensor.double().cpu().numpy() for tensor in (train, labels, features))
+    return torch.from_numpy(probe.fit(train, labels).predict(features))
+
+
+MONITORED = 4096  # cutouts of a split that the monitor sees, at most
+
+
+class FeatureMonitor:
+    """
+    What the encoder's [CLS] tells of the labels of the validation split, by those of the training split: to the
+    nearest neighbours and to a linear probe. Brightness and colour dominate the distances of which neighbours are
+    made, so that the probe is the better guide. And over how many directions [CLS] spreads, which needs no labels.
+    The main process alone looks.
     """
 
     def __init__(
         self, splits: dict[str, CutoutTensors], crop_size: int, mean: list, std: list, accelerator: Accelerator
     ):
-        self.sets: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for name in ("train", "validation") if accelerator.is_main_process else ():
+        def prepared(split: CutoutTensors) -> torch.Tensor:
+            return normalise(center_crop(split.pixels, crop_size).to(accelerator.device), mean, std)
+
+        self.labelled: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.images: torch.Tensor | None = None
+        if not accelerator.is_main_process:
+            return
+        for name in ("train", "validation"):
             split = splits.get(name)
             labelled = split.labels >= 0 if split is not None else torch.zeros(0, dtype=torch.bool)
             if len(split.labels[labelled].unique() if labelled.any() else ()) < 2:
                 logger.warning(
-                    "the %s split has no labelled lenses and non-lenses, so that no nearest neighbours are evaluated "
-                    "while training; pretraining itself needs no labels",
+                    "the %s split has no labelled lenses and non-lenses, so that features are not compared with "
+                    "labels while training; pretraining itself needs no labels",
                     name,
                 )
-                self.sets = []
-                return
-            chosen = labelled.nonzero().flatten()
-            chosen = chosen[:: -(-len(chosen) // MONITORED)]
-            pixels = center_crop(split.pixels[chosen], crop_size).to(accelerator.device)
-            self.sets.append((normalise(pixels, mean, std), split.labels[chosen].to(accelerator.device)))
+                self.labelled = []
+                break
+            chosen = split.select(_evenly(labelled.nonzero().flatten()))
+            self.labelled.append((prepared(chosen), chosen.labels.to(accelerator.device)))
+        if not self.labelled:
+            split = splits["train"] if "train" in splits else splits["unlabelled"]
+            self.images = prepared(split.select(_evenly(torch.arange(len(split)))))
 
     def __call__(self, encoder: torch.nn.Module) -> dict[str, float]:
-        """`knn_auc` and `knn_accuracy` of an encoder; nothing where there is nothing to evaluate on."""
-        if not self.sets:
-            return {}
+        """`knn_auc`, `knn_accuracy`, `probe_auc` and `effective_rank` of an encoder; of no labels the last alone."""
         was_training = encoder.training
-        (train, train_labels), (validation, labels) = self.sets
-        scores = knn_scores(extract_cls(encoder, train), train_labels, extract_cls(encoder, validation))
-        encoder.train(was_training)
-        return {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy(labels, scores)}
+        try:
+            if self.images is not None:
+                return {"effective_rank": effective_rank(extract_cls(encoder, self.images))}
+            if not self.labelled:
+                return {}
+            (train, train_labels), (validation, labels) = self.labelled
+            train, validation = extract_cls(encoder, train), extract_cls(encoder, validation)
+        finally:
+            encoder.train(was_training)
+        scores = knn_scores(train, train_labels, validation)
+        found = {"knn_auc": roc_auc(labels, scores), "knn_accuracy": accuracy(labels, scores)}
+        is_finite = bool(train.isfinite().all() and validation.isfinite().all())
+        found["probe_auc"] = roc_auc(labels, probe_scores(train, train_labels, validation)) if is_finite else math.nan
+        return {**found, "effective_rank": effective_rank(train)}
+
+
+def _evenly(indices: torch.Tensor) -> torch.Tensor:
+    """At most MONITORED of them, at equal distances."""
+    return indices[:: max(1, -(-len(indices) // MONITORED))]
 
 
 def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -> str | None:

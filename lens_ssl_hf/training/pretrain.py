@@ -23,7 +23,7 @@ from ..models.backbones import backbone_name, extract_cls, load_encoder_for
 from .accelerator import make_accelerator
 from .arguments import PretrainArguments, make_arguments, recipe
 from .faults import check_outputs
-from .monitors import MONITORED, CollapseWatch, KNNMonitor
+from .monitors import MONITORED, CollapseWatch, FeatureMonitor
 from .run_directory import origin, read_run
 from .schedules import cosine, linear
 from .trainer import Batch, Number, Task, train
@@ -76,7 +76,7 @@ class PretrainingData:
     """What a pretraining is made of."""
 
     images: ResidentImages | StreamedImages
-    monitor: KNNMonitor | None
+    monitor: FeatureMonitor | None
     num_labels: int  # of train, which the monitor alone uses
     info: dict  # the fields of `CutoutInfo`
     mean: list[float]  # per band; of streamed images, like std, of a sample
@@ -110,7 +110,7 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
     else:
         ids = [one for part in parts for one in part.ids]
         images = ResidentImages(normalise(pixels.to(accelerator.device), mean, std), ids, batch_size, arguments.seed)
-    monitor = KNNMonitor(splits, arguments.crop_size, mean, std, accelerator) if arguments.eval_every else None
+    monitor = FeatureMonitor(splits, arguments.crop_size, mean, std, accelerator) if arguments.eval_every else None
     num_labels = int((splits["train"].labels >= 0).sum()) if "train" in splits else 0
     return PretrainingData(images, monitor, num_labels, info, mean, std)
 
@@ -171,10 +171,10 @@ def _make_model(
 
 
 class Pretraining(Task):
-    """Views of a batch -> the method's loss; the teacher and its centres follow; kNN on [CLS] tells how far it is."""
+    """Views of a batch -> the method's loss; teacher and centres follow; probes of [CLS] tell how far it is."""
 
     watched = ("loss", "cls_loss", "patch_loss", "teacher_entropy", "output_std")
-    best_by = "knn_auc"
+    best_by = "probe_auc"
     evaluates_first = True
 
     def __init__(
@@ -231,7 +231,7 @@ class Pretraining(Task):
         }
         if arguments.method == "simsiam":
             return values
-        values["teacher_momentum"] = cosine(arguments.teacher_momentum, 1.0, step, steps)
+        values["teacher_momentum"] = cosine(arguments.teacher_momentum, arguments.final_teacher_momentum, step, steps)
         warmup = round(arguments.temperature_warmup_fraction * steps)
         names = ("teacher_temperature", "patch_teacher_temperature")
         for name in names if arguments.method == "ibot" else names[:1]:
