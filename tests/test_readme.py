@@ -150,13 +150,14 @@ def test_units_have_the_zero_points_of_the_table():
             assert facts.zero_points == (pytest.approx(float(number), abs=0.01),), unit
 
 
-def load_script(name):
+def load_script(name, monkeypatch):
     """The module with the `main` of a script or of a command of `lens-ssl`."""
     path = ROOT / "scripts" / f"{name}.py"
     if not path.is_file():
         return importlib.import_module(f"lens_ssl_hf.commands.{name.replace('-', '_')}")
     if command := re.search(r"^from (lens_ssl_hf\.commands\.\w+) import main$", path.read_text(), re.MULTILINE):
         return importlib.import_module(command[1])
+    monkeypatch.syspath_prepend(path.parent)  # as for one that is run: scripts import each other
     spec = importlib.util.spec_from_file_location(f"script_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -175,7 +176,7 @@ class Parsed(Exception):
 
 def parse_command(name, words, monkeypatch):
     """The dataclasses of a script, after its command line was parsed as the script does it."""
-    script = load_script(name)
+    script = load_script(name, monkeypatch)
 
     def parse(*dataclasses, **options):
         parsing.parse(*dataclasses, **options)
