@@ -32,9 +32,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmark import (
+from benchmark_steps import (
     INFO,
-    BenchmarkArguments,
     UsualWay,
     floor_step,
     machine,
@@ -221,12 +220,11 @@ def measure_profile(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str,
 
 def measure_usual(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, Any]]:
     for method, backbone, batch in sizes(arguments, [("dino", "vits8", 512), ("dino", "vitb8", 512)]):
-        options = BenchmarkArguments(batch_size=batch, num_local_views=8)
         for precision, fused in (("fp32", False), ("bf16", True)):
             facts = {"method": method, "backbone": backbone, "batch_size": batch, "precision": precision}
 
             def measure() -> dict[str, Any]:
-                usual = UsualWay(options, method, backbone, precision, fused)
+                usual = UsualWay(method, backbone, batch, 8, precision, fused)
                 usual()
                 return {"images_per_second": batch / time_of_calls(usual, arguments)}
 
@@ -270,9 +268,8 @@ def measure_scoring(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str,
 
 def started(method: str, backbone: str, batch: int, folder: str | Path) -> tuple[Any, float]:
     """A trainer that has compiled and captured, and the seconds that this took."""
-    options = BenchmarkArguments(batch_size=batch, num_local_views=8)
     start = time.perf_counter()
-    ours = our_step(options, method, backbone, Path(folder), precision="bf16", freeze_last_layer_fraction=0.0)
+    ours = our_step(method, backbone, Path(folder), batch, precision="bf16", freeze_last_layer_fraction=0.0)
     for step in range(6):
         ours.step(step)
     synchronise()

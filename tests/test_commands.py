@@ -137,7 +137,7 @@ def test_help_comes_without_torch():
         "    assert not {'torch', 'datasets'} & sys.modules.keys(), name\n"
     )
     line = [sys.executable, "-c", program, *COMMANDS, *map(str, scripts)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])}
     result = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
 

@@ -32,10 +32,9 @@ def test_bf16_is_fp32_rounded(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_the_device(method, tmp_path):
-    from benchmark import BenchmarkArguments, our_step, split_of
+    from benchmark_steps import our_step, split_of
 
-    arguments = BenchmarkArguments(batch_size=8, num_local_views=1)
-    split = split_of(our_step(arguments, method, "vitt8", tmp_path, precision="fp32"))
+    split = split_of(our_step(method, "vitt8", tmp_path, 8, 1, precision="fp32"))
     assert split.pop("host_synchronisations") == 0
     assert sorted(split) == ["backward", "forward", "optimizer", "views"] and min(split.values()) > 0
 
@@ -43,15 +42,14 @@ def test_no_step_waits_for_the_device(method, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_of_tensors_is_the_step_of_numbers(method, tmp_path):
     """What a CUDA graph replays: the same weights, with a learning rate, temperatures and an epoch on the device."""
-    from benchmark import BenchmarkArguments, our_step
+    from benchmark_steps import our_step
 
     from lens_ssl_hf.training.step_graph import run_step
 
-    arguments = BenchmarkArguments(batch_size=8, num_local_views=1)
     trainers = []
     for name in "ab":
         torch.manual_seed(0)
-        trainers.append(our_step(arguments, method, "vitt8", tmp_path / name, precision="fp32"))
+        trainers.append(our_step(method, "vitt8", tmp_path / name, 8, 1, precision="fp32"))
     plain, other = trainers
 
     def train_on(images, indices, numbers, phase):
