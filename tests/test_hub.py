@@ -21,7 +21,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoModel
 
 from lens_ssl_hf import (
-    DINO,
+    DinoForPreTraining,
     InputError,
     evaluate,
     export,
@@ -458,7 +458,7 @@ def test_the_package_reads_private_models_and_data_sets(hub, runs, simulated, tm
     expected = predict(runs["classifier"], split).score
     assert [score["lens"] for score in scores] == pytest.approx(expected, abs=1e-5)
     heads, loading = AutoModel.from_pretrained(BACKBONE, subfolder="pretraining", output_loading_info=True)
-    assert isinstance(heads, DINO) and not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert isinstance(heads, DinoForPreTraining) and not loading["missing_keys"] and not loading["unexpected_keys"]
     assert load_encoder(BACKBONE).config.cutouts == heads.config.cutouts
     assert (
         load_cutouts("me/lenses", cache_dir=str(tmp_path / "cache"))["train"]["id"][:] == simulated["train"]["id"][:]
