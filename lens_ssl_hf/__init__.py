@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .inference.classifier import predict
     from .inference.pipeline import pipeline
     from .inference.read_cutout import read_cutout
-    from .models import DINO, IBOT, SimSiam
+    from .models import DinoForPreTraining, IBotForPreTraining, SimSiamForPreTraining
     from .space.build import push_space
     from .training.finetune import finetune
     from .training.pretrain import pretrain
@@ -27,12 +27,12 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "DINO": "models",
-    "IBOT": "models",
+    "DinoForPreTraining": "models",
+    "IBotForPreTraining": "models",
     "CutoutInfo": "data.info",
     "InputError": "errors",
     "LensImageProcessor": "data.image_processor",
-    "SimSiam": "models",
+    "SimSiamForPreTraining": "models",
     "Stretch": "data.stretch",
     "cutout_info": "data.info",
     "evaluate": "evaluation.evaluate",

@@ -240,8 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
     def validate(self) -> tuple:
         asked = json.loads(self.body)
         text = asked["content"]
-        known = text.startswith("---\n") and re.search(r"^license: (apache-2\.0|cc-by-4\.0|other)$", text, re.M)
-        if not known:
+        unknown = re.search(r"^license: (?!(apache-2\.0|cc-by-4\.0|other)$)", text, re.M)  # none at all is fine
+        if unknown or not text.startswith("---\n"):
             return 400, {"errors": [{"message": '"license" must be one of a list of names'}], "warnings": []}, {}
         return 200, {"errors": [], "warnings": []}, {}
 

@@ -302,7 +302,7 @@ print(find("LensImageProcessor"))
     result = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.splitlines() == [
         "['lens_dino', 'lens_ibot', 'lens_simsiam']",
-        "<class 'lens_ssl_hf.models.dino.DINO'>",
+        "<class 'lens_ssl_hf.models.dino.DinoForPreTraining'>",
         "<class 'lens_ssl_hf.data.image_processor.LensImageProcessor'>",
     ], result.stderr
 

@@ -14,6 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from conftest import make_split, save_toy
 from hub_server import READER, WRITER, Trouble, serve
 from huggingface_hub import ModelCard, constants
@@ -21,7 +22,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoModel
 
 from lens_ssl_hf import (
-    DINO,
+    DinoForPreTraining,
     InputError,
     evaluate,
     export,
@@ -36,6 +37,7 @@ from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.hub.export import is_of_export
 from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
+from lens_ssl_hf.models import METHODS
 from lens_ssl_hf.models.backbones import load_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +72,7 @@ def hub(monkeypatch, tmp_path):
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # keeps the endpoint of its birth
         monkeypatch.setenv("HF_TOKEN", WRITER)
         server.waits = []
         monkeypatch.setattr(time, "sleep", server.waits.append)
@@ -458,7 +461,7 @@ def test_the_package_reads_private_models_and_data_sets(hub, runs, simulated, tm
     expected = predict(runs["classifier"], split).score
     assert [score["lens"] for score in scores] == pytest.approx(expected, abs=1e-5)
     heads, loading = AutoModel.from_pretrained(BACKBONE, subfolder="pretraining", output_loading_info=True)
-    assert isinstance(heads, DINO) and not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert isinstance(heads, DinoForPreTraining) and not loading["missing_keys"] and not loading["unexpected_keys"]
     assert load_encoder(BACKBONE).config.cutouts == heads.config.cutouts
     assert (
         load_cutouts("me/lenses", cache_dir=str(tmp_path / "cache"))["train"]["id"][:] == simulated["train"]["id"][:]
@@ -466,6 +469,23 @@ def test_the_package_reads_private_models_and_data_sets(hub, runs, simulated, tm
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError, match=r"me/lenses is neither .* or log in if it is private"):
         load_cutouts("me/lenses", cache_dir=str(tmp_path / "other_cache"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ssl_models_pushed_by_transformers_come_back_to_the_bit(method, hub, tmp_path):
+    model = AutoModel.from_pretrained(write_pretrain_run(tmp_path, method) / "model")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a teacher that is not the student, and centres other than zero
+        for value in model.state_dict().values():
+            value.add_(torch.randint(1, 9, value.shape, generator=generator).to(value.dtype))
+    model.push_to_hub("me/lens-ssl", private=True)
+    loaded, loading = AutoModel.from_pretrained("me/lens-ssl", output_loading_info=True)
+    assert type(loaded) is METHODS[method] and not any(loading.values())
+    state, loaded_state = model.state_dict(), loaded.state_dict()
+    assert state.keys() == loaded_state.keys()
+    assert all(torch.equal(state[name], loaded_state[name]) for name in state)
+    frozen = [name for name, parameter in loaded.named_parameters() if not parameter.requires_grad]
+    assert frozen == [name for name, _ in model.named_parameters() if name.startswith("teacher.")]
 
 
 # In processes of their own

@@ -14,7 +14,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import ViTConfig, ViTForImageClassification
 
 from lens_ssl_hf import InputError, evaluate, export, finetune, pipeline, predict, read_cutout
-from lens_ssl_hf.models import CNN, CNNConfig
+from lens_ssl_hf.models import LensCnnConfig, LensCnnForImageClassification
 from lens_ssl_hf.models.backbones import load_encoder
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 82\n"
@@ -232,11 +232,18 @@ for load in (lens_ssl_hf.pipeline, load_encoder, Classifier.load):
     assert len(lines) == 3 and all("loaded" in line if kind == "vit" else "give a ViT" in line for line in lines)
 
 
-def test_variances_of_a_cnn_are_checked(tmp_path, tiny_cutouts):
+def test_a_cnn_of_earlier_names_loads_and_its_variances_are_checked(tmp_path, tiny_cutouts):
     run = write_classifier_run(tmp_path / "run")
     labels = {"id2label": {0: "nonlens", 1: "lens"}, "label2id": {"nonlens": 0, "lens": 1}}
-    CNN(CNNConfig(**labels)).save_pretrained(run / "model")
-    assert np.isfinite(predict(run, make_split(4, 0)).score).all()
+    LensCnnForImageClassification(LensCnnConfig(**labels)).save_pretrained(run / "model")
+    scores = predict(run, make_split(4, 0)).score
+    assert np.isfinite(scores).all()
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert config["model_type"] == "lens_cnn"
+    earlier = {"AutoConfig": "cnn.CNNConfig", "AutoModelForImageClassification": "cnn.CNN"}
+    text = json.dumps({**config, "architectures": ["CNN"], "auto_map": earlier})
+    (run / "model" / "config.json").write_text(text)
+    assert np.array_equal(predict(run, make_split(4, 0)).score, scores)
     weights(**{"features.1.running_var": lambda w: -w})(run / "model")
     with pytest.raises(InputError, match="running_var is not finite"):
         predict(run, tiny_cutouts)

@@ -1,12 +1,16 @@
 """The self-supervised models: who receives gradient, exact round trips, teacher and centre updates."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers.models.vit.modeling_vit import ViTAttention
 
 from lens_ssl_hf.errors import InputError
-from lens_ssl_hf.models import DINO, IBOT, METHODS, SimSiam, backbone_config
+from lens_ssl_hf.models import METHODS, backbone_config
 from lens_ssl_hf.models.backbones import load_encoder, resize_positions, use_fast_attention
 
 HEADS = {
@@ -86,6 +90,110 @@ def test_round_trip_is_exact_to_the_bit(method, tmp_path):
     assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == trainable
     views = make_views(method)
     assert torch.equal(model.eval()(**views).loss, loaded.eval()(**views).loss)
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"device_map": "cpu"}], ids=str)
+def test_the_teacher_is_frozen_however_it_is_loaded(method, options, tmp_path):
+    make_model(method).save_pretrained(tmp_path)
+    for cls in (AutoModel, METHODS[method]):
+        model = cls.from_pretrained(tmp_path, **options)
+        assert not any(module.training for module in model.modules())
+        model.train()
+        assert not any(module.training for module in model.teacher.modules()) and model.student.head.training
+        assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+        assert all(parameter.requires_grad for parameter in model.student.parameters())
+        assert model.dtype == options.get("dtype", torch.float32)
+
+
+def test_centres_that_a_checkpoint_lacks_begin_at_zero(tmp_path):
+    make_model("ibot").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    centres = {"centre", "patch_centre"}
+    save_file({key: value for key, value in weights.items() if key not in centres}, tmp_path / "model.safetensors")
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody has initialised with NaN
+    try:
+        model, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert info["missing_keys"] == centres
+    assert model.centre.abs().max() == 0 and model.patch_centre.abs().max() == 0
+
+
+@pytest.mark.parametrize("method,name", [("dino", "DINO"), ("ibot", "IBOT"), ("simsiam", "SimSiam")])
+def test_checkpoints_of_earlier_class_names_load(method, name, tmp_path):
+    make_model(method).save_pretrained(tmp_path)
+    parts = {"student", "teacher", "centre", "patch_centre"} if method != "simsiam" else {"backbone", "projection"}
+    parts |= {"prediction"} if method == "simsiam" else set()
+    parts -= {"patch_centre"} if method == "dino" else set()
+    assert {key.split(".")[0] for key in load_file(tmp_path / "model.safetensors")} == parts
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == f"lens_{method}"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+    model, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is METHODS[method] and not any(info.values())
+    load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_base_model_is_the_encoder(method, tmp_path):
+    model = make_model(method)
+    encoder = getattr(model, model.base_model_prefix)
+    assert encoder is model.base_model is model.encoder and type(encoder) is ViTModel
+    encoder.save_pretrained(tmp_path)
+    options = {"add_pooling_layer": False, "use_mask_token": method == "ibot", "output_loading_info": True}
+    loaded, info = ViTModel.from_pretrained(tmp_path, **options)
+    assert not any(info.values())
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in encoder.state_dict().items())
+    # What it does not have is reported: its heads, and of two encoders both.
+    info = METHODS[method].from_pretrained(tmp_path, config=model.config, output_loading_info=True)[1]
+    whole = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    assert info["missing_keys"] == {name for name in whole if not name.startswith("backbone.")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_patch_embeddings_can_be_exchanged(method):
+    model, views = make_model(method).train(), make_views(method)
+    assert model.get_input_embeddings() is model.encoder.embeddings.patch_embeddings
+    other = type(model.get_input_embeddings())(backbone_config("vitt8", num_channels=2))
+    model.set_input_embeddings(other)
+    assert model.get_input_embeddings() is other
+    model(**{name: view[:, :, :2] if view.ndim == 5 else view for name, view in views.items()}).loss.backward()
+    if model.has_teacher:
+        student = model.student.backbone.get_input_embeddings()
+        assert student.projection.weight.grad.norm() > 0 and other.projection.weight.grad is None
+        model.update_teacher(0.0)
+        assert torch.equal(model.get_input_embeddings().projection.weight, student.projection.weight)
+    else:
+        assert other.projection.weight.grad.norm() > 0
+
+
+def watch_attention(model) -> list[bool]:
+    """Of each pass through an attention from now on, whether it is for a gradient."""
+    calls = []
+    for module in model.modules():
+        if isinstance(module, ViTAttention):
+            module.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    return calls
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+def test_gradient_checkpointing_changes_nothing_but_the_memory(method):
+    losses, gradients, passes = [], [], []
+    for checkpointing in (False, True):
+        model = make_model(method).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        calls = watch_attention(model)
+        losses.append(model(**make_views(method)).loss)
+        losses[-1].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        passes.append((calls.count(True), calls.count(False)))
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-7)
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+    # The layers of the student are computed again on the way back, those of the teacher are not.
+    assert passes[1] == (2 * passes[0][0], passes[0][1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -182,4 +290,4 @@ def test_load_encoder_of_stock_models(tmp_path):
 def test_unknown_backbones_are_refused():
     with pytest.raises(InputError, match="vits8"):
         backbone_config("resnet50")
-    assert {DINO.has_teacher, IBOT.has_teacher} == {True} and not SimSiam.has_teacher
+    assert [name for name, model in METHODS.items() if model.has_teacher] == ["dino", "ibot"]

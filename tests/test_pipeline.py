@@ -15,6 +15,7 @@ from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.read_cutout import read_cutout
+from lens_ssl_hf.models import DinoConfig
 
 BANDS = ["i", "r", "g"]
 STRETCH = Stretch("asinh", (-2.0, -2.0, -2.0), (100.0, 90.0, 80.0), (5.0, 5.0, 5.0)).to_dict()
@@ -140,9 +141,7 @@ def test_display_units_outside_their_range_are_refused(classify):
 
 
 def test_five_bands_go_through_the_registered_processor(tmp_path):
-    AutoImageProcessor.register(
-        lens_ssl_hf.DINO.config_class, image_processor_classes={"pil": LensImageProcessor}, exist_ok=True
-    )
+    AutoImageProcessor.register(DinoConfig, image_processor_classes={"pil": LensImageProcessor}, exist_ok=True)
     bands = ["g", "r", "i", "z", "y"]
     folder, stretch = save_model(tmp_path, bands, LensImageProcessor(bands, 0.2, stretch={"kind": "none"}))
     LensImageProcessor(bands, 0.2, stretch, image_mean=[0.2] * 5, image_std=[0.3] * 5).save_pretrained(folder)

@@ -8,7 +8,7 @@ from conftest import STRETCH
 from transformers import ViTConfig, ViTForImageClassification
 
 from lens_ssl_hf.data.processor_config import save_processor
-from lens_ssl_hf.models import DINO, IBOT, DINOConfig, IBOTConfig, SimSiam, SimSiamConfig
+from lens_ssl_hf.models import METHODS
 
 BANDS = ["g", "r", "i", "z", "y"]
 
@@ -29,12 +29,9 @@ def write_classifier_run(path: Path, bands: int = 3) -> Path:
 
 def write_pretrain_run(path: Path, method: str = "dino") -> Path:
     heads = {"head_hidden_size": 16, "head_bottleneck_size": 8, "num_prototypes": 16}
-    config_class, model_class = {"dino": (DINOConfig, DINO), "ibot": (IBOTConfig, IBOT)}.get(
-        method, (SimSiamConfig, SimSiam)
-    )
     heads = {"projection_size": 16, "prediction_hidden_size": 8} if method == "simsiam" else heads
     torch.manual_seed(1)
-    model = model_class(config_class(backbone_config=tiny_vit(3), cutouts=cutouts(3), **heads))
+    model = METHODS[method](METHODS[method].config_class(backbone_config=tiny_vit(3), cutouts=cutouts(3), **heads))
     return _write_run(path, model, 3, task="pretrain", method=method)
 
 

@@ -39,7 +39,8 @@ def export(
 ) -> Path:
     """
     Export a run as a stock transformers model in float32: a pretraining run as a `ViTModel` whose `pooler_output` is
-    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as our [`CNN`] with its code beside it.
+    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as a
+    [`LensCnnForImageClassification`] with its code beside it.
 
     Args:
         run (`str` or `os.PathLike`): a finished run directory.

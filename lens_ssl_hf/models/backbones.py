@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTLayer
 
@@ -180,9 +180,7 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
         [`InputError`]: nothing is there, it is damaged or not whole, or it is no ViT.
     """
     model = load_any_vit(source)
-    cutouts = getattr(model.config, "cutouts", None)
-    is_classifier = isinstance(model, ViTForImageClassification)
-    encoder = model if isinstance(model, ViTModel) else model.vit if is_classifier else model.encoder
+    cutouts, encoder = getattr(model.config, "cutouts", None), model.base_model
     if cutouts is not None:
         encoder.config.cutouts = cutouts
     return encoder

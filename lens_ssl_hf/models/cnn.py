@@ -7,10 +7,11 @@ remote code.
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 
-class CNNConfig(PreTrainedConfig):
+class LensCnnConfig(PreTrainedConfig):
     """
     Args:
         image_size (`int`, *optional*, defaults to `32`): side of the images in pixels.
@@ -28,18 +29,18 @@ class CNNConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class CNN(PreTrainedModel):
+class LensCnnForImageClassification(PreTrainedModel):
     """
     Two 3x3 convolutions with batch norm per stage, halved resolution between the stages, the mean over positions and a
     linear classifier: a VGG (Simonyan & Zisserman 2015) in small, 0.3 M parameters. The study's baseline without
     attention.
     """
 
-    config_class = CNNConfig
+    config_class = LensCnnConfig
     _auto_class = "AutoModelForImageClassification"
     main_input_name = "pixel_values"
 
-    def __init__(self, config: CNNConfig):
+    def __init__(self, config: LensCnnConfig):
         super().__init__(config)
         layers: list[nn.Module] = []
         channels = config.num_channels
@@ -54,8 +55,8 @@ class CNN(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Conv2d) and not getattr(module.weight, "_is_hf_initialized", False):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
         """

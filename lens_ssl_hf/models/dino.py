@@ -1,18 +1,20 @@
 """DINO (Caron et al. 2021, arXiv:2104.14294): a student learns the centred, sharpened output of its EMA teacher."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbones import hidden_states, interpolate_by_product, vit_config
-from .heads import DINOHead
+from .heads import DinoHead
 from .losses import dino_loss, mean_entropy, normalised_std, teacher_probabilities
 
 
-class DINOConfig(PreTrainedConfig):
+class DinoConfig(PreTrainedConfig):
     """
     Args:
         backbone_config (`ViTConfig` or `dict`, *optional*): the encoder.
@@ -46,7 +48,7 @@ class DINOConfig(PreTrainedConfig):
 
 
 @dataclass
-class DINOOutput(ModelOutput):
+class DinoForPreTrainingOutput(ModelOutput):
     """
     Args:
         loss (scalar `torch.Tensor`): cross-entropy over pairs of different views; ln K at uniform collapse.
@@ -61,14 +63,14 @@ class DINOOutput(ModelOutput):
     output_std: torch.Tensor | None = None
 
 
-class DINOBranch(nn.Module):
+class DinoBranch(nn.Module):
     """A backbone with its head; the student and the teacher are one each."""
 
-    def __init__(self, config: DINOConfig, use_mask_token: bool):
+    def __init__(self, config: DinoConfig, use_mask_token: bool):
         super().__init__()
         backbone = ViTModel(config.backbone_config, add_pooling_layer=False, use_mask_token=use_mask_token)
         self.backbone = interpolate_by_product(backbone)
-        self.head = DINOHead(
+        self.head = DinoHead(
             config.backbone_config.hidden_size,
             config.head_hidden_size,
             config.head_bottleneck_size,
@@ -76,49 +78,44 @@ class DINOBranch(nn.Module):
         )
 
 
-class DINO(PreTrainedModel):
-    """A student and an EMA teacher. The published backbone is the teacher's, [`~DINO.encoder`]."""
+class DinoForPreTraining(PreTrainedModel):
+    """
+    A student and an EMA teacher. The base model, which is published and evaluated, is the teacher's ViT,
+    [`~DinoForPreTraining.encoder`].
+    """
 
-    config_class = DINOConfig
-    base_model_prefix = "dino"
+    config_class = DinoConfig
+    base_model_prefix = "encoder"  # names an attribute; the weights keep the names student.* and teacher.*
     main_input_name = "global_views"
-    _no_split_modules = ["ViTLayer"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "DinoHead"]  # noqa: RUF012
     _supports_sdpa = True
     has_teacher = True
     use_mask_token = False
 
-    def __init__(self, config: DINOConfig):
+    def __init__(self, config: DinoConfig):
         super().__init__(config)
-        self.student = DINOBranch(config, self.use_mask_token)
-        self.teacher = DINOBranch(config, self.use_mask_token)
+        self.student = DinoBranch(config, self.use_mask_token)
+        self.teacher = DinoBranch(config, self.use_mask_token)
         self.register_buffer("centre", torch.zeros(config.num_prototypes))
         self.post_init()
         if self.centre.device.type != "meta":
             self.teacher.load_state_dict(self.student.state_dict())
-        self._freeze_teacher()
+        self.train()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         # from_pretrained builds on the meta device: what no initialiser sets would come back as uninitialised memory.
-        if module is self and not getattr(self.centre, "_is_hf_initialized", False):
-            self.centre.zero_()
+        if module is self:
+            for centre in self.buffers(recurse=False):
+                init.zeros_(centre)
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._freeze_teacher()  # loading forgets requires_grad
-        return loaded
-
-    def _freeze_teacher(self) -> None:
-        self.teacher.requires_grad_(False)
-        self.teacher.eval()
-
-    def train(self, mode: bool = True) -> "DINO":
-        """The student follows `mode`; the teacher always evaluates."""
+    def train(self, mode: bool = True) -> "DinoForPreTraining":
+        """The student follows `mode`; the teacher always evaluates and is frozen."""
         super().train(mode)
-        self.teacher.eval()
+        # from_pretrained puts a new, trainable parameter in the place of each, and ends with eval(), which calls this.
+        self.teacher.eval().requires_grad_(False)
         return self
 
     @property
@@ -126,9 +123,14 @@ class DINO(PreTrainedModel):
         """The stock ViT that is exported and evaluated: the teacher's."""
         return self.teacher.backbone
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Give the teacher these patch embeddings and the student a trainable copy, which the teacher follows."""
+        self.student.backbone.set_input_embeddings(copy.deepcopy(value).requires_grad_(True))
+        self.teacher.backbone.set_input_embeddings(value.eval().requires_grad_(False))
+
     def forward(
         self, global_views: torch.Tensor, local_views: torch.Tensor | None = None, teacher_temperature: float = 0.04
-    ) -> DINOOutput:
+    ) -> DinoForPreTrainingOutput:
         """
         Args:
             global_views (`torch.Tensor` of shape `(views, batch, bands, size, size)`): seen by student and teacher.
@@ -140,7 +142,7 @@ class DINO(PreTrainedModel):
             teacher_logits = self.teacher.head(self._tokens(self.teacher.backbone, global_views)[:, :, 0])
             teacher_probs = teacher_probabilities(teacher_logits, self.centre, teacher_temperature)
         student_logits = self.student.head(self._with_local_views(student_cls, local_views))
-        return DINOOutput(
+        return DinoForPreTrainingOutput(
             loss=dino_loss(student_logits, teacher_probs, self.config.student_temperature),
             batch_centre=teacher_logits.float().mean(dim=(0, 1)),
             teacher_entropy=mean_entropy(teacher_probs),
@@ -168,6 +170,6 @@ class DINO(PreTrainedModel):
         torch._foreach_add_(teacher, moves)
 
     @torch.no_grad()
-    def update_centre(self, output: DINOOutput) -> None:
+    def update_centre(self, output: DinoForPreTrainingOutput) -> None:
         """Move the centre towards the batch mean of the teacher's logits (Caron et al. 2021, eq. 4)."""
         self.centre.lerp_(output.batch_centre, 1.0 - self.config.centre_momentum)

@@ -56,7 +56,7 @@ class SimSiamPrediction(nn.Sequential):
         )
 
 
-class DINOHead(nn.Module):
+class DinoHead(nn.Module):
     """
     Three-layer GELU MLP, l2-normalised bottleneck and a last layer whose weight rows have unit norm
     (Caron et al. 2021, section 3.1 and appendix C).

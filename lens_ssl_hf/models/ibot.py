@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from .dino import DINO, DINOConfig, DINOOutput
+from .dino import DinoConfig, DinoForPreTraining, DinoForPreTrainingOutput
 from .losses import dino_loss, masked_patch_loss, mean_entropy, normalised_std, teacher_probabilities
 
 
-class IBOTConfig(DINOConfig):
+class IBotConfig(DinoConfig):
     """
-    As [`DINOConfig`], and:
+    As [`DinoConfig`], and:
 
     Args:
         cls_loss_weight (`float`, *optional*, defaults to `1.0`): lambda1, weight of DINO's loss on [CLS].
@@ -26,9 +26,9 @@ class IBOTConfig(DINOConfig):
 
 
 @dataclass
-class IBOTOutput(DINOOutput):
+class IBotForPreTrainingOutput(DinoForPreTrainingOutput):
     """
-    As [`DINOOutput`], `loss` being the weighted sum, and:
+    As [`DinoForPreTrainingOutput`], `loss` being the weighted sum, and:
 
     Args:
         cls_loss (scalar `torch.Tensor`): DINO's part.
@@ -41,24 +41,15 @@ class IBOTOutput(DINOOutput):
     batch_patch_centre: torch.Tensor | None = None
 
 
-class IBOT(DINO):
+class IBotForPreTraining(DinoForPreTraining):
     """DINO whose student sees masked global views; one head serves [CLS] and patches, with a centre each."""
 
-    config_class = IBOTConfig
-    base_model_prefix = "ibot"
+    config_class = IBotConfig
     use_mask_token = True
 
-    def __init__(self, config: IBOTConfig):
+    def __init__(self, config: IBotConfig):
         super().__init__(config)
         self.register_buffer("patch_centre", torch.zeros_like(self.centre))
-
-    @torch.no_grad()
-    def _init_weights(self, module) -> None:
-        super()._init_weights(module)
-        # DINO.__init__ initialises before patch_centre exists; loading does so after.
-        if module is self and "patch_centre" in self._buffers:
-            if not getattr(self.patch_centre, "_is_hf_initialized", False):
-                self.patch_centre.zero_()
 
     def forward(
         self,
@@ -67,7 +58,7 @@ class IBOT(DINO):
         local_views: torch.Tensor | None = None,
         teacher_temperature: float = 0.04,
         patch_teacher_temperature: float = 0.04,
-    ) -> IBOTOutput:
+    ) -> IBotForPreTrainingOutput:
         """
         Args:
             global_views (`torch.Tensor` of shape `(views, batch, bands, size, size)`): masked for the student only.
@@ -95,7 +86,7 @@ class IBOT(DINO):
         temperature = self.config.student_temperature
         cls_loss = dino_loss(cls_logits, cls_probs, temperature)
         patch_loss = masked_patch_loss(masked_logits, patch_probs, temperature)
-        return IBOTOutput(
+        return IBotForPreTrainingOutput(
             loss=self.config.cls_loss_weight * cls_loss + self.config.patch_loss_weight * patch_loss,
             cls_loss=cls_loss.detach(),
             patch_loss=patch_loss.detach(),
@@ -106,7 +97,7 @@ class IBOT(DINO):
         )
 
     @torch.no_grad()
-    def update_centre(self, output: IBOTOutput) -> None:
+    def update_centre(self, output: IBotForPreTrainingOutput) -> None:
         """Move both centres towards the batch means of the teacher's [CLS] and patch logits."""
         super().update_centre(output)
         self.patch_centre.lerp_(output.batch_patch_centre, 1.0 - self.config.centre_momentum)

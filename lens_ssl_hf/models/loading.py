@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from transformers import (
     CONFIG_MAPPING,
-    AutoModel,
-    AutoModelForImageClassification,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
     ViTForImageClassification,
@@ -55,11 +55,11 @@ def load_classifier(
     """
     name, hub = locate(source, "finetune"), {"revision": revision, "token": token}
     config = _config(name, source, hub)
-    if config.architectures not in (["ViTForImageClassification"], ["CNN"]):
+    if config.model_type != "lens_cnn" and config.architectures != ["ViTForImageClassification"]:
         raise InputError(f"{source} is no ViT classifier but {config.architectures}: give one")
     processor = _read_json(_file(name, PROCESSOR, source, hub), PROCESSOR, source)
     check_classifier(config, processor, source)
-    cls = ViTForImageClassification if config.model_type == "vit" else AutoModelForImageClassification
+    cls = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     return _load(cls, config, name, source, hub, **options), processor
 
 
@@ -79,7 +79,7 @@ def load_any_vit(source: str | os.PathLike) -> PreTrainedModel:
     if "image_mean" in cutouts:
         _check_statistics(cutouts, _vit_config(config).num_channels, f"{CONFIG} of {source}")
     if config.model_type != "vit":
-        return _load(AutoModel, config, name, source, hub)
+        return _load(MODEL_MAPPING[type(config)], config, name, source, hub)
     if "ViTForImageClassification" in (config.architectures or []):
         return _load(ViTForImageClassification, config, name, source, hub)
     return _load(ViTModel, config, name, source, hub, add_pooling_layer=False)
@@ -278,19 +278,23 @@ def _entry(value: Any, key: str) -> Any:
 
 
 def _load(
-    cls: Any, config: PreTrainedConfig, name: str, source: Any, hub: Mapping[str, Any], **options: Any
+    cls: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    name: str,
+    source: Any,
+    hub: Mapping[str, Any],
+    **options: Any,
 ) -> PreTrainedModel:
     """`cls.from_pretrained`, of weights that are all there, all used, of the right shapes, and finite."""
     held = _count_values(name, source, hub)
     try:
         with torch.device("meta"):  # takes no memory
             kwargs = {key: value for key, value in options.items() if key == "add_pooling_layer"}
-            empty = cls(config, **kwargs) if hasattr(cls, "config_class") else cls.from_config(config)
+            empty = cls(config, **kwargs)
         wanted = sum(tensor.numel() for tensor in empty.state_dict().values())
         if wanted > 2 * held + 1_000_000:
             raise _fault(source, f"{CONFIG} describes {wanted:.2g} weights where {WEIGHTS} holds {held:.2g}")
         safe = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True, **hub}
-        safe |= {} if hasattr(cls, "config_class") else {"trust_remote_code": False}
         with _without_report():
             model, loading = cls.from_pretrained(name, config=config, **{"dtype": torch.float32, **options}, **safe)
     except InputError:

@@ -30,7 +30,7 @@ class SimSiamConfig(PreTrainedConfig):
 
 
 @dataclass
-class SimSiamOutput(ModelOutput):
+class SimSiamForPreTrainingOutput(ModelOutput):
     """
     Args:
         loss (scalar `torch.Tensor`): -1/2 D(p1, sg(z2)) - 1/2 D(p2, sg(z1)), in [-1, 1].
@@ -41,13 +41,14 @@ class SimSiamOutput(ModelOutput):
     output_std: torch.Tensor | None = None
 
 
-class SimSiam(PreTrainedModel):
-    """A ViT with SimSiam's projector and predictor. The published backbone is [`~SimSiam.encoder`]."""
+class SimSiamForPreTraining(PreTrainedModel):
+    """A ViT with SimSiam's projector and predictor. The base model, which is published, is the ViT."""
 
     config_class = SimSiamConfig
-    base_model_prefix = "simsiam"
+    base_model_prefix = "backbone"
     main_input_name = "global_views"
-    _no_split_modules = ["ViTLayer"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]  # noqa: RUF012
     _supports_sdpa = True
     has_teacher = False
 
@@ -63,7 +64,7 @@ class SimSiam(PreTrainedModel):
         """The stock ViT that is exported and evaluated."""
         return self.backbone
 
-    def forward(self, global_views: torch.Tensor) -> SimSiamOutput:
+    def forward(self, global_views: torch.Tensor) -> SimSiamForPreTrainingOutput:
         """
         Args:
             global_views (`torch.Tensor` of shape `(2, batch, bands, size, size)`): two normalised views per image.
@@ -71,7 +72,7 @@ class SimSiam(PreTrainedModel):
         first, second = (self._project(view) for view in global_views)
         loss = 0.5 * negative_cosine_similarity(self.prediction(first), second)
         loss = loss + 0.5 * negative_cosine_similarity(self.prediction(second), first)
-        return SimSiamOutput(loss=loss, output_std=normalised_std(first))
+        return SimSiamForPreTrainingOutput(loss=loss, output_std=normalised_std(first))
 
     def _project(self, view: torch.Tensor) -> torch.Tensor:
         # Each view is normalised with its own batch statistics, as in the reference implementation.

@@ -14,7 +14,7 @@ from transformers import ViTForImageClassification
 
 from ..data.tensors import center_crop, labelled_splits, splits_and_info
 from ..errors import InputError
-from ..models import CNN, CNNConfig, backbone_config
+from ..models import LensCnnConfig, LensCnnForImageClassification, backbone_config
 from ..models.backbones import BACKBONES, use_fast_attention
 from ..training.accelerator import autocast, native_precision, process_state
 from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, makes_no_difference, recipe
@@ -340,7 +340,8 @@ def seconds_per_token(name: str, crop_size: int, patch_size: int, bands: int) ->
     """
     device = process_state().device
     if name == "cnn":
-        model = CNN(CNNConfig(image_size=crop_size, num_channels=bands)).to(device).train()
+        config = LensCnnConfig(image_size=crop_size, num_channels=bands)
+        model = LensCnnForImageClassification(config).to(device).train()
     else:
         model = ViTForImageClassification(backbone_config(name, crop_size, patch_size, bands)).to(device).train()
         use_fast_attention(model)

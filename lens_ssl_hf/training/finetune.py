@@ -19,7 +19,7 @@ from ..data.samplers import ResidentImages
 from ..data.tensors import CutoutTensors, center_crop, channel_statistics, labelled_splits, normalise, splits_and_info
 from ..data.views import Counter, Views
 from ..errors import InputError
-from ..models import CNN, CNNConfig, backbone_config
+from ..models import LensCnnConfig, LensCnnForImageClassification, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
@@ -127,7 +127,7 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     num_bands = len(info["bands"])
     encoder, known = None, {}
     if arguments.backbone == "cnn":
-        config = CNNConfig(image_size=arguments.crop_size, num_channels=num_bands)
+        config = LensCnnConfig(image_size=arguments.crop_size, num_channels=num_bands)
     elif arguments.init == "scratch":
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
     else:
@@ -148,7 +148,7 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     config.label2id = {name: number for number, name in enumerate(LABELS)}
     config.cutouts = {name: info[name] for name in ("bands", "pixel_scale", "zero_point", "stretch")}
     config.cutouts |= {"image_mean": mean, "image_std": std}
-    model = (CNN if arguments.backbone == "cnn" else ViTForImageClassification)(config)
+    model = (LensCnnForImageClassification if arguments.backbone == "cnn" else ViTForImageClassification)(config)
     if encoder is not None:
         state = {name: value for name, value in encoder.state_dict().items() if not name.endswith("mask_token")}
         model.vit.load_state_dict(state)
