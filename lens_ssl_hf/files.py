@@ -73,6 +73,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def looks_local(source: str | os.PathLike) -> bool:
+    """Whether what may be a path or an id of the Hub, `user/name`, can only be a path: its first folder is here."""
+    parts = Path(source).parts
+    return len(parts) != 2 or os.path.isdir(parts[0])
+
+
 def make_folder(path: Path, argument: str) -> None:
     """
     Make a folder, with its parents, where it is missing.

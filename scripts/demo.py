@@ -79,7 +79,7 @@ def main() -> None:
     print_longer_run()
     print(f"ROC curves       {roc}")
     print(f"contact sheet    {runs['DINO']}/evaluation/contact_sheet.png")
-    print(f"training curves  {dino}/curves.png, {runs['DINO']}/curves.png")
+    print(f"training curves  {backbone}/curves.png, {classifier}/curves.png")
     print(f"model card       {classifier}/README.md")
     print("in a browser     make space")
     needs = record_needs(folder, time.time() - start)

@@ -69,7 +69,7 @@ def test_bands_are_found(stated, wanted, order):
 @pytest.mark.parametrize(
     ("stated", "wanted", "message"),
     [
-        (["g", "r"], ["z"], "a has the bands g, r, but z are needed: add them"),
+        (["g", "r"], ["z"], "a has the bands g, r, but z are needed: give files with these bands"),
         (["g", "r", "Y"], ["y"], "a has the bands g, r, Y, but y are needed: bands that differ by case are different"),
         (
             ["g", None, None],

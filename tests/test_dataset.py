@@ -295,9 +295,7 @@ def test_errors_tell_of_the_files_left_out():
         load(root, on_bad_file="skip", bad_file_report="no/r.csv")
     for path in root.glob("lenses/0*"):
         path.write_bytes(path.name.encode())
-    with pytest.raises(
-        InputError, match=r"data \(11 bad files are left out, the first: .*\) holds only nonlens cutouts"
-    ):
+    with pytest.raises(InputError, match=r"data \(bad files left out: 11, the first: .*\) holds only nonlens cutouts"):
         load(root, on_bad_file="skip")
     assert nothing_written() and not Path("bad_files.csv").exists()
 
@@ -337,7 +335,7 @@ def test_bad_file_stops_or_is_skipped_and_listed(problem, message, caplog):
         left_out = 2 if problem == "copy" else 1  # copies with different labels are both wrong
         assert len(listed) == cutout_info(data).left_out == left_out and str(path) in listed
         assert sum(len(split) for split in data.values()) == 40 - left_out and cutout_info(data).size == 32
-        assert f"{left_out} bad files of data are left out: see report.csv" in caplog.text
+        assert f"bad files of data that are left out: {left_out}; report.csv lists them" in caplog.text
         Path("report.csv").unlink()
 
 

@@ -69,7 +69,7 @@ def test_files_without_labels_are_a_dataset(layout, caplog):
     make_folder(".", {layout: 20})
     data = load("data")
     assert list(data) == ["unlabelled"] and labels(data["unlabelled"]) == {-1: 20}
-    assert "20 unlabelled alone" in caplog.text
+    assert "20 unlabelled, none with a label" in caplog.text
     pixels = np.array(data["unlabelled"]["pixels"])
     assert 0 <= pixels.min() and 100 < pixels.max() <= 255  # the stretch is fitted on them
     save_cutouts(data, "saved")

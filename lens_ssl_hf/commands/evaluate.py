@@ -20,6 +20,7 @@ from typing import Any
 
 from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
+from ..files import looks_local
 from ..launch import one_process
 from .parsing import parse
 from .shared import load_dataset_like, quiet
@@ -71,11 +72,13 @@ def main() -> None:
         EvalArguments, EvalDataArguments, description=__doc__, positional=("model",), most_used=MOST_USED
     )
     model = Path(arguments.model)
-    if not arguments.eval_dir and not (model / "run.json").is_file():
-        raise InputError(f"{model} is no run: say with --eval_dir where to write")
     has_predictions = model.suffix == ".parquet"
     if not has_predictions and not data_arguments.dataset:
         raise InputError("--dataset is missing: give the cutouts to evaluate on")
+    if looks_local(arguments.model) and not model.exists():
+        raise InputError(f"{model} does not exist: correct the path")
+    if not arguments.eval_dir and not (model / "run.json").is_file():
+        raise InputError(f"{model} is no run: say with --eval_dir where to write")
     from .. import evaluate, predict
     from ..evaluation.reports import evaluation_folder
     from ..inference.inputs import choose_split

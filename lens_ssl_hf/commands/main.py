@@ -33,7 +33,7 @@ commands:
 {chr(10).join(f"  {name:14} {does}" for name, does in COMMANDS.items())}
 
 options of every command:
-  --help         Its options, with the defaults that hold.
+  --help         Its options and their defaults.
   --config FILE  A YAML file with options. The command line wins."""
 
 

@@ -15,7 +15,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import looks_local, write_text
 from .files.readers import FITS_SUFFIXES
 from .files.stacks import STACK_SUFFIXES
 from .from_files import MIN_SIZE, open_files
@@ -225,7 +225,7 @@ def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
             raise InputError(f"{source} is not a table: give a folder or a file that ends in {', '.join(suffixes)}")
     elif os.path.exists(path):
         raise InputError(f"{source} is a pipe or a device: give a folder or a file")
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not looks_local(source):
         return load_from_hub(source, options)
     else:
         raise InputError(f"{source} does not exist: give 'simulated', a folder, a table or the Hub id of a dataset")
@@ -237,7 +237,7 @@ def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
     if left_out := cutout_info(dataset_dict).left_out:
         report = builder.config.bad_file_report
         write_text(Path(report), (Path(builder.cache_dir) / REPORT_FILE).read_text(encoding="utf-8"))
-        logger.warning(f"{left_out} bad files of {source} are left out: see {report}")
+        logger.warning(f"bad files of {source} that are left out: {left_out}; {report} lists them")
     return dataset_dict
 
 

@@ -43,7 +43,8 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
     further = [name for name in next(iter(dataset_dict.values())).column_names if name not in OWN_COLUMNS]
     lines["further columns"] = ", ".join(further) if further and not info.simulated else ""
     if facts:
-        lines["left out"] = ", ".join(facts["left_out"]) or "nothing"
+        bad = [f"{info.left_out} bad files"] if info.left_out else []
+        lines["left out"] = ", ".join([*facts["left_out"], *bad]) or "nothing"
     lines = {name: text for name, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join([f"What was understood of {source}:", *(f"  {k:{width}}  {v}" for k, v in lines.items())])

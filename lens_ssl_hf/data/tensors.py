@@ -61,7 +61,7 @@ def labelled_splits(splits: Mapping[str, CutoutTensors], *names: str) -> list[Cu
     """
     for name in names:
         if name not in splits and set(splits) == {"unlabelled"}:
-            raise InputError("the dataset holds unlabelled cutouts alone: give one with labels")
+            raise InputError("the dataset holds no labels: build it with labels (of a table: --label_column)")
         if name not in splits:
             raise InputError(f"the data set has no {name} split: add one")
         if set(splits[name].labels.tolist()) != {0, 1}:

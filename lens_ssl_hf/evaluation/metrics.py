@@ -251,7 +251,7 @@ class CalibrationError(LensMetric):
         return np.abs(gaps).sum(axis=1) / ranked.weights.sum(axis=1)
 
     def note(self, labels: np.ndarray) -> str | None:
-        return "chance alone makes gaps: it falls as the set grows, and its interval lies too high"
+        return "chance alone gives a gap, which shrinks as the set grows; its interval lies too high"
 
 
 class BrierScore(LensMetric):

@@ -25,6 +25,7 @@ from transformers.utils import cached_file, logging
 from ..data.files.raw import MAX_BANDS
 from ..data.stretch import Stretch
 from ..errors import InputError
+from ..files import looks_local
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 MAX_JSON = 10_000_000  # bytes
@@ -109,7 +110,7 @@ def locate(source: str | os.PathLike, task: str | None = None) -> str:
         return str(folder)
     if os.path.lexists(folder):
         raise _fault(source, "it is a file", "give the folder that holds its config.json")
-    if not re.fullmatch(_HUB_ID, str(source)):
+    if not re.fullmatch(_HUB_ID, str(source)) or looks_local(source):
         raise _fault(source, "there is no such folder", "correct it")
     return str(source)
 

@@ -97,8 +97,10 @@ def band_order(stated: Sequence[str | None], wanted: Sequence[str], name: str | 
         have = ", ".join(band or "one without a name" for band in stated)
         problem = f"{name} has the bands {have}, but {', '.join(wanted)} are needed"
         similar = {band_name(band).lower() for band in stated if band} & {wanted[i].lower() for i in missing}
-        hint = "name them in the header" if unnamed else "add them"
-        if similar and not unnamed:
+        hint = "give files with these bands, correct --bands, or take another model"
+        if unnamed:
+            hint = "name them in the header"
+        elif similar:
             hint = "bands that differ by case are different bands, name them alike"
         raise InputError(f"{problem}: {hint}")
     return positions

@@ -11,8 +11,10 @@ _LABEL_NAMES = {"lens": 1, "1": 1, "true": 1, "nonlens": 0, "0": 0, "false": 0}
 _LABEL_NAMES |= dict.fromkeys(["", "-1", "unlabelled", "unlabeled"], -1)
 
 
-def parse_label_map(entries: Sequence[str] | None) -> dict[str, int]:
-    """`["Galaxy=nonlens"]` -> `{"Galaxy": 0}`."""
+def parse_label_map(entries: Sequence[str] | Mapping[str, str] | None) -> dict[str, int]:
+    """`["Galaxy=nonlens"]`, or in Python `{"Galaxy": "nonlens"}` -> `{"Galaxy": 0}`."""
+    if isinstance(entries, Mapping):
+        entries = [f"{name}={label}" for name, label in entries.items()]
     labels = {name: label for label, name in NAME_OF_LABEL.items()}
     found: dict[str, int] = {}
     for entry in entries or ():

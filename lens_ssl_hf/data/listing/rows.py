@@ -69,7 +69,7 @@ class BadFiles:
         """What to add to an error that the files left out may explain; nothing where there are none."""
         if not self.problems:
             return ""
-        return f" ({len(self.problems)} bad files are left out, the first: {next(iter(self.problems.values()))})"
+        return f" (bad files left out: {len(self.problems)}, the first: {next(iter(self.problems.values()))})"
 
     def write(self, path: Path) -> None:
         """Write the notes as CSV with the columns file and problem."""
@@ -104,6 +104,6 @@ class Listing:
         labels = Counter(row.label for row in self.rows)
         taken = ", ".join(f"{labels[label]} {name}" for label, name in NAME_OF_LABEL.items() if labels[label])
         if set(labels) == {-1}:
-            taken += " alone, for pretraining and predictions"
+            taken += ", none with a label: for pretraining and predictions only"
         parts = [f"{len(self.rows)} cutouts taken ({taken})", f"left out: {', '.join(self.left_out) or 'nothing'}"]
         return "; ".join([*parts, *self.notes])

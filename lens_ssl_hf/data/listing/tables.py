@@ -1,6 +1,7 @@
 """The rows of a table as cutouts: their files, labels, groups, splits, positions and further columns."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,6 +200,8 @@ def _paths(
         pattern = options.file_pattern
         files = [pattern.format(id=name, band=band) for band in options.bands] if pattern else [name]
         paths.append(tuple(local_path(file, table.parent) for file in files))
+    if paths and not any(os.path.lexists(files[0]) for files in paths[:20]):
+        raise InputError(f"{table}: {paths[0][0]} does not exist: paths in a table are relative to its folder")
     return paths
 
 
@@ -261,7 +264,7 @@ def _label(text: str, where: str, column: str | None, label_map: dict[str, int])
     if label is None:
         raise InputError(
             f"{where}: unknown label {text!r} in column {column!r}: use lens/nonlens, 1/0 or true/false, and nothing "
-            f"or -1 for no label; or give label_map {text}=lens (or nonlens, unlabelled)"
+            f"or -1 for no label; or say what it means, as in --label_map '{text}=nonlens'"
         )
     return label
 
