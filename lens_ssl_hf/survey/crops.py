@@ -38,7 +38,7 @@ class Asked:
 
     Args:
         preparations (`list[Preparation]`): each once.
-        stated (`frozenset[str]`): facts (`"zero point"`) that the input states, so that no cutout may be silent on them.
+        stated (`frozenset[str]`): facts (`"zero point"`) that the input states: no cutout may be silent on them.
     """
 
     preparations: list[Preparation]

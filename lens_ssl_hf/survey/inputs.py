@@ -1,4 +1,4 @@
-"""What is scored: a folder or a table of files, a stack, a saved dataset, or Parquet files with cutouts in a column."""
+"""What is scored: a folder or a table of files, a stack, a saved dataset, or Parquet files with cutouts."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ READ_AHEAD = 1024  # cutouts that are read while others are scored
 
 @dataclass(frozen=True)
 class Options:
-    """How an input is read: the options of [`DataArguments`] of the same names, and the column of pixels in Parquet."""
+    """How an input is read: options of [`DataArguments`] by their names there, and the column of pixels in Parquet."""
 
     hdu: str | None = None
     file_pattern: str | None = None

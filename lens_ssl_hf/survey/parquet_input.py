@@ -278,5 +278,5 @@ def _check_positions(table: pyarrow.Table, first: int, name: str) -> None:
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         raise InputError(
-            f"{name}, row {first + i + 1} has the position ({ra[i]:g}, {dec[i]:g}): give ra and dec in degrees, or none"
+            f"{name}, row {first + i + 1} has ra {ra[i]:g} and dec {dec[i]:g}: give both in degrees, or none"
         )

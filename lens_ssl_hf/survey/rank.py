@@ -1,4 +1,4 @@
-"""The best candidates of a scored survey, each object once, and a random sample of the rest to measure what is missed."""
+"""The best candidates of a scored survey, each object once, and a random sample of the rest."""
 
 import logging
 import os

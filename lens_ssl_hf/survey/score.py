@@ -185,12 +185,13 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
         for classifier, preparation in zip(scorer.classifiers, scorer.preparations):
             source.check_against(preparation, classifier.name)
         return []
-    problems, stated = [], []
+    problems, stated, looked_at = [], [], 0
     for raw, name in source.sample(LOOKED_AT):
+        looked_at += 1
         crops = scorer.asked.crops(raw, name) if isinstance(raw, RawCutout) else raw
         problems += [crops] if isinstance(crops, str) else []
         stated += [facts_of(raw)] if isinstance(raw, RawCutout) else []
-    if len(problems) == sum(1 for _ in source.sample(LOOKED_AT)):
+    if len(problems) == looked_at:
         raise InputError(
             f"no cutout of {source.name} that was looked at can be scored, the first because {problems[0]}"
         )

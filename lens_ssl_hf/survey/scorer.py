@@ -19,8 +19,8 @@ class Scores:
     Of some cutouts.
 
     Args:
-        logits (`np.ndarray` of shape `(n, models)`): logit of the lens minus that of the non-lens, float64; NaN where a
-            cutout cannot be scored.
+        logits (`np.ndarray` of shape `(n, models)`):
+            Logit of the lens minus that of the non-lens, float64; NaN where a cutout cannot be scored.
         embeddings (`np.ndarray` of shape `(n, width)`, *optional*): the [CLS] tokens of the first model, float16.
         flags (`list[str | None]`): why a cutout cannot be scored.
     """
