@@ -56,18 +56,18 @@ class Asked:
             return str(error)
 
     def _refuse_silence(self, raw: RawCutout, name: str) -> None:
-        if "zero point" in self.stated and "zero point" not in facts_of(raw):
+        if "zero point" in self.stated and not raw.display and "zero point" not in facts_of(raw):
             raise InputError(
                 f"{name} states no zero point where others of the input do: add MAGZERO or BUNIT to its header"
             )
 
 
 def facts_of(raw: RawCutout) -> set[str]:
-    """What a cutout states of itself; an 8-bit picture needs to state no zero point."""
+    """What a cutout states of itself."""
     facts = {
         "bands": bool(raw.bands) and all(raw.bands),
         "pixel scale": bool(raw.pixel_scale),
-        "zero point": raw.display or any(point is not None for point in raw.zero_points or ()),
+        "zero point": any(point is not None for point in raw.zero_points or ()),
     }
     return {name for name, is_stated in facts.items() if is_stated}
 

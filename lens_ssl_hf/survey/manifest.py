@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -14,6 +15,8 @@ from ..errors import InputError
 from ..files import write_json
 from ..models.loading import WEIGHTS, locate
 from .scorer import Scorer
+
+logger = logging.getLogger(__name__)
 
 NAME = "manifest.json"
 SHARD = "scores-{number:05d}-of-{count:05d}.parquet"
@@ -57,10 +60,10 @@ def key_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(_deciding(manifest), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def agree(output: Path, manifest: dict[str, Any]) -> bool:
+def agree(output: Path, manifest: dict[str, Any]) -> None:
     """
-    Whether a folder holds scores of the same models, input and options, which are gone on with; where it holds none,
-    the manifest is written.
+    Go on with a folder that holds scores of the same models, input and options; where it holds none, write the
+    manifest.
 
     Raises:
         [`InputError`]: it holds others; names what differs.
@@ -69,13 +72,15 @@ def agree(output: Path, manifest: dict[str, Any]) -> bool:
         if any(output.glob("scores-*.parquet")):
             raise InputError(f"{output} holds scores without {NAME}: choose another output")
         write_json(output / NAME, manifest)
-        return False
+        return
     earlier = read(output)
     if differences := _differences(_deciding(earlier), _deciding(manifest)):
         raise InputError(
             f"{output} holds scores that were made otherwise ({'; '.join(differences)}): choose another output"
         )
-    return True
+    changed = [name for name, version in manifest["versions"].items() if earlier["versions"].get(name) != version]
+    if changed:
+        logger.warning(f"{output} was begun with other {', '.join(changed)}: its last bits may differ")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        _deciding(manifest), manifest["options"]["shard_size"], manifest["input"]["path"]
+        _deciding(manifest), manifest["options"]["shard_size"], manifest["input"]["path"], manifest["versions"]
     except OSError as error:
         raise InputError(f"{folder} holds no readable {NAME}: give a folder that lens-ssl score wrote") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -203,10 +203,10 @@ class ParquetInput:
         return [have.index(band) for band in wanted if band in have]
 
     def _display_crops(self, record: pyarrow.RecordBatch, preparations: list[Preparation]) -> list[Crops | str]:
-        pixels = np.stack(arrays_of(record.column(self.columns["pixels"])))
+        pixels = np.asarray(arrays_of(record.column(self.columns["pixels"])))
         parts = [center_crop(pixels[:, self._order(one)], one.size) for one in preparations]
         crops: list[Crops | str] = list(zip(*parts))
-        for i in np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3))):
+        for i in np.flatnonzero(~np.all([np.isfinite(part).all(axis=(1, 2, 3)) for part in parts], axis=0)):
             crops[i] = "the cutout has NaN or infinite pixels: build the dataset with load_cutouts"
         return crops
 

@@ -82,15 +82,15 @@ def _of_multimodal_universe(one: pyarrow.Array, fields: set[str], name: str) -> 
     return RawCutout(raw.pixels, tuple(bands) if bands else None, None, scales, raw.display)
 
 
-def arrays_of(values: pyarrow.Array) -> list[np.ndarray]:
+def arrays_of(values: pyarrow.Array) -> np.ndarray | list[np.ndarray]:
     """
-    Rows of nested lists or tensors as arrays.
+    Rows of nested lists or tensors as arrays, in one array where they are of one shape.
 
     Raises:
         [`InputError`]: the lists of a row differ in length.
     """
     if _is_tensor(values.type):
-        return list(values.to_numpy_ndarray())
+        return values.to_numpy_ndarray()
     flat = getattr(values, "storage", values)
     shape = [len(flat)]
     while _is_list(flat.type):
@@ -103,4 +103,4 @@ def arrays_of(values: pyarrow.Array) -> list[np.ndarray]:
             return [arrays_of(values.slice(i, 1))[0] for i in range(len(values))]
         shape.append(length)
         flat = inner
-    return list(flat.to_numpy(zero_copy_only=False).reshape(shape))
+    return flat.to_numpy(zero_copy_only=False).reshape(shape)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -185,22 +186,26 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
         for classifier, preparation in zip(scorer.classifiers, scorer.preparations):
             source.check_against(preparation, classifier.name)
         return []
-    problems, stated, looked_at = [], [], 0
+    problems, stated, looked_at = [], Counter(), 0
     for raw, name in source.sample(LOOKED_AT):
         looked_at += 1
         crops = scorer.asked.crops(raw, name) if isinstance(raw, RawCutout) else raw
         problems += [crops] if isinstance(crops, str) else []
-        stated += [facts_of(raw)] if isinstance(raw, RawCutout) else []
+        if isinstance(raw, RawCutout) and not raw.display:
+            stated.update(facts_of(raw) | {"flux"})
     if len(problems) == looked_at:
-        raise InputError(
-            f"no cutout of {source.name} that was looked at can be scored, the first because {problems[0]}"
-        )
+        raise InputError(f"none of {looked_at} cutouts of {source.name} can be scored; the first: {problems[0]}")
     for name, key in (("bands", "bands"), ("pixel scale", "pixel_scale"), ("zero point", "zero_point")):
         known = [value for one in scorer.preparations if (value := one.cutouts.get(key)) is not None]
-        if known and not any(name in facts for facts in stated):
+        if known and key == "zero_point" and 0 < stated[name] < stated["flux"]:
+            raise InputError(
+                f"some cutouts of {source.name} state a zero point and others do not: add MAGZERO or BUNIT to the "
+                "headers of those, or score them on their own"
+            )
+        if known and stated["flux"] and not stated[name]:
             value = " ".join(known[0]) if key == "bands" else f"{known[0]:.4g}"
             logger.warning(f"no cutout of {source.name} that was looked at states its {name}: taken as {value}")
-    return sorted(name for name in ("bands", "pixel scale", "zero point") if any(name in facts for facts in stated))
+    return sorted(stated - Counter(flux=stated["flux"]))
 
 
 def _is_done(path: Path, key: str) -> bool:
