@@ -110,8 +110,9 @@ class ParquetInput:
         """Refuse ids that are equal, not their hashes alone."""
         seen: dict[Any, str] = {}
         for path, first, table in self._scan(("id",)) if hashes else ():
-            ids = table["id"].to_pandas().to_numpy()
-            for i in np.flatnonzero(np.isin(pd.util.hash_array(ids, categorize=False), list(hashes))):
+            ids = table["id"].to_pylist()
+            found = self._hashes((path, first, table))
+            for i in np.flatnonzero(np.isin(found, np.array(list(hashes), np.uint64))):
                 place = f"row {first + i + 1} of {path}"
                 if ids[i] in seen:
                     raise InputError(f"the id {ids[i]!r} is in {seen[ids[i]]} and {place}: make ids unique")
@@ -238,8 +239,8 @@ def _columns(schema: pyarrow.Schema, path: Path, options: Any) -> dict[str, str]
     found = find_pixels(schema) if options.pixel_column is None else [options.pixel_column]
     have = ", ".join(schema.names)
     if len(found) != 1 or found[0] not in schema.names:
-        problem = f"several columns of cutouts ({', '.join(found)})" if len(found) > 1 else "no such column of cutouts"
-        raise InputError(f"{path} has {problem} (it has {have}): name it with pixel_column")
+        problem = "several columns of cutouts" if len(found) > 1 else "no such column of cutouts"
+        raise InputError(f"{path} has {problem} (it has {have}): name one with pixel_column")
     columns = {"pixels": found[0]}
     for key in ("id", "ra", "dec"):
         wanted = getattr(options, f"{key}_column")

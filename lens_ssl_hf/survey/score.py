@@ -197,10 +197,10 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
         raise InputError(f"none of {looked_at} cutouts of {source.name} can be scored; the first: {problems[0]}")
     for name, key in (("bands", "bands"), ("pixel scale", "pixel_scale"), ("zero point", "zero_point")):
         known = [value for one in scorer.preparations if (value := one.cutouts.get(key)) is not None]
-        if known and key == "zero_point" and 0 < stated[name] < stated["flux"]:
+        if known and key == "zero_point" and 0 < 2 * stated[name] <= stated["flux"]:
             raise InputError(
-                f"some cutouts of {source.name} state a zero point and others do not: add MAGZERO or BUNIT to the "
-                "headers of those, or score them on their own"
+                f"half of the cutouts of {source.name}, or more, state no zero point where others do: add MAGZERO or "
+                "BUNIT to their headers, or score them on their own"
             )
         if known and stated["flux"] and not stated[name]:
             value = " ".join(known[0]) if key == "bands" else f"{known[0]:.4g}"
