@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import export
+from lens_ssl_hf import export, score
 from lens_ssl_hf.commands import main as command_line
 from lens_ssl_hf.commands import parsing
 from lens_ssl_hf.data.files.headers import Headers, raw_of
@@ -27,6 +27,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 # Words by which each Python example is known.
 THREE_LINES, FILES, RANKED = "classifier(pixels)", '"cutout.npy"', "ranked.csv"
 STREAM, BACKBONE, LOAD, TRAIN = "iter(files)", "AutoModel.from_pretrained", "size=64", "pretrain(cutouts"
+SCORES = "scores/*.parquet"
 
 
 def blocks(language):
@@ -73,7 +74,7 @@ def test_the_readme_is_a_page():
 
 
 def test_every_example_is_run():
-    known = (THREE_LINES, FILES, RANKED, STREAM, BACKBONE, LOAD, TRAIN)
+    known = (THREE_LINES, FILES, RANKED, STREAM, BACKBONE, LOAD, TRAIN, SCORES)
     assert [sum(words in code for words in known) for code in blocks("python")] == [1] * len(known)
 
 
@@ -117,6 +118,15 @@ def test_a_generator_is_scored_file_by_file(workplace, monkeypatch, capsys):
         "survey/a.fits",
         "survey/field/b.fits",
     ]
+
+
+def test_a_survey_is_scored_and_its_shards_are_read(workplace, tmp_path, monkeypatch):
+    score(workplace / "demo" / "lens-dino-vitt8-classifier", workplace / "survey", tmp_path / "scores", shard_size=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = {}
+    exec(example(SCORES), names)
+    assert names["scores"]["id"] == ["a.fits", "field/b.fits"] and all(0 < one < 1 for one in names["scores"]["score"])
 
 
 def test_a_folder_becomes_a_dataset(tmp_path, monkeypatch, capsys):
@@ -252,6 +262,8 @@ def test_options_in_the_text_exist(monkeypatch):
         "finetune": data,
         "evaluate": ["m"],
         "export": ["x", "y"],
+        "score": ["--model", "m", "--input", "x", "--output", "y"],
+        "rank": ["x", "--output", "y"],
         "study": data,
         "push": ["r", "--repo_id", "me/x"],
         "push-dataset": [*data, "--repo_id", "me/x"],

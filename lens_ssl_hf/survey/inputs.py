@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -207,6 +208,7 @@ def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
 
 def _typed_ids(kind: str, values: list, texts: pyarrow.Array) -> pyarrow.Array:
     """Ids as integers or text, as the table has them; `texts` for what is neither, such as integers above 2^63."""
-    if kind == "int64":
-        return pyarrow.array(values, pyarrow.int64())
+    is_number = kind == "string" and all(re.fullmatch(r"-?[1-9]\d{18}|-?[1-9]\d{0,17}|0", value) for value in values)
+    if kind == "int64" or (is_number and all(abs(int(value)) < 2**63 for value in values)):
+        return pyarrow.array(map(int, values), pyarrow.int64())
     return text_array(values) if kind == "string" else texts

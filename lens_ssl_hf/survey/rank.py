@@ -27,6 +27,7 @@ from .ranking_tables import VIEWER, write_tables
 logger = logging.getLogger(__name__)
 
 SHEET = 100  # candidates on the contact sheet
+SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
 _COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
 
 
@@ -114,7 +115,7 @@ def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
 
 def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
     """The best rows, no two closer than `separation`; more rows are looked at until enough are left."""
-    limit = 2 * top + 1000
+    limit = 2 * top + SPARE
     while True:
         pool = None
         for table in shards:
