@@ -207,6 +207,29 @@ def test_a_bad_cutout_is_a_row_with_its_reason(run):
     assert manifest["counts"]["flagged"] == 3 and "003.fits" in manifest["counts"]["first_flag"]
 
 
+def test_single_band_files_are_joined_and_one_that_is_missing_is_flagged(run):
+    Path("bands").mkdir()
+    for i in range(3):
+        for band, plane in zip(("HSC-G", "HSC-R", "HSC-I"), FLUX[i]):
+            fits.writeto(f"bands/{i}_{band}.fits", plane)
+    Path("bands/1_HSC-R.fits").unlink()
+    with pytest.raises(InputError, match=r"give --file_pattern '\{id\}_\{band\}.fits' --bands HSC-G HSC"):
+        score(run, "bands", "scores")
+    score(run, "bands", "scores", file_pattern="{id}_{band}.fits", bands=["HSC-G", "HSC-R", "HSC-I"])
+    expected = [{one["label"]: one["score"] for one in found}["lens"] for found in pipeline(run)(FLUX[:3])]
+    first, second, third = read().to_pylist()
+    assert [first["score"], third["score"]] == pytest.approx([expected[0], expected[2]], abs=1e-6)
+    assert second["id"] == "1" and "bands/1_HSC-R.fits does not exist" in second["flag"]
+
+
+def test_names_of_files_need_not_be_utf8(run):
+    folder = os.fsencode(write_files(3))
+    os.rename(folder + b"/001.fits", folder + b"/\xff.fits")
+    Path(os.fsdecode(folder + b"/\xfe.fits")).write_bytes(b"")
+    score(run, "cutouts", "scores")
+    assert [row["id"] for row in read().to_pylist() if row["flag"]] == ["\\udcfe.fits"]
+
+
 def test_positions_come_from_the_table_or_from_the_wcs(run):
     wcs = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CD1_1": -0.168 / 3600, "CD2_2": 0.168 / 3600}
     write_files(2, CRVAL1=150.0, CRVAL2=2.0, CRPIX1=20.5, CRPIX2=20.5, **wcs)
@@ -379,12 +402,15 @@ def test_an_input_that_cannot_be_scored_ends_in_one_sentence(write, match, run):
         (None, {"tasks": 2, "task": 2}, "task is 2: give one from 0 to 1"),
         (None, {"nonsense": 1}, "score has no option nonsense"),
         (None, {"id_column": "name"}, "has no column 'name'"),
+        (None, {"bands": ["g"]}, "bands has no meaning for shards"),
+        (None, {"hdu": "1"}, "hdu has no meaning for shards"),
+        (None, {"output": "shards/scores"}, "output shards/scores lies in the input shards"),
     ],
 )
 def test_models_and_options_that_cannot_be(model, options, match, run):
     write_pretrain_run(Path("pretrained"))
     with pytest.raises(InputError, match=match):
-        score(run if model is None else model, write_parquet(), "scores", **options)
+        score(run if model is None else model, write_parquet(), **{"output": "scores", **options})
     assert not Path("scores").exists()
 
 

@@ -87,8 +87,9 @@ class Batch:
 
 
 def text_array(values: Sequence[object]) -> pyarrow.Array:
-    """Strings for Arrow, which holds UTF-8 alone; names of files need not be."""
-    return pyarrow.array([str(one).encode("utf-8", "backslashreplace").decode() for one in values], pyarrow.string())
+    """Strings, or nothing, for Arrow, which holds UTF-8 alone; names of files need not be."""
+    texts = [None if one is None else str(one).encode("utf-8", "backslashreplace").decode() for one in values]
+    return pyarrow.array(texts, pyarrow.string())
 
 
 def spread(count: int, number: int) -> Iterator[int]:

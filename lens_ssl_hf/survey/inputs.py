@@ -1,6 +1,7 @@
 """What is scored: a folder or a table of files, a stack, a saved dataset, or Parquet files with cutouts."""
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from ..errors import InputError
 from .crops import Asked, Batch, Crops, spread, text_array
 from .parquet_input import ParquetInput, is_parquet_input
 
+logger = logging.getLogger(__name__)
+
 _KEYS = ("file", "id", "ra", "dec")
 READ_AHEAD = 1024  # cutouts that are read while others are scored
 
@@ -37,6 +40,7 @@ class Options:
 
     hdu: str | None = None
     file_pattern: str | None = None
+    bands: list[str] | None = None  # in the names of files; by default the models'
     id_column: str = "id"
     file_column: str = "file"
     ra_column: str = "ra"
@@ -159,7 +163,13 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
     path, name = Path(source), str(source).lower()
     if not path.exists():
         raise InputError(f"{source} does not exist: give a folder, a table, a stack or Parquet files")
-    if (path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column):
+    is_parquet = (path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column)
+    foreign = ("hdu", "file_pattern", "bands") if is_parquet else ("pixel_column",)
+    for option in foreign if options.file_pattern else ("bands", *foreign):
+        if getattr(options, option) is not None:
+            raise InputError(f"{option} has no meaning for {source}: leave it out")
+    bands = options.bands or bands
+    if is_parquet:
         return ParquetInput.open(path, options)
     if path.is_dir():
         rows = _files_of(path, options.file_pattern, bands)
@@ -181,7 +191,11 @@ def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[
     files = files_below(folder, [])
     if file_pattern:
         check_pattern(file_pattern, bands)
-        objects = match_pattern(folder, files, file_pattern, bands, BadFiles("skip"))
+        objects = match_pattern(folder, files, file_pattern, bands, bad=None)
+        if (
+            others := sum(map(is_cutout_file, files)) - sum(path.exists() for _, paths in objects for path in paths)
+        ) > 0:
+            logger.warning(f"{others} files of {folder} do not fit file_pattern {file_pattern!r}: they are left out")
         return [Row(name, paths, -1) for name, paths in objects]
     files = [path for path in files if is_cutout_file(path)]
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -191,7 +205,8 @@ def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[
 
 def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
     """The rows of a table of files or of a stack, with ids of the type that they have there."""
-    given = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "pixel_column"}
+    own = ("pixel_column", "bands")
+    given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in own}
     arguments = DataArguments(dataset=str(path), bands=bands if options.file_pattern else None, **given)
     if path.name.lower().endswith(STACK_SUFFIXES):
         table, columns, stack, _ = open_stack(path, arguments)

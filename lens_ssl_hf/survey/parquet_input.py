@@ -15,6 +15,8 @@ from pyarrow import parquet
 
 from ..data.display import center_crop
 from ..data.files.raw import RawCutout, readable
+from ..data.files.readers import is_cutout_file
+from ..data.listing.folders import files_below
 from ..data.listing.table_files import PARQUET_SUFFIXES
 from ..data.listing.tables import find_column
 from ..data.storage import ParquetSplits
@@ -213,14 +215,20 @@ class ParquetInput:
 
 
 def is_parquet_input(path: Path, file_column: str) -> bool:
-    """Whether a path holds cutouts in Parquet, not a table that names files."""
+    """Whether a path holds cutouts in Parquet, not a table that names files or a folder of files."""
     if path.is_dir():
-        return bool(parquet_files(path))
+        files = parquet_files(path)
+        return bool(files) and (_has_pixels(files[0]) or not any(map(is_cutout_file, files_below(path, []))))
     if not path.name.lower().endswith(PARQUET_SUFFIXES):
         return False
     with readable(path, "Parquet"), parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        return find_column(file_column, names, path, "file") is None and bool(find_pixels(file.schema_arrow))
+    return find_column(file_column, names, path, "file") is None and _has_pixels(path)
+
+
+def _has_pixels(path: Path) -> bool:
+    with readable(path, "Parquet"), parquet.ParquetFile(path) as file:
+        return bool(find_pixels(file.schema_arrow))
 
 
 def parquet_files(path: Path) -> list[Path]:

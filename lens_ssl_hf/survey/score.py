@@ -18,7 +18,7 @@ from ..data.files.raw import RawCutout, readable
 from ..errors import InputError
 from ..files import make_folder, writing
 from . import manifest as manifests
-from .crops import Batch, facts_of
+from .crops import Batch, facts_of, text_array
 from .inputs import Options, open_input
 from .parquet_input import ParquetInput
 from .scorer import Scorer, Scores
@@ -78,6 +78,8 @@ def score(
     given = _options(options)
     _check(models, shard_size, views, tasks, task, batch_size)
     output = Path(output)
+    if output.resolve().is_relative_to(Path(cutouts).resolve()):
+        raise InputError(f"output {output} lies in the input {cutouts}: choose another output")
     scorer = Scorer(models, views, embeddings, batch_size, device)
     source = open_input(cutouts, given, scorer.bands, num_proc)
     settings = {"shard_size": shard_size, "views": views, "embeddings": embeddings, **asdict(given)}
@@ -145,7 +147,7 @@ def _score_columns(scores: Sequence[Scores], scorer: Scorer) -> dict[str, pyarro
     found["logit"] = pyarrow.array(logit, mask=missing)
     if len(scorer.classifiers) > 1:
         found["spread"] = pyarrow.array(logits.std(axis=1), mask=missing)
-    found["flag"] = pyarrow.array(flags, pyarrow.string())
+    found["flag"] = text_array(flags)
     if scorer.width is not None:
         values = pyarrow.array(np.concatenate([one.embeddings for one in scores]).ravel())
         found["embedding"] = pyarrow.FixedSizeListArray.from_arrays(values, scorer.width, mask=pyarrow.array(missing))
