@@ -213,9 +213,9 @@ def test_single_band_files_are_joined_and_one_that_is_missing_is_flagged(run):
         for band, plane in zip(("HSC-G", "HSC-R", "HSC-I"), FLUX[i]):
             fits.writeto(f"bands/{i}_{band}.fits", plane)
     Path("bands/1_HSC-R.fits").unlink()
-    with pytest.raises(InputError, match=r"give --file_pattern '\{id\}_\{band\}.fits' --bands HSC-G HSC"):
+    with pytest.raises(InputError, match=r"give --file_pattern '\{id\}_HSC-\{band\}.fits' --bands G R I"):
         score(run, "bands", "scores")
-    score(run, "bands", "scores", file_pattern="{id}_{band}.fits", bands=["HSC-G", "HSC-R", "HSC-I"])
+    score(run, "bands", "scores", file_pattern="{id}_HSC-{band}.fits", bands=["G", "R", "I"])
     expected = [{one["label"]: one["score"] for one in found}["lens"] for found in pipeline(run)(FLUX[:3])]
     first, second, third = read().to_pylist()
     assert [first["score"], third["score"]] == pytest.approx([expected[0], expected[2]], abs=1e-6)
