@@ -1,5 +1,6 @@
 """A survey from its cutouts to shards of scores, and from these to a ranking."""
 
+import contextlib
 import csv
 import io
 import json
@@ -311,6 +312,8 @@ def test_a_shard_of_something_else_is_refused(run):
     os.replace(f"others/{name}", f"scores/{name}")
     with pytest.raises(InputError, match=rf"{name} is of another model, input or option: remove it"):
         score(run, folder, "scores", shard_size=10)
+    with pytest.raises(InputError, match=rf"{name} is of another model, input or option: score again"):
+        rank("scores", "ranking")
 
 
 def truncated_input():
@@ -414,6 +417,23 @@ def test_models_and_options_that_cannot_be(model, options, match, run):
     assert not Path("scores").exists()
 
 
+def test_many_ids_are_compared_part_by_part(run, monkeypatch):
+    monkeypatch.setattr("lens_ssl_hf.survey.parquet_input.IDS_AT_ONCE", 3)
+    ids = [f"object {i % 19}" for i in range(COUNT)]
+    with pytest.raises(InputError, match=r"the id 'object 0' is in row 1 of shards/0\.parquet and row 10 of shards/1"):
+        score(run, write_parquet(NUMBERED | {"id": ids}), "scores")
+
+
+@contextlib.contextmanager
+def full_disk():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_leaves_what_is_done(run, monkeypatch, capsys):
     folder = write_parquet()
     score(run, folder, "scores", shard_size=10, tasks=2)
@@ -421,20 +441,16 @@ def test_a_full_disk_leaves_what_is_done(run, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", f"lens-ssl --model {run} --input {folder} --output scores --shard_size 10".split()
     )
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            command.main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(), pytest.raises(SystemExit) as stopped:
+        command.main()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and error.startswith("error: cannot write scores/scores-00001-of-00002.parquet")
     assert sorted(path.name for path in Path("scores").iterdir()) == before
     command.main()
     assert "20 of 20 cutouts scored, 0 flagged" in capsys.readouterr().out
+    with full_disk(), pytest.raises(InputError, match=r"cannot write .*ranking"):
+        rank("scores", "ranking")
+    assert not list(Path().glob("*ranking*"))
 
 
 def write_scored(run, count=200, shard_size=37, output="scores"):

@@ -9,8 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pyarrow import parquet
 from transformers.utils import cached_file
 
+from ..data.files.raw import readable
 from ..errors import InputError
 from ..files import write_json
 from ..models.loading import WEIGHTS, locate
@@ -19,6 +21,8 @@ from .scorer import Scorer
 logger = logging.getLogger(__name__)
 
 NAME = "manifest.json"
+METADATA = b"lens_ssl_hf"  # its key in the schema of a shard
+AGAIN = "remove it, and lens-ssl score makes it again"
 SHARD = "scores-{number:05d}-of-{count:05d}.parquet"
 _PACKAGES = ("lens-ssl-hf", "torch", "transformers", "numpy", "pyarrow", "astropy")
 
@@ -103,6 +107,12 @@ def shard_paths(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
     """The files of all shards, done or not."""
     count = -(-manifest["input"]["cutouts"] // manifest["options"]["shard_size"])
     return [folder / SHARD.format(number=number, count=count) for number in range(count)]
+
+
+def shard_facts(path: Path) -> dict[str, Any]:
+    """What a shard says of itself: the `key` of what it was made of, and how many of its cutouts are flagged."""
+    with readable(path, fix=AGAIN), parquet.ParquetFile(path) as file:
+        return json.loads(file.schema_arrow.metadata[METADATA])
 
 
 def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:

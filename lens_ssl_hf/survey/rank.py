@@ -41,7 +41,7 @@ class _Shards:
 
     def __iter__(self) -> Iterator[pyarrow.Table]:
         for number, path in enumerate(self.paths):
-            with readable(path, fix="remove it, and lens-ssl score makes it again"):
+            with readable(path, fix=manifests.AGAIN):
                 table = parquet.read_table(path, columns=self.columns, partitioning=None)
             table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
             yield table.filter(table["score"].is_valid()).replace_schema_metadata(None)
@@ -102,13 +102,17 @@ def rank(
 def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
     """
     Raises:
-        [`InputError`]: a shard is missing.
+        [`InputError`]: a shard is missing, damaged or of something else.
     """
     paths = manifests.shard_paths(folder, manifest)
     if missing := [path.name for path in paths if not path.is_file()]:
         raise InputError(
             f"{folder} lacks {len(missing)} of {len(paths)} shards ({missing[0]}, ...): go on with lens-ssl score"
         )
+    key = manifests.key_of(manifest)
+    for path in paths:
+        if manifests.shard_facts(path)["key"] != key:
+            raise InputError(f"{path} is of another model, input or option: score again into another folder")
     extra = ["spread"] if len(manifest["models"]) > 1 else []
     return _Shards(paths, manifest["options"]["shard_size"], _COLUMNS + extra)
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from ..data.files.raw import RawCutout, readable
+from ..data.files.raw import RawCutout
 from ..errors import InputError
-from ..files import make_folder, writing
+from ..files import make_folder, write_json, writing
 from . import manifest as manifests
 from .crops import Batch, facts_of, text_array
 from .inputs import Options, open_input
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 VIEWS = (1, 8)
 LOOKED_AT = 32  # cutouts that are read before a run begins
-_METADATA = b"lens_ssl_hf"
 
 
 def score(
@@ -134,7 +133,9 @@ def score_shard(
     flagged = table.num_rows - table["score"].drop_null().length()
     facts = {"key": key, "flagged": flagged, "first_flag": next(iter(table["flag"].drop_null().to_pylist()), None)}
     with writing(output) as new:
-        parquet.write_table(table.replace_schema_metadata({_METADATA: json.dumps(facts)}), new, compression="zstd")
+        parquet.write_table(
+            table.replace_schema_metadata({manifests.METADATA: json.dumps(facts)}), new, compression="zstd"
+        )
 
 
 def _score_columns(scores: Sequence[Scores], scorer: Scorer) -> dict[str, pyarrow.Array]:
@@ -217,26 +218,21 @@ def _is_done(path: Path, key: str) -> bool:
     """
     if not path.exists():
         return False
-    if _facts(path)["key"] != key:
+    if manifests.shard_facts(path)["key"] != key:
         raise InputError(f"{path} is of another model, input or option: remove it, or choose another output")
     return True
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    with readable(path, fix="remove it, and lens-ssl score makes it again"), parquet.ParquetFile(path) as file:
-        return json.loads(file.schema_arrow.metadata[_METADATA])
 
 
 def _with_counts(output: Path, manifest: dict[str, Any], key: str, paths: list[Path]) -> dict[str, Any]:
     """The manifest; where all shards are done, with the counts, which are stored."""
     if not all(path.exists() for path in paths):
         return manifest
-    facts = [_facts(path) for path in paths]
+    facts = [manifests.shard_facts(path) for path in paths]
     if any(one["key"] != key for one in facts):
         return manifest  # of another task, which says so
     flagged = sum(one["flagged"] for one in facts)
     first = next((one["first_flag"] for one in facts if one["first_flag"]), None)
     total = manifest["input"]["cutouts"]
     manifest["counts"] = {"cutouts": total, "scored": total - flagged, "flagged": flagged, "first_flag": first}
-    manifests.write_json(output / manifests.NAME, manifest)
+    write_json(output / manifests.NAME, manifest)
     return manifest
