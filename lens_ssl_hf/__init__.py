@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .inference.read_cutout import read_cutout
     from .models import DinoForPreTraining, IBotForPreTraining, SimSiamForPreTraining
     from .space.build import push_space
+    from .survey.rank import rank
+    from .survey.score import score
     from .training.finetune import finetune
     from .training.pretrain import pretrain
 
@@ -45,8 +47,10 @@ _EXPORTS = {
     "push_dataset": "hub.push",
     "push_space": "space.build",
     "push_to_hub": "hub.push",
+    "rank": "survey.rank",
     "read_cutout": "inference.read_cutout",
     "save_cutouts": "data.storage",
+    "score": "survey.score",
 }
 __all__ = list(_EXPORTS)
 

@@ -1,5 +1,6 @@
 """What the README and docs/ show works: examples, command lines, links, and tables, which are the result files'."""
 
+import csv
 import importlib.util
 import itertools
 import re
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import export
+from lens_ssl_hf import export, score
 from lens_ssl_hf.commands import main as command_line
 from lens_ssl_hf.commands import parsing
 from lens_ssl_hf.data.files.headers import Headers, raw_of
@@ -25,8 +26,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 
 # Words by which each Python example is known.
-THREE_LINES, FILES, RANKED = "classifier(pixels)", '"cutout.npy"', "ranked.csv"
+THREE_LINES, FILES = "classifier(pixels)", '"cutout.npy"'
 STREAM, BACKBONE, LOAD, TRAIN = "iter(files)", "AutoModel.from_pretrained", "size=64", "pretrain(cutouts"
+SCORES = "scores/*.parquet"
 
 
 def blocks(language):
@@ -73,7 +75,7 @@ def test_the_readme_is_a_page():
 
 
 def test_every_example_is_run():
-    known = (THREE_LINES, FILES, RANKED, STREAM, BACKBONE, LOAD, TRAIN)
+    known = (THREE_LINES, FILES, STREAM, BACKBONE, LOAD, TRAIN, SCORES)
     assert [sum(words in code for words in known) for code in blocks("python")] == [1] * len(known)
 
 
@@ -104,10 +106,15 @@ def test_the_package_reads_fits_and_npy(workplace, monkeypatch):
 
 def test_a_folder_becomes_a_ranked_list(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    exec(example(RANKED), {})
-    rows = [line.split(",") for line in (workplace / "ranked.csv").read_text().splitlines()]
-    assert rows[0] == ["p_lens", "file"] and {row[1] for row in rows[1:]} == {"survey/a.fits", "survey/field/b.fits"}
-    assert 1 >= float(rows[1][0]) >= float(rows[2][0]) >= 0
+    lines = [line for page, line in command_lines() if page == "README.md"]
+    for command in ("score", "rank"):
+        (line,) = [line for line in lines if line.startswith(f"lens-ssl {command} ")]
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        command_line.main()
+    with open("ranking/ranking.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows} == {"a.fits", "field/b.fits"}
+    assert 1 >= float(rows[0]["score"]) >= float(rows[1]["score"]) >= 0
 
 
 def test_a_generator_is_scored_file_by_file(workplace, monkeypatch, capsys):
@@ -117,6 +124,15 @@ def test_a_generator_is_scored_file_by_file(workplace, monkeypatch, capsys):
         "survey/a.fits",
         "survey/field/b.fits",
     ]
+
+
+def test_a_survey_is_scored_and_its_shards_are_read(workplace, tmp_path, monkeypatch):
+    score(workplace / "demo" / "lens-dino-vitt8-classifier", workplace / "survey", tmp_path / "scores", shard_size=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = {}
+    exec(example(SCORES), names)
+    assert names["scores"]["id"] == ["a.fits", "field/b.fits"] and all(0 < one < 1 for one in names["scores"]["score"])
 
 
 def test_a_folder_becomes_a_dataset(tmp_path, monkeypatch, capsys):
@@ -253,6 +269,8 @@ def test_options_in_the_text_exist(monkeypatch):
         "finetune": data,
         "evaluate": ["m"],
         "export": ["x", "y"],
+        "score": ["--model", "m", "--input", "x", "--output", "y"],
+        "rank": ["x", "--output", "y"],
         "study": data,
         "push": ["r", "--repo_id", "me/x"],
         "push-dataset": [*data, "--repo_id", "me/x"],

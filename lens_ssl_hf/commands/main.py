@@ -18,6 +18,8 @@ COMMANDS = {
     "pretrain": "train a ViT on cutouts without their labels",
     "finetune": "train a classifier on a few hundred labels",
     "evaluate": "measure a model on labelled cutouts, with intervals",
+    "score": "score every cutout of a survey",
+    "rank": "list the best candidates of a scored survey, and a random sample of the rest",
     "export": "write a run as a folder that plain transformers loads",
     "study": "compare methods over label budgets and seeds",
     "push": "publish a run on the Hub",

@@ -138,12 +138,12 @@ def _check_all(config: "CutoutsConfig", settings: _Settings) -> dict[str, _Check
 
 def _check_chunk(rows: list[Row], settings: _Settings) -> list[_Checked | str]:
     """What is known of each file, or why it cannot be used."""
-    return [_or_problem(_check, row, raw, settings) for row, raw in zip(rows, _read_raws(rows, settings))]
+    return [_or_problem(_check, row, raw, settings) for row, raw in zip(rows, read_raws(rows, settings))]
 
 
 def _read_chunk(rows: list[Row], settings: _Settings) -> list[np.ndarray | str]:
     """The flux of each file in the common bands, scale, zero point and size, or why it cannot be read."""
-    return [_or_problem(_flux, row, raw, settings) for row, raw in zip(rows, _read_raws(rows, settings))]
+    return [_or_problem(_flux, row, raw, settings) for row, raw in zip(rows, read_raws(rows, settings))]
 
 
 def _or_problem(function: Any, row: Row, raw: RawCutout | str, settings: _Settings) -> Any:
@@ -155,17 +155,17 @@ def _or_problem(function: Any, row: Row, raw: RawCutout | str, settings: _Settin
         return str(error)
 
 
-def _read_raws(rows: list[Row], settings: _Settings) -> list[RawCutout | str]:
-    """The content of each file, or why it cannot be read."""
+def read_raws(rows: list[Row], settings: Any) -> list[RawCutout | str]:
+    """The content of each file, or why it cannot be read; of the `settings` it takes `stack`, `bands` and `hdu`."""
     if settings.stack is None:
         return [_read_raw(row, settings) for row in rows]
     try:
         return list(read_stack_rows(settings.stack, [row.position for row in rows]))
     except InputError as error:
-        return [str(error)] if len(rows) == 1 else [_read_raws([row], settings)[0] for row in rows]
+        return [str(error)] if len(rows) == 1 else [read_raws([row], settings)[0] for row in rows]
 
 
-def _read_raw(row: Row, settings: _Settings) -> RawCutout | str:
+def _read_raw(row: Row, settings: Any) -> RawCutout | str:
     try:
         if len(row.paths) == 1:
             return read_raw(row.paths[0], settings.hdu)

@@ -24,7 +24,11 @@ def number_of_processes(num_proc: int | None, num_items: int) -> int:
 
 
 def map_chunks(
-    function: Callable[[list], list], items: Sequence[Any], num_proc: int | None = None, settings: tuple = ()
+    function: Callable[[list], list],
+    items: Sequence[Any],
+    num_proc: int | None = None,
+    settings: tuple = (),
+    ahead: int = 0,
 ) -> Iterator[Any]:
     """
     The results of `function(chunk, *settings)`, a list for each chunk of items, one after the other and in order.
@@ -34,6 +38,7 @@ def map_chunks(
         items (`Sequence`): what it is applied to.
         num_proc (`int`, *optional*): see [`number_of_processes`].
         settings (`tuple`): its further arguments.
+        ahead (`int`): items that the processes may finish before their results are taken.
 
     Raises:
         [`InputError`]: a process was killed; and whatever `function` raises, where its chunk is due.
@@ -53,7 +58,7 @@ def map_chunks(
             for chunk in chunks:
                 with interrupted_later():  # a pool that is cut off while it starts leaves its workers behind
                     pending.append(executor.submit(function, chunk, *settings))
-                if len(pending) > 2 * num_proc:
+                if len(pending) > max(2 * num_proc, ahead // CHUNK):
                     yield from pending.popleft().result()
             while len(pending) > 1:
                 yield from pending.popleft().result()

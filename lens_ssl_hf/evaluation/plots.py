@@ -80,12 +80,12 @@ def contact_sheet(
     pixel_scale: float | None = None,
 ) -> Path:
     """
-    The best-ranked cutouts, then the worst mistakes: non-lenses that score highest and lenses that score lowest. Each
-    with its score, kind and id, which is shortened where it is long.
+    The best-ranked cutouts, then the worst mistakes: non-lenses that score highest and lenses that score lowest; of
+    unlabelled ones the best 100. Each with its score, kind and id, which is shortened where it is long.
 
     Args:
         pixels (`np.ndarray` of shape `(n, bands, H, W)`): display units, 0 to 255.
-        predictions ([`Predictions`]): labelled, of the same cutouts in the same order.
+        predictions ([`Predictions`]): all labelled or none, of the same cutouts in the same order.
         path (`str` or `os.PathLike`): the PNG to write.
         bands (`Sequence[str]`, *optional*): their names, from which the colours follow.
         crop_size (`int`, *optional*): side of what the model sees, marked by a thin square.
@@ -100,13 +100,16 @@ def contact_sheet(
         "Non-lenses that score highest": ranked[~is_lens][:columns],
         "Lenses that score lowest": ranked[is_lens][::-1][:columns],
     }
+    is_labelled = bool((predictions.label >= 0).any())
+    if not is_labelled:
+        sections = {"Highest scores": ranked[: 10 * columns]}
     rows = sum(-(-len(chosen) // columns) for chosen in sections.values())
     # In inches from the top: a header, then per section a heading, then rows of cutouts with three lines of text each.
     cell, gap, text, heading, header = 1.15, 0.1, 0.45, 0.3, 0.62 if title else 0.4
     width = columns * (cell + gap) + gap
     height = header + len(sections) * heading + rows * (cell + text) + gap
     figure = new_figure((width, height), layout=None)
-    legend = "frame: green solid = lens, orange dashed = non-lens; number = P(lens)"
+    legend = "frame: green solid = lens, orange dashed = non-lens; " * is_labelled + "number = P(lens)"
     if crop_size and crop_size < pixels.shape[-1]:
         legend += f"; square = the {crop_size} pixels that the model sees"
     head = f"{in_figure(title)}\n" * bool(title) + legend
@@ -130,7 +133,7 @@ def _draw_cutout(axes: Any, image: np.ndarray, predictions: Predictions, index: 
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     is_lens = predictions.label[index] == 1
-    for spine in axes.spines.values():
+    for spine in axes.spines.values() if predictions.label[index] >= 0 else ():
         spine.set(color=LENS_COLOUR if is_lens else NONLENS_COLOUR, linewidth=2.5, linestyle="-" if is_lens else "--")
     size = image.shape[0]
     if crop_size and crop_size < size:

@@ -66,6 +66,12 @@ class Classifier:
         return check_tensors(self.cutouts, self.model.config.num_channels, tensors, info, self.name)
 
     @torch.no_grad()
+    def logits(self, pixels: torch.Tensor, device: str | torch.device | None = None) -> torch.Tensor:
+        """Logits `(n, 2)` in float32 on the CPU, of display units `(n, bands, H, W)`; one forward pass."""
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        images = normalise(center_crop(pixels.to(device), self.crop_size), self.mean, self.std)
+        return self.model.to(device)(images).logits.cpu()
+
     def score(self, tensors: CutoutTensors, batch_size: int, device: str | torch.device | None = None) -> np.ndarray:
         """
         P(lens) of every cutout, `(n,)` in float64.
@@ -73,13 +79,9 @@ class Classifier:
         Raises:
             [`InputError`]: a score is not finite.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network, scores = self.model.to(device), []
-        for pixels in tensors.pixels.split(batch_size):
-            images = normalise(center_crop(pixels.to(device), self.crop_size), self.mean, self.std)
-            # In float64, so that confident scores do not all become 1.
-            scores.append(network(images).logits.double().softmax(dim=-1)[:, 1].cpu())
-        score = torch.cat(scores).numpy()
+        # In float64, so that confident scores do not all become 1.
+        batches = tensors.pixels.split(batch_size)
+        score = torch.cat([self.logits(pixels, device).double().softmax(dim=-1)[:, 1] for pixels in batches]).numpy()
         for first in np.flatnonzero(~np.isfinite(score))[:1]:
             one = tensors.ids[first]
             if tensors.pixels[first].isfinite().all():

@@ -38,9 +38,12 @@ def check_pattern(pattern: str, bands: Sequence[str] | None) -> None:
 
 
 def match_pattern(
-    directory: Path, files: list[Path], pattern: str, bands: Sequence[str], bad: BadFiles
+    directory: Path, files: list[Path], pattern: str, bands: Sequence[str], bad: BadFiles | None
 ) -> list[tuple[str, tuple[Path, ...]]]:
-    """Objects whose files below `directory` match `pattern`, with their files in the order of `bands`."""
+    """
+    Objects whose files below `directory` match `pattern`, with their files in the order of `bands`. One that lacks a
+    file is bad; without `bad` it is kept, with the path that the file should have.
+    """
     regex = re.escape(pattern).replace(r"\{id\}", "(?P<id>.+)", 1).replace(r"\{id\}", "(?P=id)")
     regex = regex.replace(r"\{band\}", f"(?P<band>{'|'.join(map(re.escape, bands))})", 1)
     regex = regex.replace(r"\{band\}", "(?P=band)")
@@ -51,11 +54,12 @@ def match_pattern(
     objects = []
     for name, paths in sorted(found.items()):
         missing = [pattern.format(id=name, band=band) for band in bands if band not in paths]
-        if missing:
+        if missing and bad is not None:
             first = str(next(iter(paths.values())))
             bad.add(first, InputError(f"{directory / missing[0]} is missing beside {first}: add it"))
         else:
-            objects.append((name, tuple(paths[band] for band in bands)))
+            wanted = {band: directory / pattern.format(id=name, band=band) for band in bands}
+            objects.append((name, tuple((wanted | paths)[band] for band in bands)))
     return objects
 
 

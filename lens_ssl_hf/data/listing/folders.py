@@ -45,7 +45,9 @@ def list_folder(
     rows, kinds = [], Counter()
     for directory, split, label in classes:
         is_deep = not is_flat or bool(file_pattern)
-        files = _files(directory, hidden) if is_deep else [p for p in _entries(directory, hidden) if not p.is_dir()]
+        files = (
+            files_below(directory, hidden) if is_deep else [p for p in _entries(directory, hidden) if not p.is_dir()]
+        )
         chosen = [path for path in files if is_cutout_file(path) or not path.exists()]
         kinds.update(path.suffix.lower() or "no suffix" for path in sorted(set(files) - set(chosen)))
         objects = _objects(directory, folder, chosen, file_pattern, bands, bad)
@@ -122,10 +124,10 @@ def _entries(directory: Path, hidden: list[Path]) -> list[Path]:
     return found
 
 
-def _files(directory: Path, hidden: list[Path]) -> list[Path]:
+def files_below(directory: Path, hidden: list[Path]) -> list[Path]:
     """
     All files below `directory`, links that lead nowhere included: they are bad files, not absent ones. Links to
-    folders are followed, each folder once, as links can lead in a circle.
+    folders are followed, each folder once, as links can lead in a circle. What is left out goes to `hidden`.
     """
     seen = {_identity(path) for path in directory.resolve().parents}
 
@@ -153,7 +155,7 @@ def _left_out(folder: Path, others: list[Path], kinds: Counter, hidden: list[Pat
     hint = ": rename it, or give --label_map with NAME=lens, NAME=nonlens or NAME=unlabelled"
     for path in others:
         if path.is_dir():
-            count = sum(map(is_cutout_file, _files(path, [])))
+            count = sum(map(is_cutout_file, files_below(path, [])))
             texts.append(f"{path.relative_to(folder)}/ ({count} files, not the name of a class{hint})")
             hint = ""
         elif is_cutout_file(path) and not is_flat:
@@ -175,7 +177,7 @@ def _nothing_found(folder: Path, file_pattern: str | None, left_out: list[str]) 
     rest = f" (left out: {', '.join(left_out)})" if left_out else ""
     if file_pattern:
         return f"no file in the class folders of {folder} fits file_pattern {file_pattern!r}{rest}: correct it"
-    below = [path.relative_to(folder).as_posix() for path in _files(folder, []) if is_cutout_file(path)]
+    below = [path.relative_to(folder).as_posix() for path in files_below(folder, []) if is_cutout_file(path)]
     if option := suggest_pattern(below):
         if any(map(_is_class, below)):
             return f"{folder} holds a folder per band with classes inside: put the classes outside, as lenses/g/, ..."

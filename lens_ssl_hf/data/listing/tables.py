@@ -31,11 +31,18 @@ def list_catalogue(table: Path, options: DataArguments, bad: BadFiles) -> Listin
     Raises:
         [`InputError`]: a column is missing or cannot be told from another; a cell cannot be understood.
     """
+    columns, stack = open_catalogue(table, options)
+    return list_rows(table, columns, options, bad, stack)
+
+
+def open_catalogue(table: Path, options: DataArguments) -> tuple[Columns, Stack | None]:
+    """A table, and the stack of the same name where the table names no files."""
     columns = read_table(table)
     if options.file_column == DataArguments.file_column and not _matches(options.file_column, list(columns.values)):
         if stack := _stack_beside(table, options):
-            return list_rows(table, columns, options, bad, stack)
-    return list_rows(table, columns, options, bad)
+            _check_lengths(stack, table, columns)
+            return columns, stack
+    return columns, None
 
 
 def list_stack(path: Path, options: DataArguments, bad: BadFiles) -> Listing:
@@ -46,19 +53,34 @@ def list_stack(path: Path, options: DataArguments, bad: BadFiles) -> Listing:
     Raises:
         [`InputError`]: the file holds no stack, or several; or it and its table differ in length.
     """
+    table, columns, stack, left_out = open_stack(path, options)
+    listing = list_rows(table, columns, options, bad, stack)
+    listing.left_out = [*left_out, *listing.left_out]
+    return listing
+
+
+def open_stack(path: Path, options: DataArguments) -> tuple[Path, Columns, Stack, list[str]]:
+    """The file that holds the columns of a stack, these columns, the stack, and what of the file is left out."""
     if options.file_pattern:
         raise InputError(f"file_pattern has no meaning for {path}, which holds all cutouts: leave it out")
     if path.name.lower().endswith(HDF5_SUFFIXES):
         stack, values, left_out = open_hdf5(path, options.hdu)
-        listing = list_rows(path, Columns(values), options, bad, stack)
-        listing.left_out = [*left_out, *listing.left_out]
-        return listing
+        return path, Columns(values), stack, left_out
     tables = [path.with_name(name) for name in _siblings(path, TABLE_SUFFIXES)]
     if len(tables) > 1:
         raise InputError(f"{tables[0]} and {tables[1]} both stand beside {path}: keep one of them")
     stack = open_npy(path, has_table=bool(tables))
-    columns = read_table(tables[0]) if tables else Columns({})
-    return list_rows(tables[0] if tables else path, columns, options, bad, stack)
+    if not tables:
+        return path, Columns({}), stack, []
+    columns = read_table(tables[0])
+    _check_lengths(stack, tables[0], columns)
+    return tables[0], columns, stack, []
+
+
+def _check_lengths(stack: Stack, table: Path, columns: Columns) -> None:
+    count = len(next(iter(columns.values.values()), ()))
+    if len(stack) != count:
+        raise InputError(f"{stack.path} holds {len(stack)} cutouts and {table} {count} rows: give one row per cutout")
 
 
 def _stack_beside(table: Path, options: DataArguments) -> Stack | None:
@@ -88,8 +110,6 @@ def list_rows(
     names = _column_names(table, list(columns.values), options, stack is not None)
     _refuse_unused_splits(table, columns, names, options)
     count = len(next(iter(columns.values.values()), ())) if columns.values else len(stack or ())
-    if stack is not None and len(stack) != count:
-        raise InputError(f"{stack.path} holds {len(stack)} cutouts and {table} {count} rows: give one row per cutout")
     if not count:
         raise InputError(f"{table} names no cutouts: add rows")
     text = {key: [_text(value) for value in columns.values[name]] for key, name in names.items()}

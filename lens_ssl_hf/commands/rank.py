@@ -1,0 +1,42 @@
+"""
+List the best candidates of a survey that lens-ssl score went through, each object once, and a random sample of the
+rest, from which completeness can be measured.
+
+```bash
+lens-ssl rank scores/ --top 500 --audit 300 --output ranking/
+```
+
+It writes ranking.csv, .parquet, .fits and .vot, and a contact sheet of the first 100.
+"""
+
+from dataclasses import MISSING, asdict, dataclass
+
+from ..data.options import option
+from ..errors import exit_on_input_error
+from ..launch import one_process
+from .parsing import parse
+
+
+@dataclass
+class RankArguments:
+    scores: str = option(MISSING, "The folder that lens-ssl score wrote.")
+    output: str = option(MISSING, "The folder to write; it must not exist, or be empty.")
+    top: int = option(500, "Candidates to list.")
+    audit: int = option(0, "Rows to draw from all others at random.")
+    separation: float = option(1.0, "Rows closer than this to a better one (arcsec) are the same object; 0: none are.")
+    seed: int = option(0, "Seed of the draw.")
+
+
+@exit_on_input_error
+@one_process
+def main() -> None:
+    (arguments,) = parse(RankArguments, description=__doc__, positional=("scores",))
+    from .. import rank
+
+    found = rank(**asdict(arguments))
+    print(f"{found['top']} candidates ({found['merged']} further rows at their places), {found['audit']} of the rest")
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""
+Score every cutout of a survey: P(lens) of each, in Parquet shards. A run that was killed goes on with the
+same command.
+
+```bash
+lens-ssl score --model runs/dino-300 --input cutouts/ --output scores/
+lens-ssl score --model runs/dino-300 runs/ibot-300 --input catalogue.csv --output scores/ --views 8
+lens-ssl score --model runs/dino-300 --input shards/ --output scores/ --tasks 8 --task 0   # of eight processes
+```
+
+A cutout that cannot be read or scored is a row with a flag. manifest.json says what the scores were made of.
+"""
+
+from dataclasses import MISSING, asdict, dataclass
+from typing import Any
+
+from ..data.options import DataArguments, option
+from ..errors import exit_on_input_error
+from .parsing import parse
+from .shared import quiet
+
+
+def _of_data(name: str) -> Any:
+    """The option of all datasets of that name."""
+    item = DataArguments.__dataclass_fields__[name]
+    return option(item.default, item.metadata["help"].removeprefix("Table: "))
+
+
+@dataclass
+class ScoreArguments:
+    model: list[str] = option(MISSING, "A run, an exported folder or a Hub id; several are averaged.")
+    input: str = option(MISSING, "A folder of files, a table of files, a stack, a saved dataset, or Parquet files.")
+    output: str = option(MISSING, "The folder to write.")
+    embeddings: bool = option(False, "Keep the [CLS] token of each cutout, by the first model, as float16.")
+    views: int = option(1, "8: the mean logit over all flips and quarter rotations, at 8 times the cost.")
+    shard_size: int = option(100_000, "Cutouts in a shard.")
+    tasks: int = option(1, "Processes that share the shards, on one machine or many.")
+    task: int = option(0, "Which of them this one is, from 0: it scores the shards i with i % tasks == task.")
+    batch_size: int = option(256, "Cutouts per forward pass.")
+    device: str | None = option(None, "Such as cuda:1; by default the GPU where there is one.")
+    num_proc: int | None = option(None, "Processes that read files; by default one per CPU core.")
+    hdu: str | None = _of_data("hdu")
+    file_pattern: str | None = option(None, "Several single-band files per object, such as '{id}_{band}.fits'.")
+    bands: list[str] | None = option(None, "Bands as file_pattern has them, where the model calls them otherwise.")
+    id_column: str = _of_data("id_column")
+    file_column: str = _of_data("file_column")
+    ra_column: str = _of_data("ra_column")
+    dec_column: str = _of_data("dec_column")
+    pixel_column: str | None = option(None, "Parquet: the column that holds the cutouts, where several could.")
+
+
+@exit_on_input_error
+def main() -> None:
+    most_used = ("model", "input", "output", "embeddings", "views", "tasks", "task")
+    (arguments,) = parse(ScoreArguments, description=__doc__, most_used=most_used)
+    from .. import score
+
+    quiet()
+    options = asdict(arguments)
+    manifest = score(options.pop("model"), options.pop("input"), options.pop("output"), **options)
+    counts = manifest.get("counts")
+    if counts is None:
+        print(f"task {arguments.task} of {arguments.tasks} is done; others are not yet")
+        return
+    print(f"{counts['scored']} of {counts['cutouts']} cutouts scored, {counts['flagged']} flagged")
+    if counts["first_flag"]:
+        print(f"the first flag: {counts['first_flag']}")
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A cutout as it was read -> the crops that the models see, or the reason why it cannot be scored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from ..data.display import center_crop
+from ..data.files.raw import RawCutout
+from ..errors import InputError
+from ..inference.read_cutout import as_display
+
+Crops = tuple[np.ndarray, ...]  # one `(bands, size, size)` for each preparation, float32 display units
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """
+    What a model asks of a cutout.
+
+    Args:
+        cutouts (`Mapping`): its `config.cutouts`; a model without them takes display units.
+        num_bands (`int`): of the model.
+        size (`int`): side of its crop in pixels.
+    """
+
+    cutouts: Mapping[str, Any]
+    num_bands: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """
+    What all models together ask of a cutout; it travels to the processes that read.
+
+    Args:
+        preparations (`list[Preparation]`): each once.
+        stated (`frozenset[str]`): facts (`"zero point"`) that the input states: no cutout may be silent on them.
+    """
+
+    preparations: list[Preparation]
+    stated: frozenset[str] = field(default_factory=frozenset)
+
+    def crops(self, raw: RawCutout, name: str) -> Crops | str:
+        """The crops of one cutout, or why there are none."""
+        try:
+            self._refuse_silence(raw, name)
+            return tuple(
+                center_crop(as_display(raw, one.cutouts, name, one.num_bands, one.size), one.size).copy()
+                for one in self.preparations
+            )
+        except InputError as error:
+            return str(error)
+
+    def _refuse_silence(self, raw: RawCutout, name: str) -> None:
+        if "zero point" in self.stated and not raw.display and "zero point" not in facts_of(raw):
+            raise InputError(
+                f"{name} states no zero point where others of the input do: add MAGZERO or BUNIT to its header"
+            )
+
+
+def facts_of(raw: RawCutout) -> set[str]:
+    """What a cutout states of itself."""
+    facts = {
+        "bands": bool(raw.bands) and all(raw.bands),
+        "pixel scale": bool(raw.pixel_scale),
+        "zero point": any(point is not None for point in raw.zero_points or ()),
+    }
+    return {name for name, is_stated in facts.items() if is_stated}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    Some rows of the input.
+
+    Args:
+        columns (`dict[str, pyarrow.Array]`): `id`, `ra`, `dec` and `source`.
+        crops (`list`): of each row its [`Crops`], or why it cannot be scored.
+    """
+
+    columns: dict[str, pyarrow.Array]
+    crops: list[Crops | str]
+
+
+def text_array(values: Sequence[object]) -> pyarrow.Array:
+    """Strings, or nothing, for Arrow, which holds UTF-8 alone; names of files need not be."""
+    texts = [None if one is None else str(one).encode("utf-8", "backslashreplace").decode() for one in values]
+    return pyarrow.array(texts, pyarrow.string())
+
+
+def spread(count: int, number: int) -> Iterator[int]:
+    """Up to `number` of `range(count)`, at equal distances."""
+    return iter(sorted({i * count // number for i in range(number)} if count else ()))

@@ -1,0 +1,229 @@
+"""What is scored: a folder or a table of files, a stack, a saved dataset, or Parquet files with cutouts."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from ..data.files.raw import RawCutout
+from ..data.files.readers import is_cutout_file
+from ..data.files.stacks import STACK_SUFFIXES, Stack
+from ..data.from_files import read_raws
+from ..data.listing.file_patterns import check_pattern, match_pattern, refuse_bands_as_objects
+from ..data.listing.folders import files_below
+from ..data.listing.rows import BadFiles, Row
+from ..data.listing.table_files import TABLE_SUFFIXES, Columns, typed
+from ..data.listing.tables import find_column, list_rows, open_catalogue, open_stack
+from ..data.options import DataArguments
+from ..data.pool import map_chunks
+from ..data.storage import CARD_FILE
+from ..errors import InputError
+from .crops import Asked, Batch, Crops, spread, text_array
+from .parquet_input import ParquetInput, is_parquet_input
+
+logger = logging.getLogger(__name__)
+
+_KEYS = ("file", "id", "ra", "dec")
+READ_AHEAD = 1024  # cutouts that are read while others are scored
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an input is read: options of [`DataArguments`] by their names there, and the column of pixels in Parquet."""
+
+    hdu: str | None = None
+    file_pattern: str | None = None
+    bands: list[str] | None = None  # in the names of files; by default the models'
+    id_column: str = "id"
+    file_column: str = "file"
+    ra_column: str = "ra"
+    dec_column: str = "dec"
+    pixel_column: str | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What [`read_raws`] and the processes that call it need."""
+
+    asked: Asked
+    hdu: str | None
+    bands: list[str] | None
+    stack: Stack | None
+
+
+@dataclass
+class FileInput:
+    """
+    Cutouts in files of their own, or in one array.
+
+    Args:
+        name (`str`): the folder, table or stack.
+        rows (`list[Row]`): one a cutout.
+        ids (`pyarrow.Array`): as the input has them.
+        hdu, bands, stack: for the readers.
+        num_proc (`int`, *optional*): processes that read.
+    """
+
+    name: str
+    rows: list[Row]
+    ids: pyarrow.Array
+    hdu: str | None = None
+    bands: list[str] | None = None
+    stack: Stack | None = None
+    num_proc: int | None = None
+    kind: str = field(default="files", init=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names, sizes and times of all files, and of what a table says."""
+        digest = hashlib.blake2b(digest_size=16)
+        known: dict[Path, tuple] = {}
+        for row, name in zip(self.rows, self.ids.to_pylist()):
+            stats = [known.get(path) or known.setdefault(path, _stat(path)) for path in row.paths]
+            digest.update(repr((name, row.ra, row.dec, stats)).encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """
+        Raises:
+            [`InputError`]: a row has one half of a position. That ids are unique was checked when they were listed.
+        """
+        for number, row in enumerate(self.rows, start=1):
+            if (row.ra is None) != (row.dec is None):
+                lacking = "ra" if row.ra is None else "dec"
+                raise InputError(f"{self.name}, row {number} has no {lacking}: add it, or leave ra and dec empty")
+
+    def sample(self, number: int) -> Iterator[tuple[RawCutout | str, str]]:
+        """What is read of up to `number` cutouts, and how errors call them."""
+        rows = [self.rows[i] for i in spread(len(self.rows), number)]
+        yield from ((read_raws([row], self._reading(Asked([])))[0], row.name) for row in rows)
+
+    def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
+        """The rows from `start` to `stop`, `size` at a time; other processes read ahead."""
+        rows = self.rows[start:stop]
+        found = map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), ahead=READ_AHEAD)
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            crops, ra, dec = zip(*islice(found, len(part)))
+            columns = {
+                "id": self.ids.slice(start + first, len(part)),
+                "ra": pyarrow.array(ra, pyarrow.float64()),
+                "dec": pyarrow.array(dec, pyarrow.float64()),
+                "source": text_array([", ".join(map(str, row.paths)) for row in part]),
+            }
+            yield Batch(columns, list(crops))
+
+    def _reading(self, asked: Asked) -> _Reading:
+        return _Reading(asked, self.hdu, self.bands, self.stack)
+
+
+def _read_chunk(rows: list[Row], reading: _Reading) -> list[tuple[Crops | str, float | None, float | None]]:
+    """Crops and position of each row; where the table gives none, the position of the file's WCS."""
+    found = []
+    for row, raw in zip(rows, read_raws(rows, reading)):
+        crops = raw if isinstance(raw, str) else reading.asked.crops(raw, row.name)
+        position = row.ra, row.dec
+        if position == (None, None) and isinstance(raw, RawCutout):
+            position = raw.ra, raw.dec
+        found.append((crops, *position))
+    return found
+
+
+def _stat(path: Path) -> tuple[str, int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None  # its row gets a flag
+    return str(path.name), found.st_size, found.st_mtime_ns
+
+
+def open_input(source: str | os.PathLike, options: Options, bands: list[str], num_proc: int | None = None) -> Any:
+    """
+    A [`FileInput`] or [`ParquetInput`].
+
+    Args:
+        source (`str` or `os.PathLike`): folder, table, stack, saved dataset, or Parquet files.
+        options ([`Options`]): how it is read.
+        bands (`list[str]`): those of the models, which `options.file_pattern` needs.
+        num_proc (`int`, *optional*): processes that read files.
+
+    Raises:
+        [`InputError`]: there is nothing, or nothing that can be read; a table or its ids contradict themselves.
+    """
+    path, name = Path(source), str(source).lower()
+    if not path.exists():
+        raise InputError(f"{source} does not exist: give a folder, a table, a stack or Parquet files")
+    is_parquet = (path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column)
+    foreign = ("hdu", "file_pattern", "bands") if is_parquet else ("pixel_column",)
+    for option in foreign if options.file_pattern else ("bands", *foreign):
+        if getattr(options, option) is not None:
+            raise InputError(f"{option} has no meaning for {source}: leave it out")
+    bands = options.bands or bands
+    if is_parquet:
+        return ParquetInput.open(path, options)
+    if path.is_dir():
+        rows = _files_of(path, options.file_pattern, bands)
+        found = FileInput(str(source), rows, text_array([row.id for row in rows]))
+    elif name.endswith((*TABLE_SUFFIXES, *STACK_SUFFIXES)):
+        found = _of_table(path, options, bands)
+    else:
+        suffixes = ", ".join((*TABLE_SUFFIXES, *STACK_SUFFIXES))
+        raise InputError(f"{source} is no table or stack: give a folder or a file that ends in {suffixes}")
+    if not len(found):
+        raise InputError(f"{source} holds no cutout: put FITS, .npy or picture files into it")
+    found.hdu, found.num_proc = options.hdu, num_proc
+    found.bands = bands if options.file_pattern else None
+    return found
+
+
+def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[Row]:
+    """All cutouts below a folder, whatever the folders in it are called."""
+    files = files_below(folder, [])
+    if file_pattern:
+        check_pattern(file_pattern, bands)
+        objects = match_pattern(folder, files, file_pattern, bands, bad=None)
+        if (
+            others := sum(map(is_cutout_file, files)) - sum(path.exists() for _, paths in objects for path in paths)
+        ) > 0:
+            logger.warning(f"{others} files of {folder} do not fit file_pattern {file_pattern!r}: they are left out")
+        return [Row(name, paths, -1) for name, paths in objects]
+    files = [path for path in files if is_cutout_file(path)]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    refuse_bands_as_objects(names, str(folder))
+    return [Row(name, (path,), -1) for name, path in zip(names, files)]
+
+
+def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
+    """The rows of a table of files or of a stack, with ids of the type that they have there."""
+    own = ("pixel_column", "bands")
+    given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in own}
+    arguments = DataArguments(dataset=str(path), bands=bands if options.file_pattern else None, **given)
+    if path.name.lower().endswith(STACK_SUFFIXES):
+        table, columns, stack, _ = open_stack(path, arguments)
+    else:
+        table, (columns, stack) = path, open_catalogue(path, arguments)
+    names = {key: find_column(getattr(options, f"{key}_column"), list(columns.values), table, key) for key in _KEYS}
+    kept = Columns({name: columns.values[name] for name in names.values() if name}, columns.units)  # without labels
+    rows = list_rows(table, kept, arguments, BadFiles(), stack).rows
+    ids = text_array([row.id for row in rows])
+    if names["id"]:
+        ids = _typed_ids(*(typed(columns.values[names["id"]], columns.is_text) or ("", [])), ids)
+    return FileInput(str(path), rows, ids, stack=stack)
+
+
+def _typed_ids(kind: str, values: list, texts: pyarrow.Array) -> pyarrow.Array:
+    """Ids as integers or text, as the table has them; `texts` for what is neither, such as integers above 2^63."""
+    is_number = kind == "string" and all(re.fullmatch(r"-?[1-9]\d{18}|-?[1-9]\d{0,17}|0", value) for value in values)
+    if kind == "int64" or (is_number and all(abs(int(value)) < 2**63 for value in values)):
+        return pyarrow.array(map(int, values), pyarrow.int64())
+    return text_array(values) if kind == "string" else texts
