@@ -133,28 +133,40 @@ def test_the_order_of_cells_and_methods_does_not_matter():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "repetitions", "power"),
-    [((3, 3), 600, 0.33), ((3, 4), 400, 0.37), ((5, 10), 300, 0.5), ((3, 1), 600, 0.22), ((1, 3), 600, 0.16)],
+    [
+        ((3, 3), 600, 0.33),
+        ((3, 4), 400, 0.37),
+        ((5, 10), 300, 0.5),
+        ((3, 1), 600, 0.22),
+        ((1, 3), 600, 0.16),
+        ((1, 2), 1500, 0.4),
+        ((1, 1), 1500, 0.4),
+    ],
 )
 def test_simulated_studies_are_judged_at_the_nominal_rate(shape, repetitions, power):
     """
     About 5 % of the differences between equal methods are called one, and 95 % of the intervals hold the truth: on
-    average over the kinds of noise. Where three subsets are all that differs, it is 8 %.
+    average over the kinds of noise. Where three subsets are all that differs, it is 8 %. With fewer than three the
+    test set alone is judged, and cells do not differ; the bootstrap's variance is then a little too large.
     """
     rejected, covered, found = {}, {}, {}
-    for name, noise in NOISE.items():
-        noise = (noise[0] * (shape[0] > 1), noise[1] * (shape[1] > 1), *noise[2:])
+    is_enough = max(shape) >= 3
+    judge = over_all if is_enough else over_test_groups
+    for name, noise in NOISE.items() if is_enough else [("groups", NOISE["groups"])]:
+        of_seed, of_subset, of_cell, of_group = noise
+        noise = (of_seed * (shape[0] >= 3), of_subset * (shape[1] >= 3), of_cell * is_enough, of_group)
         rng, p, hits, found[name] = np.random.default_rng(3), [], [], []
         for _ in range(repetitions):
             sides, spread = simulate(rng, noise, shape)
-            difference, mean = over_all(sides, spread.degrees), over_all(sides[:1], spread.degrees)
+            difference, mean = judge(sides, spread.degrees), judge(sides[:1], spread.degrees)
             p.append(difference.p())
             low, high = mean.score_interval(spread.smallest)
             hits.append(low <= truth(noise) <= high)
             difference.value += GAIN
             found[name].append(difference.interval()[0] > 0)
         rejected[name], covered[name] = np.mean(np.array(p) < 0.05), np.mean(hits)
-    assert 0.035 <= np.mean(list(rejected.values())) <= 0.06, rejected
-    assert 0.94 <= np.mean(list(covered.values())) <= 0.97, covered
+    assert (0.035 if is_enough else 0.025) <= np.mean(list(rejected.values())) <= 0.06, rejected
+    assert 0.935 <= np.mean(list(covered.values())) <= 0.97, covered
     assert all(0.02 <= one <= 0.09 for one in rejected.values()), rejected
     assert all(0.92 <= one <= 0.985 for one in covered.values()), covered
     assert min(np.mean(one) for one in found.values()) > power, found

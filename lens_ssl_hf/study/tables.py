@@ -64,13 +64,13 @@ def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
     """Head, rule and rows of the table of frozen features."""
     if not results["probes"]:
         return []
-    head = ["ROC AUC of frozen features", "backbone", "seeds", *PROBE_NAMES.values()]
+    head = ["ROC AUC of frozen features, range over seeds", "backbone", "seeds", *PROBE_NAMES.values()]
     lines = [head, ["---"] * len(head)]
     for row in results["probes"]:
         found = [row[name] for name in PROBE_NAMES]
         numbers = [f"{one['value']:.3f}" for one in found]
         if row["seeds"] > 1:
-            spans = [f" ({one['lowest']:.3f} to {one['highest']:.3f})" for one in found]
+            spans = [f", {one['lowest']:.3f} to {one['highest']:.3f}" for one in found]
             numbers = [number + span for number, span in zip(numbers, spans)]
         lines.append([METHOD_NAMES[row["method"]], row["backbone"], str(row["seeds"]), *numbers])
     return lines
