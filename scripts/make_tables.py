@@ -8,8 +8,9 @@ python scripts/make_tables.py --reports
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`. It is made from what a study wrote to
 model_cards/results/NAME/results.json, or scripts/benchmark.py, scripts/search_recipes.py or scripts/demo.py to
-model_cards/results/NAME.json. The table `summary` takes a few rows of two studies. `--reports` also makes the
-table.md, table.tex and pictures of every study again, those of scores where predictions.parquet is there.
+model_cards/results/NAME.json. The table `summary` takes a few rows of two studies. `--reports` first makes the
+table.md, table.tex and pictures of every study again, and, where predictions.parquet is there, its statistics and the
+pictures of scores.
 """
 
 import json
@@ -21,9 +22,11 @@ from statistics import fmean
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.files import write_json
 from lens_ssl_hf.study.cells import PREDICTIONS, unpack_cells
 from lens_ssl_hf.study.methods import METHOD_NAMES
 from lens_ssl_hf.study.report import draw_pictures
+from lens_ssl_hf.study.statistics import compare
 from lens_ssl_hf.study.tables import format_interval, markdown_table, write_tables
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +122,7 @@ def study_table(results: dict) -> str:
 def summary_table() -> str:
     """A few ROC AUCs of the studies on simulated and on real cutouts, side by side."""
     lines = [["cutouts", "labels", *SUMMARY_METHODS.values()], ["---"] * (2 + len(SUMMARY_METHODS))]
-    note = "ROC AUC with 95 % intervals, and in brackets seeds x label subsets."
+    note = "ROC AUC with 95 % intervals, and seeds x label subsets. Round brackets: over the test set alone."
     for study, (title, budgets) in SUMMARY_ROWS.items():
         results = json.loads((RESULTS / study / "results.json").read_text())
         if version := results["data"].get("simulator_version"):
@@ -132,7 +135,7 @@ def summary_table() -> str:
 
 
 def _auc(row: dict | None) -> str:
-    return "" if row is None else f"{format_interval(row['roc_auc'])} ({row['seeds']} x {row['subsets']})"
+    return "" if row is None else f"{format_interval(row['roc_auc'])}; {row['seeds']} x {row['subsets']}"
 
 
 def demo_line(needs: dict) -> str:
@@ -168,27 +171,31 @@ def fill(text: str) -> str:
 
 
 def make_report(study: Path) -> None:
-    """The tables and pictures of a study, again."""
+    """The statistics of a study, from its predictions where they are there, its tables and pictures, again."""
     results = json.loads((study / "results.json").read_text())
-    write_tables(results, study)
     with tempfile.TemporaryDirectory() as folder:
         records = unpack_cells(study, folder) if (study / PREDICTIONS).is_file() else []
-        draw_pictures(results, [record for record in records if record["labels"] != "none"], study)
+        cells = [record for record in records if record["labels"] != "none"]
+        if cells:
+            results["rows"] = compare(cells)
+            write_json(study / "results.json", results)
+        write_tables(results, study)
+        draw_pictures(results, cells, study)
 
 
 @dataclass
 class Arguments:
-    reports: bool = field(default=False, metadata={"help": "Make the tables and pictures of every study again, too."})
+    reports: bool = field(default=False, metadata={"help": "Make every study's statistics and pictures again, too."})
 
 
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
-    for page in PAGES:
-        page.write_text(fill(page.read_text()))
     if arguments.reports:
         for results in sorted(RESULTS.glob("*/results.json")):
             make_report(results.parent)
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -85,18 +85,27 @@ class Spread:
         Args:
             draws (`np.ndarray` of shape `(draws,)`): the measure of each draw.
         """
-        middle, variance = draws.mean(), draws.var() * self.num_groups / (self.num_groups - 1)
-        quantile = student.ppf(0.975, self.degrees)
-        number = float(self.smallest)  # where the set separates the classes, its draws tell nothing
-        if variance > 1e-12:
-            number = middle * (1 - middle) / variance
-        elif 1e-9 < middle < 1 - 1e-9:
-            return float(middle), float(middle)  # the same for any draw, as of equal scores
-        centre = number * middle + quantile**2 / 2
-        half = quantile * np.sqrt(number * middle * (1 - middle) + quantile**2 / 4)
-        ends = np.array([centre - half, centre + half]) / (number + quantile**2)
-        low, high = ends.clip(0, 1).tolist()
-        return low, high
+        variance = draws.var() * self.num_groups / (self.num_groups - 1)
+        return score_interval(float(draws.mean()), variance, self.degrees, self.smallest)
+
+
+def score_interval(share: float, variance: float, degrees: float, smallest: int) -> tuple[float, float]:
+    """
+    95 % score interval, within 0 and 1, of the binomial share with this variance.
+
+    Args:
+        share, variance, degrees (`float`): estimated, with the variance's degrees of freedom.
+        smallest (`int`): the number of trials where all or nothing, and so no variance, was seen.
+    """
+    quantile, number = student.ppf(0.975, degrees), float(smallest)
+    if variance > 1e-12:
+        number = share * (1 - share) / variance
+    elif 1e-9 < share < 1 - 1e-9:
+        return share, share  # the same for any draw, as of equal scores
+    centre = number * share + quantile**2 / 2
+    half = quantile * np.sqrt(number * share * (1 - share) + quantile**2 / 4)
+    low, high = (np.array([centre - half, centre + half]) / (number + quantile**2)).clip(0, 1).tolist()
+    return low, high
 
 
 def percentiles(draws: np.ndarray) -> tuple[float, float]:

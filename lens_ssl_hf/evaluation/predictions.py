@@ -47,7 +47,10 @@ class Predictions:
 
     def labelled(self) -> "Predictions":
         """Without the unlabelled cutouts."""
-        keep = np.flatnonzero(self.label >= 0)
+        return self.select(np.flatnonzero(self.label >= 0))
+
+    def select(self, keep: np.ndarray) -> "Predictions":
+        """Of the cutouts with these indices."""
         ids, groups, kinds = ([column[i] for i in keep] for column in (self.id, self.group, self.subclass))
         columns = {name: [column[i] for i in keep] for name, column in self.columns.items()}
         return Predictions(ids, self.label[keep], groups, kinds, self.score[keep], columns)

@@ -106,7 +106,8 @@ def _plot_panels(
 
 def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> Path:
     """
-    AUC and accuracy against the number of labels, a line with its 95 % band per method, a column per backbone.
+    AUC and accuracy against the number of labels, a line per method, a row of panels per backbone. Bars are 95 %
+    intervals, those over the test set alone dotted.
 
     Args:
         rows (`Sequence[Mapping]`): from [`~lens_ssl_hf.study.statistics.compare`].
@@ -128,7 +129,8 @@ def plot_label_efficiency(rows: Sequence[Mapping[str, Any]], path: str | os.Path
             axes.grid(color="0.92")
     entries = {name: one for axes in grid.flat for one, name in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=4)
-    figure.suptitle(in_figure(title), fontsize=11)
+    bars = "bars: 95 % over seeds, label subsets and test set; dotted: over the test set alone"
+    figure.suptitle(f"{in_figure(title)}\n{bars}", fontsize=10)
     return save_figure(figure, path)
 
 
@@ -136,11 +138,12 @@ def _draw_lines(axes: Any, rows: Sequence[Mapping[str, Any]], measure: str) -> N
     methods = [method for method in METHOD_NAMES if any(row["method"] == method for row in rows)]
     for place, method in enumerate(methods):
         found, style = [row for row in rows if row["method"] == method], _style(method)
-        side = 1.006 ** (place - (len(methods) - 1) / 2)  # beside each other, so that intervals can be read
+        side = 1.012 ** (place - (len(methods) - 1) / 2)  # beside each other, so that intervals can be read
         x = [row["num_labels"] * side for row in found]
-        low, value, high = ([row[measure][key] for row in found] for key in ("low", "value", "high"))
+        value = [row[measure]["value"] for row in found]
         axes.plot(x, value, marker=_marker(method), markersize=4, label=METHOD_NAMES[method], linewidth=1.6, **style)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        if len(x) == 1:
-            ends = [[max(0, value[0] - low[0])], [max(0, high[0] - value[0])]]
-            axes.errorbar(x, value, ends, color=style["color"])
+        for place, row in zip(x, found):
+            entry, alone = row[measure], row[measure]["test_set_alone"]
+            if entry["low"] is not None:
+                ends = {"linewidth": 0.7, "linestyle": ":"} if alone else {"linewidth": 1.4}
+                axes.vlines(place, entry["low"], entry["high"], color=style["color"], **ends)

@@ -64,13 +64,13 @@ def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
     """Head, rule and rows of the table of frozen features."""
     if not results["probes"]:
         return []
-    head = ["ROC AUC of frozen features", "backbone", "seeds", *PROBE_NAMES.values()]
+    head = ["ROC AUC of frozen features, range over seeds", "backbone", "seeds", *PROBE_NAMES.values()]
     lines = [head, ["---"] * len(head)]
     for row in results["probes"]:
         found = [row[name] for name in PROBE_NAMES]
         numbers = [f"{one['value']:.3f}" for one in found]
         if row["seeds"] > 1:
-            spans = [f" ({one['lowest']:.3f} to {one['highest']:.3f})" for one in found]
+            spans = [f", {one['lowest']:.3f} to {one['highest']:.3f}" for one in found]
             numbers = [number + span for number, span in zip(numbers, spans)]
         lines.append([METHOD_NAMES[row["method"]], row["backbone"], str(row["seeds"]), *numbers])
     return lines
@@ -135,16 +135,19 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def format_interval(entry: Mapping[str, float], signed: bool = False) -> str:
+def format_interval(entry: Mapping[str, Any], signed: bool = False) -> str:
+    """The value with its interval: `[low, high]`, or `(low to high)` over the test set alone."""
     sign = "+" if signed else ""
     if entry["low"] is None:
         return f"{entry['value']:{sign}.3f}"
-    return f"{entry['value']:{sign}.3f} [{entry['low']:{sign}.3f}, {entry['high']:{sign}.3f}]"
+    ends = "({} to {})" if entry["test_set_alone"] else "[{}, {}]"
+    return f"{entry['value']:{sign}.3f} " + ends.format(f"{entry['low']:{sign}.3f}", f"{entry['high']:{sign}.3f}")
 
 
 def _p(entry: Mapping[str, float]) -> str:
+    """Not below 0.01: how seldom rarer differences arise by chance is not known from a few seeds and subsets."""
     p = entry.get("p_holm")
-    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return "" if p is None else f"{p:.3f}" if p >= 0.01 else "< 0.01"
 
 
 def _earlier_study(results: Mapping[str, Any]) -> dict[tuple[str, str, int], str]:
@@ -177,19 +180,21 @@ def caption(results: Mapping[str, Any]) -> str:
     sentences = [f"{simulated}{where}: {test['num_lenses']:,} lenses, {nonlenses}."]
     differences = [row["roc_auc"].get("minus", {}).get("supervised", {}) for row in results["rows"]]
     comparisons = sum("p_holm" in one for one in differences)
-    correction = f", after Holm over the {comparisons} comparisons of a column" if comparisons else ""
+    correction = f", corrected after Holm over the {comparisons} comparisons of a column" if comparisons else ""
     sentences.append(
-        "Runs are seeds x label subsets. Intervals are those of a hierarchical bootstrap over seeds, label subsets "
-        "and test groups (over a single seed or subset they say nothing of others), widened by Student's t for few; "
-        f"p-values, given from {MIN_SEEDS} seeds and {MIN_SUBSETS} subsets on, are of the same draws{correction}. "
-        "A difference is over the subsets that both sides have."
+        "Runs are seeds x label subsets. Intervals in square brackets are over seeds, label subsets and test groups. "
+        "Those in round brackets are over the test set alone and say nothing of other seeds or subsets: fewer than "
+        f"{MIN_SEEDS} seeds or {MIN_SUBSETS} subsets do not tell how much these differ. p-values are given where "
+        f"intervals have square brackets{correction}. A difference is over the subsets that both sides have."
     )
     sentences.append(
         f"The {results['num_validation_labels']:,} labels of the validation split choose the step of a fine-tuning "
         "and the regularisation of a regression. The frozen features are probed with all training labels."
     )
     if any(row.get("completeness_at_fpr_1e-3", {"low": 0})["low"] is None for row in results["rows"]):
-        sentences.append("Completeness has no interval where the scores of the large test split were not kept.")
+        sentences.append(
+            "Completeness has no interval where the large test split has few non-lenses, or its scores were not kept."
+        )
     sentences += _trainings(results)
     if left := _left_out(results):
         sentences.append(f"Left out, since not there for all seeds, subsets or folds: {left}.")
