@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .data.storage import save_cutouts
     from .data.stretch import Stretch
     from .errors import InputError
-    from .evaluation.evaluate import evaluate
+    from .evaluation.evaluate import evaluate_model
     from .hub.export import export
     from .hub.push import push_dataset, push_to_hub
     from .inference.classifier import predict
@@ -37,7 +37,7 @@ _EXPORTS = {
     "SimSiamForPreTraining": "models",
     "Stretch": "data.stretch",
     "cutout_info": "data.info",
-    "evaluate": "evaluation.evaluate",
+    "evaluate_model": "evaluation.evaluate",
     "export": "hub.export",
     "finetune": "training.finetune",
     "load_cutouts": "data.dataset",

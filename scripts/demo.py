@@ -43,7 +43,7 @@ def main() -> None:
     start = time.time()
     import numpy as np
 
-    from lens_ssl_hf import evaluate, export, finetune, load_cutouts, pretrain
+    from lens_ssl_hf import evaluate_model, export, finetune, load_cutouts, pretrain
     from lens_ssl_hf.evaluation.plots import plot_roc
     from lens_ssl_hf.evaluation.predictions import Predictions
     from lens_ssl_hf.space.build import build_space
@@ -60,7 +60,7 @@ def main() -> None:
         "from scratch": finetune(cutouts, folder / "scratch-300", backbone="vitt8", resume="auto", **FINETUNE),
     }
     say("4/6  evaluation on the test split")
-    metrics = {name: evaluate(run, cutouts["test"])["metrics"] for name, run in runs.items()}
+    metrics = {name: evaluate_model(run, cutouts["test"])["metrics"] for name, run in runs.items()}
     predictions = {name: Predictions.load(run / "evaluation" / "predictions.parquet") for name, run in runs.items()}
     roc = plot_roc(predictions, folder / "roc.png", metrics, f"{FINETUNE['labels']} labels, simulated cutouts")
     say("5/6  export as stock transformers models, and as a page for the browser")

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import InputError, evaluate
+from lens_ssl_hf import InputError, evaluate_model
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
 from lens_ssl_hf.hub.card import CardFacts, render_card, write_card
 from lens_ssl_hf.hub.clean import without_local_paths
@@ -18,7 +18,7 @@ from lens_ssl_hf.training.arguments import FinetuneArguments
 @pytest.fixture
 def evaluated(tiny_cutouts, tmp_path):
     run = write_classifier_run(tmp_path / "run")
-    return run, evaluate(run, tiny_cutouts, num_bootstrap=30)
+    return run, evaluate_model(run, tiny_cutouts, num_bootstrap=30)
 
 
 def change(run, **values):
@@ -95,7 +95,7 @@ def test_without_evaluation_there_is_no_number(tmp_path):
 
 def test_a_backbones_card_shows_its_probes(tiny_cutouts, tmp_path):
     run = write_pretrain_run(tmp_path / "run")
-    report = evaluate(run, tiny_cutouts, num_bootstrap=20)
+    report = evaluate_model(run, tiny_cutouts, num_bootstrap=20)
     card = render_card(CardFacts.from_run(run, "lens-dino-vitt8"))
     assert card.data.pipeline_tag == "image-feature-extraction" and "dino" in card.data.tags
     values = [r.metric_value for r in card.data.eval_results if r.metric_type == "roc_auc"]

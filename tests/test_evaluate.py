@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
-from lens_ssl_hf import InputError, evaluate, export, predict
+from lens_ssl_hf import InputError, evaluate_model, export, predict
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation import plots
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(run, tiny_cutouts):
-    return evaluate(run, tiny_cutouts, num_bootstrap=50)
+    return evaluate_model(run, tiny_cutouts, num_bootstrap=50)
 
 
 def test_scores_equal_those_of_the_pipeline(run):
@@ -81,8 +81,8 @@ def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, t
     columns = {"pixels": split.pixels.numpy(), "label": split.labels.tolist(), "id": split.ids}
     dataset = Dataset.from_dict(columns, split="validation")
     assert report["split"] == "test"
-    assert evaluate(run, dataset, tmp_path, num_bootstrap=0)["split"] == "validation"
-    assert evaluate(run, split, tmp_path, num_bootstrap=0)["split"] is None
+    assert evaluate_model(run, dataset, tmp_path, num_bootstrap=0)["split"] == "validation"
+    assert evaluate_model(run, split, tmp_path, num_bootstrap=0)["split"] is None
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.png"])
@@ -122,23 +122,23 @@ def test_only_the_split_that_is_measured_is_read_and_once(run, tiny_cutouts, tmp
 
     for module in (evaluation, classifier):
         monkeypatch.setattr(module, "as_tensors", spy)
-    assert evaluate(run, cutouts, tmp_path, num_bootstrap=0)["num_lenses"] == 24
+    assert evaluate_model(run, cutouts, tmp_path, num_bootstrap=0)["num_lenses"] == 24
     assert len(converted) == 1 and converted[0] is cutouts["test"]
 
 
 def test_only_the_test_split_of_its_own_dataset_is_the_evaluation_of_a_run(tiny_cutouts, tmp_path):
     run = write_classifier_run(tmp_path / "run")
-    own = evaluate(run, tiny_cutouts, num_bootstrap=20)
+    own = evaluate_model(run, tiny_cutouts, num_bootstrap=20)
     splits, info = tiny_cutouts
-    evaluate(run, tiny_cutouts, split="validation", num_bootstrap=0)
+    evaluate_model(run, tiny_cutouts, split="validation", num_bootstrap=0)
     for fingerprint in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
-        evaluate(run, (splits, {**info, "name": "other / survey", "fingerprint": fingerprint}), num_bootstrap=0)
-    evaluate(run, splits["test"], num_bootstrap=0)  # nobody knows of what it is
+        evaluate_model(run, (splits, {**info, "name": "other / survey", "fingerprint": fingerprint}), num_bootstrap=0)
+    evaluate_model(run, splits["test"], num_bootstrap=0)  # nobody knows of what it is
     names = ("other_survey-aaaaaaaa", "other_survey-bbbbbbbb", "unnamed", "validation")
     assert sorted(path.name for path in run.glob("evaluation*")) == ["evaluation", *(f"evaluation-{n}" for n in names)]
     assert read_evaluation(run)["metrics"] == own["metrics"]
     # and one of another dataset that was written there is not taken for it
-    evaluate(run, (splits, {**info, "fingerprint": "c"}), run / "evaluation", num_bootstrap=0)
+    evaluate_model(run, (splits, {**info, "fingerprint": "c"}), run / "evaluation", num_bootstrap=0)
     assert read_evaluation(run) is None
     folder = export(run, tmp_path / "lens-toy-classifier")
     assert "has not been evaluated" in (folder / "README.md").read_text() and not (folder / "roc.png").exists()
@@ -156,11 +156,11 @@ def test_a_part_of_the_test_split_is_not_taken_for_the_whole(write, tiny_cutouts
         split.info.description = CutoutInfo(**info).to_json()
         split.info.splits = datasets.SplitDict({name: datasets.SplitInfo(name, num_examples=len(split))})
     run = write(tmp_path / "run")
-    evaluate(run, cutouts, num_bootstrap=0)
+    evaluate_model(run, cutouts, num_bootstrap=0)
     for rows in (range(10), range(10, 20)):
         part = datasets.DatasetDict(cutouts)
         part["test"] = part["test"].select(rows)
-        assert evaluate(run, part, num_bootstrap=0)["split"].startswith("test_10_of_48_")
+        assert evaluate_model(run, part, num_bootstrap=0)["split"].startswith("test_10_of_48_")
     evaluations = sorted(run.glob("evaluation*"))
     assert [path.name[:25] for path in evaluations] == ["evaluation", *["evaluation-test_10_of_48_"] * 2]
     assert json.loads((run / "evaluation" / "metrics.json").read_text())["split"] == "test"
@@ -181,20 +181,20 @@ def test_predictions_carry_the_columns_of_the_dataset(run, tiny_cutouts, tmp_pat
     with pytest.raises(InputError, match=r"as \.parquet, not a\.csv"):
         found.save(tmp_path / "a.csv")
     with pytest.raises(InputError, match="none of the cutouts has a label"):
-        evaluate(run, cutouts)
+        evaluate_model(run, cutouts)
 
 
 def test_evaluations_of_one_run_at_the_same_time_do_not_mix(tiny_cutouts, tmp_path):
     run = write_classifier_run(tmp_path / "run")
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: evaluate(run, tiny_cutouts, num_bootstrap=10, seed=seed), range(4)))
+        list(pool.map(lambda seed: evaluate_model(run, tiny_cutouts, num_bootstrap=10, seed=seed), range(4)))
     names = {"metrics.json", "predictions.parquet", "roc.png", "contact_sheet.png"}
     assert {file.name for file in (run / "evaluation").iterdir()} == names
     assert json.loads((run / "evaluation" / "metrics.json").read_text())["seed"] in range(4)
 
 
 def test_evaluation_can_start_from_predictions(run, report, tmp_path):
-    again = evaluate(run / "evaluation" / "predictions.parquet", output_dir=tmp_path / "again", num_bootstrap=50)
+    again = evaluate_model(run / "evaluation" / "predictions.parquet", output_dir=tmp_path / "again", num_bootstrap=50)
     assert again["metrics"] == report["metrics"]
     assert (tmp_path / "again" / "roc.png").is_file() and not (tmp_path / "again" / "contact_sheet.png").exists()
 
@@ -204,7 +204,7 @@ def test_unlabelled_cutouts_are_scored_but_not_measured(run, tiny_cutouts, tmp_p
     labels = split.labels.clone()
     labels[:10] = -1
     mixed = CutoutTensors(split.pixels, labels, split.ids, split.groups, split.subclasses)
-    found = evaluate(run, mixed, tmp_path, num_bootstrap=0)
+    found = evaluate_model(run, mixed, tmp_path, num_bootstrap=0)
     assert found["num_lenses"] + found["num_nonlenses"] == 38
     assert len(Predictions.load(tmp_path / "predictions.parquet")) == 48
     keep = labels >= 0
@@ -216,13 +216,13 @@ def test_other_cutouts_than_the_models(run, tiny_cutouts, tmp_path):
     splits, info = tiny_cutouts
     swapped = (splits, {**info, "bands": ["i", "r", "g"]})
     with pytest.raises(InputError, match="takes bands in the order g r i, not i r g"):
-        evaluate(run, swapped)
+        evaluate_model(run, swapped)
     with pytest.raises(InputError, match=r"the cutouts have 4 bands but .* takes 3"):
-        evaluate(run, make_split(8, 0, bands=4))
+        evaluate_model(run, make_split(8, 0, bands=4))
     with pytest.raises(InputError, match="smaller than crop_size 32"):
-        evaluate(run, make_split(8, 0, side=30))
+        evaluate_model(run, make_split(8, 0, side=30))
     stretched = {**info, "stretch": {**STRETCH, "kind": "asinh"}, "pixel_scale": 0.2}
-    warnings = evaluate(run, (splits, stretched), tmp_path, num_bootstrap=0)["warnings"]
+    warnings = evaluate_model(run, (splits, stretched), tmp_path, num_bootstrap=0)["warnings"]
     assert "another stretch" in warnings[0] and "0.168 arcsec pixels, these cutouts have 0.2" in warnings[1]
 
 
@@ -239,16 +239,19 @@ def test_refusals(run, tiny_cutouts, tmp_path):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "run.json").write_text('{"task": "finetune"}')
     cases = [
-        (lambda: evaluate(run, labelled(torch.full_like(split.labels, -1))), "none of the cutouts has a label"),
-        (lambda: evaluate(run, labelled(torch.ones_like(split.labels))), "no non-lens among the 48"),
-        (lambda: evaluate(run), "cutouts are missing"),
-        (lambda: evaluate(run, tiny_cutouts, split="holdout"), "no holdout split"),
-        (lambda: evaluate(run, tiny_cutouts, tmp_path / "file" / "out", num_bootstrap=0), "choose a writable place"),
+        (lambda: evaluate_model(run, labelled(torch.full_like(split.labels, -1))), "none of the cutouts has a label"),
+        (lambda: evaluate_model(run, labelled(torch.ones_like(split.labels))), "no non-lens among the 48"),
+        (lambda: evaluate_model(run), "cutouts are missing"),
+        (lambda: evaluate_model(run, tiny_cutouts, split="holdout"), "no holdout split"),
+        (
+            lambda: evaluate_model(run, tiny_cutouts, tmp_path / "file" / "out", num_bootstrap=0),
+            "choose a writable place",
+        ),
         (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 has NaN or infinite pixels: build"),
         (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
         (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
         (lambda: Predictions.load(tmp_path / "bad.parquet"), "no column 'label'"),
-        (lambda: evaluate(tmp_path / "none.parquet"), "cannot read predictions"),
+        (lambda: evaluate_model(tmp_path / "none.parquet"), "cannot read predictions"),
     ]
     for call, sentence in cases:
         with pytest.raises(InputError, match=sentence) as error:
@@ -258,14 +261,14 @@ def test_refusals(run, tiny_cutouts, tmp_path):
 
 def test_a_pretraining_run_is_probed(tiny_cutouts, tmp_path):
     run = write_pretrain_run(tmp_path / "run")
-    report = evaluate(run, tiny_cutouts, num_bootstrap=20)
+    report = evaluate_model(run, tiny_cutouts, num_bootstrap=20)
     assert set(report["probes"]) == {"linear", "linear_patches", "knn"}
     assert json.loads((run / "evaluation" / "metrics.json").read_text()) == report
     predictions = Predictions.load(run / "evaluation" / "predictions_linear.parquet")
     auc = roc_auc_score(predictions.label, predictions.score)
     assert report["probes"]["linear"]["metrics"]["roc_auc"]["value"] == pytest.approx(auc)
     with pytest.raises(InputError, match="cutouts must be a DatasetDict"):
-        evaluate(run, tiny_cutouts[0]["test"])
+        evaluate_model(run, tiny_cutouts[0]["test"])
 
 
 def test_a_backbone_that_gives_no_finite_features_is_not_probed(tiny_cutouts, tmp_path):
@@ -274,7 +277,7 @@ def test_a_backbone_that_gives_no_finite_features_is_not_probed(tiny_cutouts, tm
     weights["teacher.backbone.layernorm.weight"].fill_(3e38)  # finite, but what it gives is not
     save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"the backbone of .* gives NaN or infinite features on train: pretrain"):
-        evaluate(run, tiny_cutouts, num_bootstrap=0)
+        evaluate_model(run, tiny_cutouts, num_bootstrap=0)
     assert not (run / "evaluation").exists()
 
 

@@ -20,7 +20,7 @@ import lens_ssl_hf
 from lens_ssl_hf import (
     InputError,
     LensImageProcessor,
-    evaluate,
+    evaluate_model,
     export,
     finetune,
     predict,
@@ -221,7 +221,7 @@ def test_bf16_weights_are_exported_as_float32(tmp_path):
 
 def test_a_cnn_is_published_with_its_code(tiny_cutouts, tmp_path):
     run = finetune(tiny_cutouts, tmp_path / "run", backbone="cnn", precision="fp32", steps=2, eval_every=1)
-    evaluate(run, tiny_cutouts, num_bootstrap=10)
+    evaluate_model(run, tiny_cutouts, num_bootstrap=10)
     folder = push_to_hub(run, "me/lens-cnn-classifier", dry_run=tmp_path / "lens-cnn-classifier")
     split = tiny_cutouts[0]["test"]
     scores = predict(run, split).score

@@ -24,7 +24,7 @@ from transformers import AutoModel
 from lens_ssl_hf import (
     DinoForPreTraining,
     InputError,
-    evaluate,
+    evaluate_model,
     export,
     load_cutouts,
     pipeline,
@@ -51,7 +51,7 @@ def runs(tiny_cutouts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     found = {"ssl": write_pretrain_run(folder / "ssl"), "classifier": write_classifier_run(folder / "classifier")}
     for run in found.values():
-        evaluate(run, tiny_cutouts, num_bootstrap=20)
+        evaluate_model(run, tiny_cutouts, num_bootstrap=20)
     return found
 
 
@@ -151,7 +151,7 @@ def test_no_local_path_is_published(hub, tiny_cutouts, tmp_path):
     )
     facts |= {"init": f"{tmp_path}/alice/ssl", "arguments": {"output_dir": str(run), "init": "~/alice/ssl"}}
     (run / "run.json").write_text(json.dumps(facts))
-    evaluate(run, tiny_cutouts, num_bootstrap=20)
+    evaluate_model(run, tiny_cutouts, num_bootstrap=20)
     push_to_hub(run, CLASSIFIER)
     files = published(hub.model(CLASSIFIER))
     for name, content in files.items():
@@ -444,7 +444,7 @@ def test_a_model_names_the_data_set_that_it_was_trained_on(hub, runs, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     facts["data"]["name"] = "me/lenses"
     (run / "run.json").write_text(json.dumps(facts))
-    evaluate(run, ({"test": make_split(48, 2)}, facts["data"]), num_bootstrap=20)
+    evaluate_model(run, ({"test": make_split(48, 2)}, facts["data"]), num_bootstrap=20)
     push_to_hub(run, CLASSIFIER)
     card = ModelCard.load(CLASSIFIER)
     assert card.data.datasets == ["me/lenses"]

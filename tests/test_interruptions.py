@@ -20,7 +20,7 @@ from conftest import save_toy
 from safetensors.torch import load_file
 from tiny_runs import write_classifier_run
 
-from lens_ssl_hf import InputError, evaluate, export, finetune, load_cutouts, predict, pretrain
+from lens_ssl_hf import InputError, evaluate_model, export, finetune, load_cutouts, predict, pretrain
 from lens_ssl_hf.data.pool import map_chunks
 from lens_ssl_hf.data.samplers import epoch_order
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutouts
@@ -284,7 +284,7 @@ def test_a_read_only_folder_is_named(read_only, tiny_cutouts, tmp_path):
         lambda: save_toy(tiny_cutouts, read_only / "a"),
         lambda: export(run, read_only / "a"),
         lambda: predictions.save(read_only / "a.parquet"),
-        lambda: evaluate(predictions, output_dir=read_only / "a", num_bootstrap=0),
+        lambda: evaluate_model(predictions, output_dir=read_only / "a", num_bootstrap=0),
         lambda: load_cutouts("simulated", train_size=4, cache_dir=str(read_only / "a")),
     ):
         reason = "Operation not permitted|Permission denied|cannot be written to"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import ViTConfig, ViTForImageClassification
 
-from lens_ssl_hf import InputError, evaluate, export, finetune, pipeline, predict, read_cutout
+from lens_ssl_hf import InputError, evaluate_model, export, finetune, pipeline, predict, read_cutout
 from lens_ssl_hf.models import LensCnnConfig, LensCnnForImageClassification
 from lens_ssl_hf.models.backbones import load_encoder
 
@@ -249,7 +249,7 @@ def test_a_cnn_of_earlier_names_loads_and_its_variances_are_checked(tmp_path, ti
         predict(run, tiny_cutouts)
     weights(**{"features.1.running_var": None})(run / "model")
     with pytest.raises(InputError, match="running_var is missing"):
-        evaluate(run, tiny_cutouts)
+        evaluate_model(run, tiny_cutouts)
 
 
 def test_a_model_in_memory_is_checked(exported):

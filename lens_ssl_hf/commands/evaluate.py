@@ -79,7 +79,7 @@ def main() -> None:
         raise InputError(f"{model} does not exist: correct the path")
     if not arguments.eval_dir and not (model / "run.json").is_file():
         raise InputError(f"{model} is no run: say with --eval_dir where to write")
-    from .. import evaluate, predict
+    from .. import evaluate_model, predict
     from ..evaluation.reports import evaluation_folder
     from ..inference.inputs import choose_split
 
@@ -95,7 +95,7 @@ def main() -> None:
         print(predictions.save(folder / "predictions.parquet"))
         return
     names = ("split", "prevalence", "num_bootstrap", "seed", "batch_size")
-    result = evaluate(arguments.model, cutouts, folder, **{name: getattr(arguments, name) for name in names})
+    result = evaluate_model(arguments.model, cutouts, folder, **{name: getattr(arguments, name) for name in names})
     for name, report in result.get("probes", {"": result}).items():
         if name:
             print(f"-- {name} probe")

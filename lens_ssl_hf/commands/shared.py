@@ -69,12 +69,12 @@ class TrainingPushArguments:
 
         if not self.push_to_hub or not process_state().is_main_process:
             return
-        from .. import evaluate, push_to_hub
+        from .. import evaluate_model, push_to_hub
         from ..hub.card import read_evaluation
 
         try:
             if read_evaluation(run) is None:
-                evaluate(run, cutouts)
+                evaluate_model(run, cutouts)
             print(push_to_hub(run, self.push_to_hub, private=self.hub_private))
         except InputError as error:
             raise InputError(

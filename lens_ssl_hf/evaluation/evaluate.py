@@ -19,7 +19,7 @@ from .probes import probe
 from .reports import describe, evaluation_folder, report_on, title_of
 
 
-def evaluate(
+def evaluate_model(
     model: Any,
     cutouts: Any = None,
     output_dir: str | os.PathLike | None = None,

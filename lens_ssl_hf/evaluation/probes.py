@@ -124,10 +124,10 @@ def probe(
         run (`str` or `os.PathLike`): a pretraining run.
         cutouts (`DatasetDict` or path of a saved dataset): with train, validation and `split`.
         output_dir (`str` or `os.PathLike`, *optional*): where to write, by default the [`evaluation_folder`].
-        settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate`].
+        settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate_model`].
 
     Returns:
-        `dict`: `probes` maps `linear`, `linear_patches` and `knn` to a report as [`evaluate`] returns it.
+        `dict`: `probes` maps `linear`, `linear_patches` and `knn` to a report as [`evaluate_model`] returns it.
 
     Raises:
         [`InputError`]: the run has not finished, a split or its labels are missing, or a feature is NaN or infinite.

@@ -211,8 +211,8 @@ def pipeline(model: Any, **kwargs: Any) -> LensClassificationPipeline:
     """
     A classifier of cutouts in any form. Files are brought to the bands, zero point and stretch of the model. An array
     must have its bands, in its order, and its zero point, or be display units (`units="display"`). Scores are float32,
-    as those of [`evaluate`]; `dtype="bfloat16"` is 1.7 times as fast on CPUs that compute in it, with nearly the same
-    ranking but scores that differ in the second digit.
+    as those of [`evaluate_model`]; `dtype="bfloat16"` is 1.7 times as fast on CPUs that compute in it, with nearly the
+    same ranking but scores that differ in the second digit.
 
     ```python
     >>> classify = pipeline("lens-dino-vits8-classifier")

@@ -17,7 +17,14 @@ from ..errors import InputError
 from ..models import LensCnnConfig, LensCnnForImageClassification, backbone_config
 from ..models.backbones import BACKBONES, use_fast_attention
 from ..training.accelerator import autocast, native_precision, process_state
-from ..training.arguments import FinetuneArguments, PretrainArguments, make_arguments, makes_no_difference, recipe
+from ..training.arguments import (
+    FORMER_OPTIONS,
+    FinetuneArguments,
+    PretrainArguments,
+    make_arguments,
+    makes_no_difference,
+    recipe,
+)
 from ..training.finetune import label_subset
 from ..training.progress import format_time
 from ..training.run_directory import read_run
@@ -165,7 +172,9 @@ class Plan:
         arguments = self.settings(cell)
         record = read_record(self.directory(cell) / "cell.json", *RECORDED)
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
-        made, wanted = {item.name: item.default for item in fields(kind)} | record["settings"], self.recorded(cell)
+        defaults = {item.name: item.default for item in fields(kind)}
+        made, wanted = defaults | FORMER_OPTIONS | record["settings"], self.recorded(cell)
+        wanted |= FORMER_OPTIONS if wanted else {}
         checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
         differs = [f"{n} {made[n]}, now {wanted[n]}" for n in checked if made[n] != wanted[n]]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():

@@ -151,7 +151,6 @@ class FinetuneArguments(ViewArguments):
     batch_size: int = _option(64, "Images per step, over all processes.")
     learning_rate: float = _option(3e-4, "Peak learning rate of the last layer of the backbone.")
     head_learning_rate: float = _option(1e-3, "Peak learning rate of the classifier.")
-    layer_decay: float = _option(1.0, "Factor of the learning rate from layer to layer downwards.")
     weight_decay: float = _option(0.05, "Weight decay; none on norms and biases.")
     warmup_fraction: float = _option(0.1, "Share of the steps with a linearly rising learning rate.")
     clip_grad_norm: float = _option(3.0, "Largest gradient norm; 0 does not clip.")
@@ -174,8 +173,6 @@ class FinetuneArguments(ViewArguments):
         _not_negative(self, "head_learning_rate", "warmup_fraction")
         _at_most(self, 10, "head_learning_rate")
         _at_most(self, 1, "scale_min", "warmup_fraction")
-        _positive(self, "layer_decay")
-        _at_most(self, 1, "layer_decay")
         if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
@@ -188,7 +185,7 @@ def recipe(method: str) -> dict[str, Any]:
 
 
 # Options of earlier versions, with the value that training still has.
-FORMER_OPTIONS = {"gradient_accumulation_steps": 1}
+FORMER_OPTIONS = {"gradient_accumulation_steps": 1, "layer_decay": 1.0}
 _OF_TEACHERS = ("num_local_views", "local_size", "local_scale_min", "local_scale_max")
 _OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature")
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,32 +154,17 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     return model
 
 
-def layer_decay_groups(
-    model: PreTrainedModel, learning_rate: float, head_learning_rate: float, layer_decay: float, decay: float
+def parameter_groups(
+    model: PreTrainedModel, learning_rate: float, head_learning_rate: float, weight_decay: float
 ) -> list[dict]:
-    """
-    Optimizer groups with a peak learning rate per layer: `learning_rate * layer_decay^(layers above)` (Clark et al.
-    2020; Bao et al. 2022), `head_learning_rate` for the classifier. No weight decay on norms and biases.
-    """
-    depth = getattr(model.config, "num_hidden_layers", 0)
-    groups: dict[tuple[float, bool], dict] = {}
+    """Optimizer groups with their peak learning rates: the classifier has its own. Norms and biases do not decay."""
+    groups: dict[tuple[bool, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = re.search(r"\.layers?\.(\d+)\.", name)
-        if name.startswith("classifier"):
-            peak = head_learning_rate
-        elif layer:
-            peak = learning_rate * layer_decay ** (depth - 1 - int(layer.group(1)))
-        elif ".embeddings." in name:
-            peak = learning_rate * layer_decay**depth
-        else:  # the last layer norm, or a layer of the CNN
-            peak = learning_rate
-        decayed = parameter.ndim >= 2
-        group = groups.setdefault(
-            (peak, decayed), {"params": [], "peak": peak, "weight_decay": decay if decayed else 0.0}
-        )
-        group["params"].append(parameter)
+        is_head, decays = name.startswith("classifier"), parameter.ndim >= 2
+        group = {"peak": head_learning_rate if is_head else learning_rate, "weight_decay": weight_decay * decays}
+        groups.setdefault((is_head, decays), {"params": [], **group})["params"].append(parameter)
     return list(groups.values())
 
 
@@ -216,8 +200,8 @@ class Finetuning(Task):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         arguments = self.arguments
-        rates = (arguments.learning_rate, arguments.head_learning_rate, arguments.layer_decay)
-        groups = layer_decay_groups(self.model, *rates, arguments.weight_decay)
+        rates = arguments.learning_rate, arguments.head_learning_rate
+        groups = parameter_groups(self.model, *rates, arguments.weight_decay)
         return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
 
     def schedule(self, step: int, groups: list[dict[str, Any]]) -> dict[str, float]:
