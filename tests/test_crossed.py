@@ -24,7 +24,7 @@ SIGNAL, NUM_GROUPS, SIZE, DRAWS = 2.2, 100, 2, 150
 GAIN = 0.026  # in AUC, whose power is measured
 
 
-def simulate(rng, noise, shape, metric=ROCAUC()):
+def simulate(rng, noise, shape, metric):
     """
     `(seeds, subsets, 1 + draws)` of a measure of two methods that are equally good, on the same subsets and test set,
     the second with the opposite sign. Half of the cutouts are lenses.
@@ -121,7 +121,7 @@ def test_where_one_thing_differs_it_is_the_t_test_of_that():
 
 def test_the_order_of_cells_and_methods_does_not_matter():
     rng = np.random.default_rng(1)
-    sides, spread = simulate(rng, NOISE["cells"], (3, 4))
+    sides, spread = simulate(rng, NOISE["cells"], (3, 4), ROCAUC())
     difference, order = over_all(sides, spread.degrees), rng.permutation(4)
     again = over_all([side[rng.permutation(3)][:, order] for side in sides], spread.degrees)
     assert (again.value, again.p()) == pytest.approx((difference.value, difference.p()))
@@ -151,13 +151,13 @@ def test_simulated_studies_are_judged_at_the_nominal_rate(shape, repetitions, po
     """
     rejected, covered, found = {}, {}, {}
     is_enough = max(shape) >= 3
-    judge = over_all if is_enough else over_test_groups
+    judge, metric = over_all if is_enough else over_test_groups, ROCAUC()
     for name, noise in NOISE.items() if is_enough else [("groups", NOISE["groups"])]:
         of_seed, of_subset, of_cell, of_group = noise
         noise = (of_seed * (shape[0] >= 3), of_subset * (shape[1] >= 3), of_cell * is_enough, of_group)
         rng, p, hits, found[name] = np.random.default_rng(3), [], [], []
         for _ in range(repetitions):
-            sides, spread = simulate(rng, noise, shape)
+            sides, spread = simulate(rng, noise, shape, metric)
             difference, mean = judge(sides, spread.degrees), judge(sides[:1], spread.degrees)
             p.append(difference.p())
             low, high = mean.score_interval(spread.smallest)
