@@ -160,8 +160,9 @@ def _draw_scale_bar(axes: Any, size: int, pixel_scale: float) -> None:
 
 def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -> Path:
     """
-    Training curves of a run from its metrics.jsonl: loss, AUC on the validation split, learning rate and, for DINO and
-    iBOT, the teacher's entropy (for SimSiam the spread of the outputs).
+    Training curves of a run from its metrics.jsonl: loss and AUC on the validation split; of a pretraining the
+    effective rank of [CLS] and the teacher's entropy (for SimSiam the spread of the outputs); of a fine-tuning the
+    learning rate.
 
     Args:
         run (`str` or `os.PathLike`): the run directory.
@@ -176,10 +177,10 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
     panels = [
         ({"loss": "total", "cls_loss": "[CLS]", "patch_loss": "patches"}, "Loss"),
         ({"knn_auc": "kNN", "probe_auc": "linear probe", "validation_auc": "classifier"}, "ROC AUC, validation split"),
-        ({"learning_rate": ""}, "Learning rate"),
-        ({"teacher_entropy": ""}, "Teacher entropy (nats)"),
         ({"effective_rank": ""}, "Effective rank of [CLS]"),
+        ({"teacher_entropy": ""}, "Teacher entropy (nats)"),
         ({"output_std": ""}, f"Spread of {spread} (std of unit vectors)"),
+        ({"learning_rate": ""}, "Learning rate"),
         ({"gradient_norm": ""}, "Gradient norm before clipping"),
     ]
     panels = [panel for panel in panels if any(line.get(name) is not None for line in lines for name in panel[0])][:4]
