@@ -27,6 +27,7 @@ from typing import Any
 from benchmark_steps import (
     INFO,
     UsualWay,
+    device,
     floor_step,
     machine,
     matmul_flops,
@@ -155,14 +156,14 @@ def classifier_floor_rate(backbone: str, precision: str, steps: int = 40) -> flo
     from lens_ssl_hf.models.backbones import use_fast_attention
     from lens_ssl_hf.training.accelerator import autocast
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    classifier = ViTForImageClassification(backbone_config(backbone)).to(device).train()
+    target = device()
+    classifier = ViTForImageClassification(backbone_config(backbone)).to(target).train()
     use_fast_attention(classifier)
-    images = torch.randn(FINETUNING_BATCH, 3, 32, 32, device=device)
-    labels = torch.arange(FINETUNING_BATCH, device=device) % 2
+    images = torch.randn(FINETUNING_BATCH, 3, 32, 32, device=target)
+    labels = torch.arange(FINETUNING_BATCH, device=target) % 2
 
     def step() -> None:
-        with autocast(device, precision):
+        with autocast(target, precision):
             logits = classifier(images).logits
         F.cross_entropy(logits.float(), labels).backward()
         classifier.zero_grad(set_to_none=True)

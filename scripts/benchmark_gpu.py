@@ -35,6 +35,7 @@ import torch
 from benchmark_steps import (
     INFO,
     UsualWay,
+    device,
     floor_step,
     machine,
     matmul_flops,
@@ -377,10 +378,6 @@ def scoring_rate(backbone: str, precision: str, arguments: GPUArguments) -> dict
 
 
 # ---- clocks ----------------------------------------------------------------------------------------
-
-
-def device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def sizes(arguments: GPUArguments, wanted: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:

@@ -53,7 +53,7 @@ class UsualWay:
         from lens_ssl_hf.models import METHODS, backbone_config
 
         self.method, self.precision = method, precision
-        self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        self.device = device()
         model_class = METHODS[method]
         self.model = model_class(model_class.config_class(backbone_config=backbone_config(backbone))).to(self.device)
         self.model.train()
@@ -66,7 +66,7 @@ class UsualWay:
             drop_last=True,
             num_workers=os.cpu_count(),
             persistent_workers=True,
-            pin_memory=str(self.device) != "cpu",
+            pin_memory=self.device.type != "cpu",
         )
         self.batches = (batch for _ in iter(int, 1) for batch in loader)
 
@@ -80,7 +80,7 @@ class UsualWay:
         if self.method == "ibot":
             masks = [[torch.randperm(16)[:5] for _ in crops[0]] for _ in range(2)]
             views["masked_patches"] = torch.stack([torch.stack(mask) for mask in masks]).to(self.device)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.model(**views)
         self.optimizer.zero_grad()
         output.loss.backward()
@@ -210,10 +210,9 @@ def matmul_flops(precision: str) -> float:
     """What this machine reaches in one large matrix product."""
     import torch
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device().type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
     seconds = min(timed(lambda: left @ right, 10) for _ in range(5))
     return 2 * size**3 / seconds
 
@@ -243,6 +242,13 @@ def noise(size: int) -> Any:
     generator = torch.Generator().manual_seed(0)
     pixels = 255 * torch.rand(size, 3, 64, 64, generator=generator)
     return CutoutTensors(pixels, torch.arange(size) % 2, names, names, names)
+
+
+def device() -> Any:
+    """The `torch.device` that is measured: the GPU where there is one."""
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def timed(way: Callable[[], Any], count: int) -> float:

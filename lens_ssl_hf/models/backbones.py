@@ -141,7 +141,7 @@ def can_compile(device: torch.device) -> bool:
     return compiler is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _attend(
+def attend_unmasked(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -156,7 +156,7 @@ def _attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("unmasked", _attend)
+ALL_ATTENTION_FUNCTIONS.register("unmasked", attend_unmasked)
 
 
 def compile_layers(model: torch.nn.Module) -> None:

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
-from torch.nn import functional as F
+
+from .backbones import attend_unmasked
 
 MAX_TOKENS = 64
 
@@ -134,8 +135,9 @@ def attend(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls: all tokens look at all. Without dropout, as pretraining and fine-tuning are here."""
-    if query.dtype == torch.bfloat16 and query.shape[2] <= MAX_TOKENS:
+    """What transformers calls: the kernel for what it can do, and the fused one without a mask for the rest."""
+    tokens, size = query.shape[2:]
+    is_a_tile = tokens <= MAX_TOKENS and size >= 16 and size & (size - 1) == 0
+    if query.dtype == torch.bfloat16 and is_a_tile and dropout == 0:
         return short_attention(query, key, value, scaling).transpose(1, 2), None
-    output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
-    return output.transpose(1, 2).contiguous(), None
+    return attend_unmasked(module, query, key, value, attention_mask, scaling, dropout)
