@@ -5,6 +5,8 @@
 #     scripts/gpu.sh speed    # scripts/benchmark_gpu.py
 #     scripts/gpu.sh study    # as many cells of the study on simulated cutouts as there is time for
 #     scripts/gpu.sh train    # a long pretraining, exported; classifiers from it and from scratch
+#     scripts/gpu.sh real     # the study on five folds of TABLE (scripts/prepare_cfhtls.py), after that on simulated
+#                             # cutouts; a backbone that has seen all of its windows but those of the test split
 #
 # With --rehearse the same code runs with tiny sizes on the CPU. Results and a log go to $OUT (gpu_results): at most 8
 # files of at most 16 MiB. Datasets and runs lie in $WORK (/tmp/lens_ssl_gpu), where a part that was stopped goes on
@@ -20,6 +22,7 @@
 #
 #     cat gpu_results/study.tar.gz.* | tar -xz -C runs/study     # whole: lens-ssl study goes on there and reports
 #     cat gpu_results/unfinished.tar.gz.* | tar -xz -C report    # cells of pretrainings that are not all fine-tuned
+#     cat gpu_results/real.tar.gz.* | tar -xz -C runs/real
 #     cat gpu_results/weights.tar.* | tar -x                     # FIRST_PIECE=4 brings those after the first four
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,12 +37,19 @@ if [ "${2:-}" = --rehearse ]; then
 fi
 : "${OUT:=gpu_results}" "${WORK:=/tmp/lens_ssl_gpu}" "${LIMIT:=460}"                          # all parts; seconds
 : "${WORKERS:=6}" "${SEEDS:=3}" "${SUBSETS:=1}" "${LABELS:=100 300 600 1200 all}" "${BACKBONES:=vits8 vitb8}"
-: "${METHODS:=supervised simsiam dino ibot}" "${EPOCHS:=3}" "${STEPS:=1800}" "${STUDY_SECONDS:=400}"        # study
+: "${METHODS:=supervised simsiam dino ibot}" "${EPOCHS:=20}" "${STEPS:=1800}" "${STUDY_SECONDS:=400}"       # study
+: "${RECIPES:=scripts/large_batches.yaml}" "${EXPORT:=}"                 # study; the pretraining whose weights are kept
+: "${TABLE:=/tmp/cfhtls/cfhtls.csv}" "${REAL_METHODS:=supervised cnn dino-continued dino-continued-linear}"      # real
+: "${REAL_EXPORT:=}" "${FOLDS:=0 1 2 3 4}"
 : "${TRAIN_METHOD:=dino}" "${TRAIN_BACKBONE:=vits8}" "${TRAIN_EPOCHS:=100}" "${BATCH:=512}" "${TRAIN_LABELS:=300}"
 : "${CHECK_OPTIONS:=}" "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # of lens-ssl pretrain
-: "${study_sizes:=--unlabelled_size 38630 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
+: "${study_sizes:=--unlabelled_size 60000 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
 mkdir -p "$OUT" "$WORK/site"
 OUT=$(realpath "$OUT")
+if [ -n "${LENS_SSL_REHEARSE:-}" ]; then
+    sed "s/batch_size: [0-9]*/batch_size: 16/" "$RECIPES" > "$WORK/recipes.yaml"
+    RECIPES=$WORK/recipes.yaml
+fi
 export PYTHONPATH=$WORK/site:$PWD TQDM_MININTERVAL=30 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
 
 install_missing() {
@@ -88,26 +98,51 @@ simulate() {  # FOLDER SIZES...: unless it is there
 # ---- study: several processes share the cells, since one that trains small models leaves the GPU idle
 
 run_study() {  # BACKBONE
-    local worker
     if [ $SECONDS -ge "$STUDY_SECONDS" ]; then return; fi
-    for worker in $(seq "$WORKERS"); do
-        background "$WORK/worker$worker.log" study --dataset "$WORK/study_data" --output_dir "$WORK/study" \
-            --methods $METHODS --backbones "$1" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" \
-            --epochs "$EPOCHS" --steps "$STEPS" --precision bf16
-    done
-    until [ $SECONDS -ge "$STUDY_SECONDS" ] || [ "$(done_cells "$1")" -ge "$(planned_cells)" ] || [ -z "$(jobs -r)" ]
-    do sleep 1; done
-    kill $(jobs -p) 2> /dev/null || true  # a training saves a checkpoint first; the report is made elsewhere
-    wait
-    tail -n 2 "$WORK"/worker*.log
-    echo "$1: $(done_cells "$1") of $(planned_cells) cells are done"
+    share_cells study "*-$1-*" "$(planned_cells)" --dataset "$WORK/study_data" --methods $METHODS --backbones "$1" \
+        --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" --epochs "$EPOCHS"
 }
 
-done_cells() { find "$WORK/study" -name cell.json -path "*-$1-*" 2> /dev/null | wc -l; }
+run_real() {
+    local table="--dataset $TABLE --bands i r g --subclass_column kind --validation_fraction 0.2"
+    METHODS=$REAL_METHODS LABELS=all
+    share_cells real "*" "$(($(planned_cells) * $(wc -w <<< "$FOLDS")))" $table --folds $FOLDS --methods $METHODS \
+        --backbones $BACKBONES --labels all --seeds "$SEEDS" --subsets "$SUBSETS" \
+        ${LENS_SSL_REHEARSE:+--epochs 1} $([[ $METHODS != *continued* ]] || echo "--earlier_study $WORK/study")
+    (cd "$WORK/real" && pack real */*)
+    if [ -n "$REAL_EXPORT" ]; then
+        within python3 - "$RECIPES" dino-continued << 'END' > "$WORK/real.yaml"
+import sys, yaml
+print(yaml.safe_dump(yaml.safe_load(open(sys.argv[1]))[sys.argv[2]]))
+END
+        lens_ssl pretrain $table --config "$WORK/real.yaml" --resume auto --output_dir "$WORK/real-all" \
+            --init "$WORK/study/pretrainings/$REAL_EXPORT" ${LENS_SSL_REHEARSE:+--epochs 1}
+        export_pieces "$WORK/real-all" "lens-$REAL_EXPORT-cfhtls"
+    fi
+}
+
+share_cells() {  # FOLDER PATTERN PLANNED OPTIONS...: until STUDY_SECONDS, or so many cells of this pattern are done
+    local worker folder=$1 pattern=$2 planned=$3
+    shift 3
+    for worker in $(seq "$WORKERS"); do
+        background "$WORK/$folder-worker$worker.log" study "$@" --output_dir "$WORK/$folder" --steps "$STEPS" \
+            --precision bf16 --recipes "$RECIPES"
+    done
+    until [ $SECONDS -ge "$STUDY_SECONDS" ] || [ "$(done_cells)" -ge "$planned" ] || [ -z "$(jobs -r)" ]; do sleep 1; done
+    kill $(jobs -p) 2> /dev/null || true  # a training saves a checkpoint first; the report is made elsewhere
+    wait
+    tail -n 2 "$WORK/$folder-worker"*.log
+    echo "$folder $pattern: $(done_cells) of $planned cells are done"
+}
+
+done_cells() { find "$WORK/$folder" -name cell.json -path "$pattern" 2> /dev/null | wc -l; }
 
 planned_cells() {
-    local own=$(($(wc -w <<< "$METHODS") * $(wc -w <<< "$LABELS") * SEEDS * SUBSETS))
-    echo $((own + SEEDS * $(wc -w <<< "${METHODS/supervised/}")))
+    local name own=$(($(wc -w <<< "$METHODS") * $(wc -w <<< "$LABELS") * SEEDS * SUBSETS))
+    for name in $METHODS; do
+        case $name in supervised* | cnn | *-linear) ;; *) own=$((own + SEEDS)) ;; esac
+    done
+    echo "$own"
 }
 
 # Weights stay behind. A pretraining that is not yet fine-tuned on all labels would need its own: it is made again by
@@ -157,16 +192,28 @@ pack_results() {
         > "$OUT/results.tar.gz" 2> /dev/null || true
 }
 
-export_backbone() {  # bf16 on disk
+export_pieces() {  # RUN NAME: the backbone's weights, bf16 on disk, into $OUT as pieces
+    local backbone=$WORK/exported/$2
+    rm -rf "$backbone"
+    lens_ssl export "$1" "$backbone"
+    halve "$backbone"
+    tar -c -C "$WORK/exported" "$2" | split -b 15M -d - "$OUT/$2.tar."
+}
+
+export_backbone() {
     lens_ssl export "$folder/ssl" "$backbone"
-    python3 - "$backbone/model.safetensors" << 'END'
+    halve "$backbone"
+    mkdir "$folder/pieces.partial"
+    tar -c -C "$folder" "$(basename "$backbone")" | split -b 15M -d - "$folder/pieces.partial/weights.tar."
+    mv "$folder/pieces.partial" "$folder/pieces"
+}
+
+halve() {  # FOLDER: bf16 on disk
+    python3 - "$1/model.safetensors" << 'END'
 import sys
 from safetensors.torch import load_file, save_file
 save_file({name: value.bfloat16() for name, value in load_file(sys.argv[1]).items()}, sys.argv[1], {"format": "pt"})
 END
-    mkdir "$folder/pieces.partial"
-    tar -c -C "$folder" "$(basename "$backbone")" | split -b 15M -d - "$folder/pieces.partial/weights.tar."
-    mv "$folder/pieces.partial" "$folder/pieces"
 }
 
 run_classifiers() {  # from the exported weights, and from scratch
@@ -199,11 +246,13 @@ run_part() {
         study)
             stage simulate simulate "$WORK/study_data" $study_sizes
             for backbone in $BACKBONES; do stage "study $backbone" run_study "$backbone"; done
-            stage pack pack_study ;;
+            stage pack pack_study
+            [ -z "$EXPORT" ] || stage export export_pieces "$WORK/study/pretrainings/$EXPORT" lens-${EXPORT%-seed*} ;;
+        real) stage real run_real ;;
         train)
             stage simulate simulate "$WORK/train_data" $train_sizes
             run_train ;;
-        *) echo "usage: scripts/gpu.sh check|speed|study|train [--rehearse]" >&2; return 2 ;;
+        *) echo "usage: scripts/gpu.sh check|speed|study|train|real [--rehearse]" >&2; return 2 ;;
     esac
 }
 

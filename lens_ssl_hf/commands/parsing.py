@@ -85,17 +85,23 @@ def _is_required(item: Field) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
 
 
-def _read_config(file: str, parser: Any, dataclasses: tuple[type, ...]) -> dict[str, Any]:
-    """The options in a YAML file, or under `arguments` in a run's run.json, checked as those of a command line are."""
+def read_yaml(file: str, option: str) -> dict[str, Any]:
+    """The entries of a YAML file that an option names."""
     try:
-        options = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"cannot read {file} ({reason}): give a YAML file as --config") from error
-    if isinstance(options, dict) and isinstance(options.get("arguments"), dict):
-        options = options["arguments"]
-    if not isinstance(options, dict):
+        raise InputError(f"cannot read {file} ({reason}): give a YAML file as --{option}") from error
+    if not isinstance(entries, dict):
         raise InputError(f"{file} holds no options: write one on each line, such as epochs: 60")
+    return entries
+
+
+def _read_config(file: str, parser: Any, dataclasses: tuple[type, ...]) -> dict[str, Any]:
+    """The options in a YAML file, or under `arguments` in a run's run.json, checked as those of a command line are."""
+    options = read_yaml(file, "config")
+    if isinstance(options.get("arguments"), dict):
+        options = options["arguments"]
     names = [item.name for cls in dataclasses for item in fields(cls)]
     actions = {action.dest: action for action in reversed(parser._actions)}  # of --flip and --no_flip the first
     words, given = [], []

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..data.options import DataArguments
 from ..errors import InputError, exit_on_input_error
-from .parsing import parse
+from .parsing import parse, read_yaml
 from .shared import load_dataset, quiet, tell
 
 MOST_USED = ("dataset", "output_dir", "methods", "backbones", "labels", "seeds", "subsets", "epochs", "steps")
@@ -64,6 +64,15 @@ class StudyArguments:
     )
     epochs: int | None = field(default=None, metadata={"help": "Of the pretrainings; by default each recipe's."})
     steps: int | None = field(default=None, metadata={"help": "Of the fine-tunings; 1800 by default."})
+    recipes: str = field(
+        default="",
+        metadata={
+            "help": (
+                "A YAML file with settings of the pretrainings by method, over its recipe, such as "
+                "scripts/large_batches.yaml; epochs, precision and crop_size win over it."
+            )
+        },
+    )
     crop_size: int | None = field(
         default=None, metadata={"help": "Side in pixels of the images that the models see; 32 by default."}
     )
@@ -121,6 +130,8 @@ def _study(arguments: StudyArguments, data_arguments: StudyDataArguments) -> Any
     given = {name: getattr(arguments, name) for name in ("precision", "crop_size", "epochs", "steps")}
     given = {name: value for name, value in given.items() if value is not None}
     pretraining, finetuning = ({n: v for n, v in given.items() if n != other} for other in ("steps", "epochs"))
+    pretrained = [method.removesuffix("-linear") for method in arguments.methods if method in PRETRAINED]
+    recipes = _read_recipes(arguments.recipes) if arguments.recipes else {}
     return Study(
         dict(zip(arguments.folds or (None,), map(load_dataset, options))),
         arguments.output_dir,
@@ -129,10 +140,24 @@ def _study(arguments: StudyArguments, data_arguments: StudyDataArguments) -> Any
         arguments.labels,
         arguments.seeds,
         arguments.subsets,
-        pretraining={m.removesuffix("-linear"): pretraining for m in arguments.methods if m in PRETRAINED},
+        pretraining={method: {**recipes.get(method, {}), **pretraining} for method in pretrained},
         finetuning={"all": finetuning},
         earlier_study=Path(arguments.earlier_study) if arguments.earlier_study else None,
     )
+
+
+def _read_recipes(file: str) -> dict[str, dict[str, Any]]:
+    """Settings by method from a YAML file."""
+    from ..study.methods import PRETRAINED
+
+    recipes = read_yaml(file, "recipes")
+    known = [method for method in PRETRAINED if not method.endswith("-linear")]
+    for method, settings in recipes.items():
+        if method not in known:
+            raise InputError(f"recipes {file} has {method!r}: choose from {', '.join(known)}")
+        if not isinstance(settings, dict):
+            raise InputError(f"recipes {file} gives {method} no settings: write `{method}: {{batch_size: 256}}`")
+    return recipes
 
 
 def _report(study: Any, records: list[dict[str, Any]], report: Path, cards: Path, failed: str) -> None:
