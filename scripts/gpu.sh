@@ -192,7 +192,7 @@ pack_results() {
         > "$OUT/results.tar.gz" 2> /dev/null || true
 }
 
-export_pieces() {  # RUN NAME: the backbone's weights, bf16 on disk, into $OUT as pieces
+export_pieces() {  # RUN NAME: the backbone's weights, float16 on disk, into $OUT as pieces
     local backbone=$WORK/exported/$2
     rm -rf "$backbone"
     lens_ssl export "$1" "$backbone" --half yes

@@ -91,7 +91,7 @@ def test_train_goes_on_after_a_kill(tmp_path):
         assert f"{name}/metrics.json" in names
     exported = unpack(files, "weights.tar", tmp_path / "exported")
     with safe_open(exported / "lens-dino-vitt8" / "model.safetensors", framework="pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}
     assert AutoModel.from_pretrained(exported / "lens-dino-vitt8").dtype == torch.float32
     pieces = [key for key in files if key.startswith("weights.tar.")]
     for key in pieces:

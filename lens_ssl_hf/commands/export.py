@@ -20,7 +20,7 @@ class ExportArguments:
     run: str = field(metadata={"help": "A run directory of lens-ssl pretrain or finetune."})
     folder: str = field(metadata={"help": "The folder to write."})
     half: bool = field(
-        default=False, metadata={"help": "Store the weights as bfloat16, in half the space; they load as float32."}
+        default=False, metadata={"help": "Store the weights as float16, in half the space; they load as float32."}
     )
 
 
