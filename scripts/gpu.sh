@@ -38,6 +38,7 @@ fi
 : "${OUT:=gpu_results}" "${WORK:=/tmp/lens_ssl_gpu}" "${LIMIT:=460}"                          # all parts; seconds
 : "${WORKERS:=6}" "${SEEDS:=3}" "${SUBSETS:=1}" "${LABELS:=100 300 600 1200 all}" "${BACKBONES:=vits8 vitb8}"
 : "${METHODS:=supervised simsiam dino ibot}" "${EPOCHS:=20}" "${STEPS:=1800}" "${STUDY_SECONDS:=400}"       # study
+: "${STUDY_WORKERS:=2}"
 : "${RECIPES:=scripts/large_batches.yaml}" "${EXPORT:=}"                 # study; the pretraining whose weights are kept
 : "${TABLE:=/tmp/cfhtls/cfhtls.csv}" "${REAL_METHODS:=supervised cnn dino-continued dino-continued-linear}"      # real
 : "${REAL_EXPORT:=}" "${FOLDS:=0 1 2 3 4}"
@@ -95,7 +96,7 @@ simulate() {  # FOLDER SIZES...: unless it is there
     [ -e "$folder" ] || lens_ssl build --dataset simulated --size 48 "$@" --cache_dir "$WORK/cache" --output "$folder"
 }
 
-# ---- study: several processes share the cells, since one that trains small models leaves the GPU idle
+# ---- study: a second process works on the host while the first computes; more of them only take turns on the GPU
 
 run_study() {  # BACKBONE
     if [ $SECONDS -ge "$STUDY_SECONDS" ]; then return; fi
@@ -124,7 +125,7 @@ END
 share_cells() {  # FOLDER PATTERN PLANNED OPTIONS...: until STUDY_SECONDS, or so many cells of this pattern are done
     local worker folder=$1 pattern=$2 planned=$3
     shift 3
-    for worker in $(seq "$WORKERS"); do
+    for worker in $(seq "$STUDY_WORKERS"); do
         background "$WORK/$folder-worker$worker.log" study "$@" --output_dir "$WORK/$folder" --steps "$STEPS" \
             --precision bf16 --recipes "$RECIPES"
     done

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import export, score
+from lens_ssl_hf import score
 from lens_ssl_hf.commands import main as command_line
 from lens_ssl_hf.commands import parsing
 from lens_ssl_hf.data.files.headers import Headers, raw_of
@@ -55,12 +54,11 @@ def write_cutouts(folder, number, side):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder as after `make demo`, with cutouts in two formats beside it."""
+    """A folder with the models of the repository, and cutouts in two formats beside them."""
     from astropy.io import fits
 
     folder = tmp_path_factory.mktemp("readme")
-    export(write_classifier_run(folder / "classifier"), folder / "demo" / "lens-dino-vitt8-classifier")
-    export(write_pretrain_run(folder / "backbone"), folder / "demo" / "lens-dino-vitt8")
+    (folder / "model_cards").symlink_to(ROOT / "model_cards")
     flux = np.random.default_rng(0).uniform(0, 200, size=(3, 40, 40)).astype(np.float32)
     np.save(folder / "cutout.npy", flux)
     fits.writeto(folder / "cutout.fits", flux)
@@ -100,7 +98,7 @@ def test_the_backbone_loads(workplace, monkeypatch):
 def test_the_package_reads_fits_and_npy(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     names = {}
-    exec(example(FILES).replace('pipeline("demo', 'found = pipeline("demo'), names)
+    exec(example(FILES).replace('pipeline("model', 'found = pipeline("model'), names)
     assert [len(labels) for labels in names["found"]] == [2, 2]
 
 
@@ -127,7 +125,7 @@ def test_a_generator_is_scored_file_by_file(workplace, monkeypatch, capsys):
 
 
 def test_a_survey_is_scored_and_its_shards_are_read(workplace, tmp_path, monkeypatch):
-    score(workplace / "demo" / "lens-dino-vitt8-classifier", workplace / "survey", tmp_path / "scores", shard_size=1)
+    score(ROOT / "model_cards" / "lens-dino-vits8-classifier", workplace / "survey", tmp_path / "scores", shard_size=1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     names = {}
