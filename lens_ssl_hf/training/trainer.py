@@ -32,9 +32,9 @@ from .step_graph import StepGraph
 # Images of a run and process from which on compilation pays: on an H100 it takes 15 seconds and saves 20 microseconds
 # an image.
 COMPILED_FROM = 1_000_000
-# Share of the time that saving may take, and seconds below which a checkpoint is always saved. On a GPU, 50 steps of
-# fine-tuning take less time than saving the weights, the optimizer and the best weights.
-SAVING_SHARE, QUICK_SAVE = 0.1, 0.1
+# Share of the time that saving may take, and parameters below which every checkpoint is saved. On a GPU, 50 steps of
+# fine-tuning a ViT take less time than saving the weights, the optimizer and the best weights.
+SAVING_SHARE, SMALL_MODEL = 0.1, 1_000_000
 Batch = Mapping[str, torch.Tensor]
 Number = float | torch.Tensor  # on a GPU a 0-dim tensor, which a graph can be given anew
 
@@ -256,9 +256,9 @@ class Trainer:
 
     def _is_to_save(self, done: int, score: float | None) -> bool:
         """Whether a checkpoint is due, and is one with a score or does not come too soon after the last one."""
-        waits = self.saving_takes / SAVING_SHARE if self.saving_takes > QUICK_SAVE else 0.0
-        is_late = time.perf_counter() - self.saved_at >= waits
-        return self._is_due(done, self.task.save_every) and (score is not None or is_late)
+        is_small = sum(parameter.numel() for parameter in self.task.model.parameters()) < SMALL_MODEL
+        is_late = time.perf_counter() - self.saved_at >= self.saving_takes / SAVING_SHARE
+        return self._is_due(done, self.task.save_every) and (score is not None or is_late or is_small)
 
     def _save(self, done: int, score: float | None) -> None:
         begun = time.perf_counter()
