@@ -5,10 +5,9 @@ The point of the project in minutes on two CPU cores: what self-supervision brin
 make demo
 ```
 
-A ViT that DINO pretrained on unlabelled simulated cutouts (model_cards/lens-dino-vits8, an hour on the CPU or two
-minutes on a GPU away) and the same ViT from scratch are fine-tuned with the same labels and steps, compared, and the
-better one's candidates among 2,000 unlabelled cutouts are ranked on a page to look at. A pretraining of one minute shows
-what happens in one.
+A ViT that DINO pretrained on simulated cutouts without labels (model_cards/lens-dino-vits8) and the same ViT from
+scratch are fine-tuned with the same labels and steps, and compared. The classifier of the pretrained one scores 2,000
+cutouts, and its candidates are ranked on a page to look at. A pretraining of one minute shows how one begins.
 """
 
 import json
@@ -29,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 BOX = ROOT / "model_cards" / "lens-dino-vits8"
 DATA = {"train_size": 1500, "validation_size": 200, "test_size": 500, "size": 48}
 # One cutout in fifty is a lens here; on the sky it is one in many thousands.
-SURVEY = {"train_size": 100, "validation_size": 50, "test_size": 2000, "lens_fraction": 0.02, "size": 48, "data_seed": 1}
+SURVEY = {"train_size": 100, "validation_size": 50, "test_size": 2000, "lens_fraction": 0.02}
+SURVEY |= {"size": 48, "data_seed": 1}
 PRETRAIN = {"backbone": "vitt8", "epochs": 10, "eval_every": 2}
 # Milder views than the default, which so few steps do not suffice for.
 VIEWS = {"gain": 0.2, "offset": 0.2, "band_jitter": 0.0, "scale_min": 0.7}
@@ -127,8 +127,8 @@ def print_found(ranking: Path, survey) -> None:
     labels = dict(zip(survey["id"], survey["label"]))
     table = pd.read_csv(ranking / "ranking.csv", dtype={"id": str})
     first = [labels[name] for name in table["id"][table["sample"] == "top"]]
-    lenses = sum(labels.values())
-    print(f"Of {lenses} lenses among {len(labels)}, {sum(first[:50])} are in the first 50, {sum(first)} in the first 200.")
+    print(f"The survey: {sum(labels.values())} lenses among {len(labels)} cutouts, {sum(first[:50])} of them in the")
+    print(f"first 50 of the ranking, {sum(first)} in the first {len(first)}.")
 
 
 def record_needs(folder: Path, seconds: float) -> dict:
