@@ -6,7 +6,8 @@ rest, from which completeness can be measured.
 lens-ssl rank scores/ --top 500 --audit 300 --output ranking/
 ```
 
-It writes ranking.csv, .parquet, .fits and .vot, and a contact sheet of the first 100.
+It writes ranking.csv, .parquet, .fits and .vot, page.html, on which they are graded, and a contact sheet of the first
+100.
 """
 
 from dataclasses import MISSING, asdict, dataclass
@@ -24,7 +25,8 @@ class RankArguments:
     top: int = option(500, "Candidates to list.")
     audit: int = option(0, "Rows to draw from all others at random.")
     separation: float = option(1.0, "Rows closer than this to a better one (arcsec) are the same object; 0: none are.")
-    seed: int = option(0, "Seed of the draw.")
+    seed: int = option(0, "Seed of the draw, and of the order on the grading page.")
+    known: str | None = option(None, "Known lenses to look for: a table with ra and dec, or lenscat.")
 
 
 @exit_on_input_error
@@ -35,6 +37,8 @@ def main() -> None:
 
     found = rank(**asdict(arguments))
     print(f"{found['top']} candidates ({found['merged']} further rows at their places), {found['audit']} of the rest")
+    if known := found.get("known"):
+        print(f"{known['scored']} of {known['lenses']} known lenses were scored")
     print(f"written to {arguments.output}")
 
 

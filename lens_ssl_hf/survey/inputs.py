@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -111,7 +111,7 @@ class FileInput:
     def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
         """The rows from `start` to `stop`, `size` at a time; other processes read ahead."""
         rows = self.rows[start:stop]
-        found = map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), ahead=READ_AHEAD)
+        found = self._read(rows, asked)
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             crops, ra, dec = zip(*islice(found, len(part)))
@@ -122,6 +122,13 @@ class FileInput:
                 "source": text_array([", ".join(map(str, row.paths)) for row in part]),
             }
             yield Batch(columns, list(crops))
+
+    def pick(self, numbers: Sequence[int], asked: Asked) -> Iterator[Crops | str]:
+        """The crops of some rows, by their numbers."""
+        yield from (crops for crops, _, _ in self._read([self.rows[i] for i in numbers], asked))
+
+    def _read(self, rows: list[Row], asked: Asked) -> Iterator[tuple[Crops | str, float | None, float | None]]:
+        return map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), ahead=READ_AHEAD)
 
     def _reading(self, asked: Asked) -> _Reading:
         return _Reading(asked, self.hdu, self.bands, self.stack)

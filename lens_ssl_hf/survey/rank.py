@@ -1,6 +1,5 @@
 """The best candidates of a scored survey, each object once, and a random sample of the rest."""
 
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,23 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow
 from astropy import units
-from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.coordinates import search_around_sky
 from pyarrow import parquet
 
 from ..data.files.raw import readable
 from ..data.storage import check_target
 from ..errors import InputError
-from ..evaluation.plots import contact_sheet
-from ..evaluation.predictions import Predictions
 from ..files import replacing, write_json
 from . import manifest as manifests
-from .crops import Asked, Preparation
-from .inputs import Options, open_input
+from .known import find_known, read_known, write_known
+from .listed import draw
+from .places import near, places_of
 from .ranking_tables import VIEWER, write_tables
 
-logger = logging.getLogger(__name__)
-
-SHEET = 100  # candidates on the contact sheet
 SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
 _COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
 
@@ -54,10 +49,11 @@ def rank(
     audit: int = 0,
     separation: float = 1.0,
     seed: int = 0,
+    known: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """
-    Write the `top` candidates and a random sample of the rest as tables, with a contact sheet of the first `SHEET`.
-    Memory is bounded by `top`, `audit` and the size of a shard.
+    Write the `top` candidates and a random sample of the rest as tables, with a contact sheet and a grading page.
+    Memory is bounded by `top`, `audit`, `known` and the size of a shard.
 
     Args:
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote.
@@ -66,19 +62,25 @@ def rank(
         audit (`int`, *optional*, defaults to `0`): rows that are drawn from all others at random.
         separation (`float`, *optional*, defaults to `1.0`):
             In arcsec: of the rows closer than this to a better one, only that is kept; 0 keeps all.
-        seed (`int`, *optional*, defaults to `0`): of the draw.
+        seed (`int`, *optional*, defaults to `0`): of the draw, and of the order in which the page shows the rows.
+        known (`str` or `os.PathLike`, *optional*):
+            Known lenses, whose ranks are listed and drawn: what [`read_known`] takes.
 
     Returns:
         `dict`: what is in ranking.json: the settings, and how many rows were ranked, merged and sampled.
 
     Raises:
-        [`InputError`]: scores that are missing, damaged or not complete, or an `output` that cannot be written.
+        [`InputError`]: scores that are missing, damaged or not complete, known lenses that cannot be read, or an
+            `output` that cannot be written.
     """
     for name, value, least in (("top", top, 1), ("audit", audit, 0), ("separation", separation, 0), ("seed", seed, 0)):
         if not value >= least:
             raise InputError(f"{name} is {value}: give at least {least}")
     scores, output = Path(scores), Path(output)
     check_target(output)
+    if known and not separation:
+        raise InputError("separation is 0: give one within which a row is a known lens, in arcsec")
+    lenses = read_known(known) if known else None
     manifest = manifests.read(scores)
     shards = _open(scores, manifest)
     best = _best(shards, top, separation)
@@ -88,11 +90,17 @@ def rank(
     facts = {"scores": str(scores), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
     facts |= {"separation": separation, "seed": seed, "models": manifest["models"], "input": manifest["input"]}
     table = _together(best, merged, sample, rest)
+    found = None if lenses is None else find_known(shards, lenses, separation)
+    if found is not None:
+        table = _with_known(table, lenses, separation)
+        facts["known"] = {"table": str(known), "lenses": len(lenses), "scored": len(found)}
     try:
         with replacing(output) as new:
             new.mkdir()
             write_tables(table, new)
-            _draw(best, manifest, new / "contact_sheet.png")
+            if found is not None:
+                write_known(found, len(best) + facts["merged"] + rest, new)
+            draw(table, [*best["row"].to_pylist(), *sample["row"].to_pylist()], manifest, seed, new)
             write_json(new / "ranking.json", facts)
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
@@ -135,7 +143,7 @@ def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
 def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
     """The rows, from the first on, that are not closer than `separation` (arcsec) to one that is kept."""
     is_kept = np.ones(len(table), bool)
-    known, places = _places(table)
+    known, places = places_of(table)
     if separation > 0 and len(known) > 1:
         first, second, _, _ = search_around_sky(places, places, separation * units.arcsec)
         pairs = np.stack([known[first], known[second]])[:, first < second]
@@ -143,13 +151,6 @@ def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
             if is_kept[one]:
                 is_kept[other] = False
     return np.flatnonzero(is_kept)
-
-
-def _places(table: pyarrow.Table) -> tuple[np.ndarray, Any]:
-    """The rows with a position, and these positions."""
-    ra, dec = (table[name].to_pandas().to_numpy(dtype=float) for name in ("ra", "dec"))
-    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    return known, SkyCoord(ra[known], dec[known], unit="deg")
 
 
 def _audit(
@@ -160,11 +161,11 @@ def _audit(
     each; and how many rows are left. The first k rows of a sample are a sample of k.
     """
     taken, merged, rest = best["row"].to_numpy(), np.zeros(len(best), int), 0
-    places = _places(best)
+    places = places_of(best)
     sample, lots = best.slice(0, 0), np.empty(0)
     for i, table in enumerate(shards):
         is_left = ~np.isin(table["row"].to_numpy(), taken)
-        known, nearest = _near(table, places, separation)
+        known, nearest = near(table, places, separation)
         is_again = is_left[known]
         np.add.at(merged, nearest[is_again], 1)
         is_left[known] = False
@@ -175,16 +176,6 @@ def _audit(
         order = np.argsort(lots, kind="stable")[:number]
         sample, lots = sample.take(order).combine_chunks(), lots[order]
     return sample, merged, rest
-
-
-def _near(table: pyarrow.Table, best: tuple[np.ndarray, Any], separation: float) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that are at the place of one of the best, and of which."""
-    known, places = _places(table)
-    if not (separation > 0 and len(known) and len(best[0])):
-        return np.empty(0, int), np.empty(0, int)
-    nearest, distance, _ = places.match_to_catalog_sky(best[1])
-    is_near = distance.arcsec <= separation
-    return known[is_near], best[0][nearest[is_near]]
 
 
 def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, rest: int) -> pyarrow.Table:
@@ -206,26 +197,10 @@ def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, re
     return pyarrow.table(columns)
 
 
-def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
-    """The contact sheet of the first candidates as the first model sees them, where the input can still be read."""
-    first = manifest["models"][0]
-    preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
-    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
-    try:
-        bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
-        source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
-        if source.fingerprint != manifest["input"]["fingerprint"]:
-            raise InputError(f"{source.name} is not what it was")
-    except (InputError, OSError) as error:
-        logger.warning(f"no contact sheet is drawn: {error}")
-        return
-    rows = best["row"].to_pylist()[:SHEET]
-    crops = [next(source.batches(row, row + 1, Asked([preparation]), 1)).crops[0] for row in rows]
-    found = [i for i, one in enumerate(crops) if not isinstance(one, str)]
-    names = [str(best["id"][i].as_py()) for i in found]
-    ranks = [f"rank {i + 1}" for i in found]
-    score = best["score"].to_numpy()[found]
-    predictions = Predictions(names, np.full(len(found), -1), names, ranks, score)
-    pixels = np.stack([crops[i][0] for i in found])
-    facts = preparation.cutouts.get("bands"), None, "", preparation.cutouts.get("pixel_scale")
-    contact_sheet(pixels, predictions, path, *facts)
+def _with_known(table: pyarrow.Table, lenses: pyarrow.Table, separation: float) -> pyarrow.Table:
+    """With the names of the known lenses in column `known`."""
+    names: list[str | None] = [None] * len(table)
+    for row, lens in zip(*near(table, places_of(lenses), separation)):
+        names[row] = lenses["name"][int(lens)].as_py()
+    place = table.column_names.index("viewer")
+    return table.add_column(place, "known", pyarrow.array(names, pyarrow.string()))
