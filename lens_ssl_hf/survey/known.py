@@ -37,28 +37,28 @@ def read_known(source: str | os.PathLike) -> pyarrow.Table:
     Raises:
         [`InputError`]: the table cannot be read or holds no position; or lenscat is not installed.
     """
-    is_lenscat = str(source) == LENSCAT
-    path = _lenscat_file() if is_lenscat else Path(source)
+    if str(source) == LENSCAT:
+        path, names = _lenscat_file(), {"name": "name", "ra": "RA [deg]", "dec": "DEC [deg]", "grading": "grading"}
+    else:
+        path, names = Path(source), {"name": "name", "ra": "ra", "dec": "dec"}
     columns = read_table(path)
-    values, found = columns.values, {}
-    wanted = {"ra": "RA [deg]", "dec": "DEC [deg]"} if is_lenscat else {"ra": "ra", "dec": "dec"}
-    for key, name in {"name": "name", **wanted}.items():
-        found[key] = find_column(name, list(values), path, key)
+    found = {key: find_column(name, list(columns.values), path, key) for key, name in names.items()}
     if found["ra"] is None or found["dec"] is None:
-        raise InputError(f"{path} has no columns ra and dec (it has {', '.join(values)}): call them so")
-    rows = []
-    for i in range(len(values[found["ra"]])):
-        cells = (("" if (cell := values[found[key]][i]) is None else str(cell)) for key in ("ra", "dec"))
-        position = [
-            read_position(key, cell, f"{path}, row {i + 1}", found[key], columns.units)
-            for key, cell in zip(("ra", "dec"), cells)
-        ]
-        if None not in position and (not is_lenscat or values["grading"][i] == "confident"):
-            name = values[found["name"]][i] if found["name"] else None
-            rows.append({"name": str(i + 1 if name is None else name), "ra": position[0], "dec": position[1]})
-    if not rows:
+        raise InputError(f"{path} has no columns ra and dec (it has {', '.join(columns.values)}): call them so")
+    lenses = []
+    for i, cells in enumerate(zip(*columns.values.values())):
+        row = dict(zip(columns.values, cells))
+        position = {key: _degrees(key, row[found[key]], path, i, found[key], columns.units) for key in ("ra", "dec")}
+        if None not in position.values() and row.get(found.get("grading")) in (None, "confident"):
+            name = row.get(found["name"])
+            lenses.append({"name": str(i + 1 if name is None else name), **position})
+    if not lenses:
         raise InputError(f"{path} holds no position: give a table of known lenses with ra and dec")
-    return pyarrow.Table.from_pylist(rows)
+    return pyarrow.Table.from_pylist(lenses)
+
+
+def _degrees(key: str, cell: object, path: Path, i: int, column: str, units: dict[str, str]) -> float | None:
+    return read_position(key, None if cell is None else str(cell), f"{path}, row {i + 1}", column, units)
 
 
 def _lenscat_file() -> Path:
@@ -75,35 +75,31 @@ def find_known(shards: Iterable[pyarrow.Table], known: pyarrow.Table, separation
     of a lens, each belonging to the nearest one, the best counts. The shards are read twice, one at a time.
     """
     places = places_of(known)
-    best: dict[int, tuple[float, int, object, float]] = {}
+    best: dict[int, tuple[float, int, object, float]] = {}  # lens -> logit, minus the row, id, score
     for table in shards:
         at, which = near(table, places, separation)
-        rows = zip(*(table[name].take(at).to_pylist() for name in ("logit", "row", "id", "score")))
-        for lens, (logit, *rest) in zip(which.tolist(), rows):
-            best[lens] = max(best.get(lens, (-np.inf, 0)), (logit, *rest), key=lambda one: (one[0], -one[1]))
-    lenses = list(best)
-    ranks = _ranks(shards, np.array([best[one][0] for one in lenses]), np.array([best[one][1] for one in lenses], int))
-    order = np.argsort(ranks)
-    found = known.take(pyarrow.array([lenses[i] for i in order], pyarrow.int64()))
-    for position, name in ((2, "id"), (3, "score")):
-        found = found.append_column(name, pyarrow.array([best[lenses[i]][position] for i in order]))
-    return found.append_column("rank", pyarrow.array(ranks[order], pyarrow.int64()))
+        columns = (table[name].take(at).to_pylist() for name in ("logit", "row", "id", "score"))
+        for lens, logit, row, *rest in zip(which.tolist(), *columns):
+            if lens not in best or (logit, -row) > best[lens][:2]:
+                best[lens] = (logit, -row, *rest)
+    if not best:
+        logger.warning(f"no scored row is within {separation:g} arcsec of a known lens: known.png is not drawn")
+    logits, rows, ids, scores = zip(*best.values()) if best else ([], [], [], [])
+    ranks = _ranks(shards, np.array(logits), -np.array(rows, int))
+    found = known.take(pyarrow.array(list(best), pyarrow.int64()))
+    for name, values in (("id", ids), ("score", scores), ("rank", ranks)):
+        found = found.append_column(name, pyarrow.array(values))
+    return found.sort_by("rank")
 
 
 def _ranks(shards: Iterable[pyarrow.Table], logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """From 1 on, among all rows by falling logit; of equal ones the earlier row is the better."""
     before = np.zeros(len(logits), int)
     for table in shards if len(logits) else ():
-        shard_logits, shard_rows = table["logit"].to_numpy(), table["row"].to_numpy()
-        order = np.lexsort((shard_rows, -shard_logits))
-        falling, place = -shard_logits[order], np.argsort(order)
-        ends = np.searchsorted(falling, -logits, side="right")  # behind the equal ones of this shard
-        starts = np.searchsorted(falling, -logits, side="left")
-        first, last = (shard_rows[0], shard_rows[-1]) if len(shard_rows) else (0, -1)
-        inside = np.flatnonzero((first <= rows) & (rows <= last))
-        count = np.where(rows > last, ends, starts)
-        count[inside] = place[np.searchsorted(shard_rows, rows[inside])]
-        before += count
+        order = np.lexsort((table["row"].to_numpy(), -table["logit"].to_numpy()))
+        falling, numbers = -table["logit"].to_numpy()[order], table["row"].to_numpy()[order]
+        starts, ends = (np.searchsorted(falling, -logits, side) for side in ("left", "right"))
+        before += [start + np.searchsorted(numbers[start:end], row) for start, end, row in zip(starts, ends, rows)]
     return before + 1
 
 
@@ -117,24 +113,34 @@ def write_known(found: pyarrow.Table, total: int, folder: Path) -> None:
         plot_completeness(found["rank"].to_numpy(), total, folder / "known.png")
 
 
-def plot_completeness(ranks: np.ndarray, total: int, path: Path) -> Path:
+def completeness(ranks: np.ndarray, total: int) -> np.ndarray:
     """
-    The share of known lenses among the first rows, against the number of these rows, with the 95 % score interval of
-    a binomial share (Wilson 1927).
+    The share of known lenses among the first rows, where it changes, with the 95 % score interval of a binomial share
+    (Wilson 1927).
 
     Args:
         ranks (`np.ndarray` of shape `(n,)`): of the known lenses, rising, from 1 on.
         total (`int`): scored rows.
+
+    Returns:
+        `np.ndarray` of shape `(4, n + 2)`: number of rows, share, lower and upper end; from 1 row to all.
     """
     count = len(ranks)
-    steps = np.concatenate([[1], ranks, [max(total, 2)]])
-    shares = np.concatenate([[ranks[0] == 1], np.arange(1, count + 1), [count]]) / count
-    low, high = np.array([score_interval(share, share * (1 - share) / count, np.inf, count) for share in shares]).T
+    steps = np.concatenate([[1], ranks, [total]])
+    shares = np.searchsorted(ranks, steps, side="right") / count
+    ends = [score_interval(share, share * (1 - share) / count, np.inf, count) for share in shares.tolist()]
+    return np.stack([steps, shares, *zip(*ends)])
+
+
+def plot_completeness(ranks: np.ndarray, total: int, path: Path) -> Path:
+    """Draw what [`completeness`] returns, with that of a random order; the parameters are the same."""
+    steps, shares, low, high = completeness(ranks, total)
+    random = np.geomspace(1, total, 200)
     figure = new_figure((6.4, 4.4))
     axes = figure.subplots()
     axes.fill_between(steps, low, high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % interval")
-    axes.step(steps, shares, where="post", color=COLOURS[0], linewidth=1.8, label=f"{count} known lenses")
-    axes.plot(steps, steps / total, color="0.6", linestyle=":", linewidth=1.2, label="random order")
+    axes.step(steps, shares, where="post", color=COLOURS[0], linewidth=1.8, label=f"{len(ranks)} known lenses")
+    axes.plot(random, random / total, color="0.6", linestyle=":", linewidth=1.2, label="random order")
     axes.set(xscale="log", xlim=(1, max(total, 2)), ylim=(-0.02, 1.02))
     axes.set(xlabel=f"Rank among {total} scored rows", ylabel="Completeness of the known lenses that were scored")
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -22,6 +22,7 @@ from .crops import Preparation
 LIMIT = 5000  # candidates on a page
 SIDE = 128  # pixels a side of a picture, where the cutout is larger than the model's crop
 _COLUMNS = ["ra", "dec", "sample", "inclusion_probability", "score", "rank", "viewer"]
+_PARTS = ("page.css", "grades.js", "page.js")
 _QUALITY = 92  # below, artefacts show in the noise; WebP would halve the resolution of colours
 _ASSUMED = {"black": -2.0, "white": 100.0, "softening": 5.0}  # of pictures, in sigma as the fit of a stretch has them
 
@@ -57,7 +58,8 @@ def write_page(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
-    style, script = (environment.loader.get_source(environment, f"page.{kind}")[0] for kind in ("css", "js"))
+    style, *scripts = (environment.loader.get_source(environment, name)[0] for name in _PARTS)
+    script = "\n".join(scripts)
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
