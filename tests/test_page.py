@@ -26,6 +26,7 @@ from test_survey import STRETCH, write_run
 from lens_ssl_hf import InputError, rank, score
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.evaluation.pictures import colour_image
+from lens_ssl_hf.quoting import in_spreadsheet
 from lens_ssl_hf.survey.crops import Asked, Preparation
 from lens_ssl_hf.survey.inputs import Options, open_input
 from lens_ssl_hf.survey.known import completeness
@@ -162,7 +163,7 @@ def test_a_long_list_has_no_page(run, monkeypatch, caplog):
     write_scores(run, list(range(COUNT)))
     monkeypatch.setattr("lens_ssl_hf.survey.listed.LIMIT", 30)
     rank("scores", "ranking", top=25, audit=6)
-    assert "no grading page is made of 31 rows: it holds 30 at most, lower top or audit" in caplog.text
+    assert "no grading page of 31 rows is written: it holds 30 at most, lower top or audit" in caplog.text
     assert not Path("ranking/page.html").exists() and Path("ranking/contact_sheet.png").exists()
 
 
@@ -370,9 +371,10 @@ def test_what_is_exported_is_read_by_others_and_imported_elsewhere(ranking, page
     with open(file, newline="", encoding="utf-8") as stream:
         found = list(csv.DictReader(stream))
     assert list(found[0]) == "id,ra,dec,sample,inclusion_probability,grade,grader,time".split(",")
-    assert {one["id"]: one["grade"] for one in found} == expected
+    written = {str(in_spreadsheet(name)): name for name in expected}
+    assert {written[one["id"]]: one["grade"] for one in found} == expected
     for one in found:
-        row = rows["id"].index(one["id"])
+        row = rows["id"].index(written[one["id"]])
         assert one["sample"] == rows["sample"][row] and one["grader"] == 'Ada, "A"' and one["ra"] == ""
         assert float(one["inclusion_probability"]) == rows["inclusion_probability"][row]
         assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(one["time"]) < timedelta(minutes=5)

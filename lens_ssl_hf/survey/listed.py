@@ -39,11 +39,13 @@ def draw(table: pyarrow.Table, numbers: list[int], manifest: dict[str, Any], see
     try:
         source = _open(manifest)
     except (InputError, OSError) as error:
-        logger.warning(f"no contact sheet and no grading page are made: {error}")
+        logger.warning(f"no contact sheet is drawn and no grading page written: {error}")
         return
     has_page = len(numbers) <= LIMIT
     if not has_page:
-        logger.warning(f"no grading page is made of {len(numbers)} rows: it holds {LIMIT} at most, lower top or audit")
+        logger.warning(
+            f"no grading page of {len(numbers)} rows is written: it holds {LIMIT} at most, lower top or audit"
+        )
         numbers = numbers[:SHEET]
     order = np.argsort(numbers)
     cutouts = source.pick([numbers[i] for i in order], Asked([preparation], side=SIDE))

@@ -119,7 +119,10 @@ function gradeRest() {
   turn(1);
 }
 
-// ---- CSV (RFC 4180)
+// ---- CSV (RFC 4180); text that spreadsheets would take for a formula has a ' in front
+
+const asText = (cell) => (/^'*[=+\-@\t\r]/.test(cell) && !/^-?\d+$/.test(cell) ? "'" + cell : cell);
+const ofText = (cell) => (/^'+[=+\-@\t\r]/.test(cell) ? cell.slice(1) : cell);
 
 function writeCsv() {
   const quote = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
@@ -127,8 +130,8 @@ function writeCsv() {
   for (let row = 0; row < COUNT; row++) {
     const one = state.grades.get(row);
     if (one) {
-      const kept = COLUMNS.slice(0, 5).map((name) => String(rows[name][row] ?? ""));
-      lines.push([...kept, one.grade, state.grader, one.time]);
+      const [id, ...kept] = COLUMNS.slice(0, 5).map((name) => String(rows[name][row] ?? ""));
+      lines.push([asText(id), ...kept, one.grade, asText(state.grader), one.time]);
     }
   }
   return lines.map((cells) => cells.map(quote).join(",") + "\n").join("");
@@ -172,7 +175,7 @@ function readGrades(text) {
     const one = Object.fromEntries(Object.keys(place).map((name) => [name, cells[place[name]] ?? ""]));
     if (!GRADES.includes(one.grade)) throw new Error(`row ${i + 1} has the grade '${one.grade}': use A, B, C or X`);
     if (Number.isNaN(Date.parse(one.time))) throw new Error(`row ${i + 1} has the time '${one.time}': give ISO 8601`);
-    return one;
+    return { ...one, id: ofText(one.id), grader: ofText(one.grader) };
   });
 }
 

@@ -90,7 +90,7 @@ function show() {
   element("one").hidden = state.mosaic;
   element("mosaic").hidden = !state.mosaic;
   element("switch").firstChild.data = state.mosaic ? "One by one " : "Mosaic ";
-  element("stretch").replaceChildren(`Stretch: ${data.curves[state.curve].name} `, kbd("S"));
+  element("stretch").replaceChildren(`Stretch: ${data.curves[state.curve].name} `, make("kbd", "S"));
   element("field").setAttribute("aria-pressed", state.wide);
   if (state.mosaic) showMosaic();
   else showOne();
@@ -192,7 +192,6 @@ function make(tag, text = "") {
   return made;
 }
 
-const kbd = (key) => make("kbd", key);
 const press = (button, isPressed) => button.setAttribute("aria-pressed", isPressed);
 
 let timer;
@@ -216,7 +215,7 @@ const KEYS = {
 };
 
 document.addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]") || event.altKey) return;
+  if (document.querySelector("dialog[open]") || event.altKey || event.target.matches("select")) return;
   const key = event.key.toLowerCase();
   if (event.ctrlKey || event.metaKey) {
     if (key !== "z" || event.shiftKey) return;
