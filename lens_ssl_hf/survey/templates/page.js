@@ -253,7 +253,7 @@ element("file").addEventListener("change", async ({ target }) => {
 addEventListener("resize", () => state.grader && state.mosaic && show());
 addEventListener("beforeunload", (event) => state.unsaved && event.preventDefault());
 addEventListener("storage", (event) => { // another tab of the same grader
-  if (event.key !== keyOf(state.grader) || !state.grader) return;
+  if (!state.grader || event.key !== keyOf(state.grader) || !event.newValue) return;
   restore();
   state.steps = [];
   show();
