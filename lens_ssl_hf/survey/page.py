@@ -20,7 +20,7 @@ from ..files import write_text
 from .crops import Preparation
 
 LIMIT = 5000  # candidates on a page
-SIDE = 128  # pixels a side of a picture, where the cutout is larger than the model's crop
+SIDE = 112  # pixels a side of a picture, where the cutout is larger than the model's crop
 _COLUMNS = ["ra", "dec", "sample", "inclusion_probability", "score", "rank", "viewer"]
 _PARTS = ("page.css", "grades.js", "page.js")
 _QUALITY = 92  # below, artefacts show in the noise; WebP would halve the resolution of colours
