@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
 
 
 @dataclass(frozen=True)
-class _Shards:
+class Shards:
     """The scored rows in the shards of a folder; `row` is the number of each in the input."""
 
     paths: list[Path]
@@ -40,11 +40,14 @@ class _Shards:
     columns: list[str]
 
     def __iter__(self) -> Iterator[pyarrow.Table]:
-        for number, path in enumerate(self.paths):
-            with readable(path, fix=manifests.AGAIN):
-                table = parquet.read_table(path, columns=self.columns, partitioning=None)
-            table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
-            yield table.filter(table["score"].is_valid()).replace_schema_metadata(None)
+        return map(self.read, range(len(self.paths)))
+
+    def read(self, number: int) -> pyarrow.Table:
+        path = self.paths[number]
+        with readable(path, fix=manifests.AGAIN):
+            table = parquet.read_table(path, columns=self.columns, partitioning=None)
+        table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
+        return table.filter(table["score"].is_valid()).replace_schema_metadata(None)
 
 
 def rank(
@@ -80,27 +83,58 @@ def rank(
     scores, output = Path(scores), Path(output)
     check_target(output)
     manifest = manifests.read(scores)
-    shards = _open(scores, manifest)
-    best = _best(shards, top, separation)
+    shards = open_shards(scores, manifest)
+    best = best_of(shards, top, separation)
+    return write_ranking(best, shards, manifest, output, separation, audit, seed)
+
+
+def write_ranking(
+    best: pyarrow.Table,
+    shards: Shards,
+    manifest: dict[str, Any],
+    output: Path,
+    separation: float,
+    audit: int = 0,
+    seed: int = 0,
+    by: str = "score",
+    **settings: Any,
+) -> dict[str, Any]:
+    """
+    Write what [`best_of`] found, with a sample of the rest.
+
+    Args:
+        best (`pyarrow.Table`), shards ([`Shards`]), manifest (`dict`): what was found, where, and made of what.
+        output, separation, audit, seed: as [`rank`] has them.
+        by (`str`, *optional*): the column that the contact sheet shows and is sorted by.
+        settings: further ones for ranking.json.
+
+    Raises:
+        [`InputError`]: nothing was found, or `output` cannot be written.
+    """
+    folder = shards.paths[0].parent
     if not len(best):
-        raise InputError(f"{scores} holds no scored cutout, only flagged ones: see the column flag")
-    sample, merged, rest = _audit(shards, best, audit, separation, seed)
-    facts = {"scores": str(scores), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
-    facts |= {"separation": separation, "seed": seed, "models": manifest["models"], "input": manifest["input"]}
+        raise InputError(f"{folder} holds no scored cutout to list, only flagged ones: see the column flag")
+    known = best.select([name for name in best.column_names if name in (*shards.columns, "row")])
+    sample, merged, rest = _audit(shards, known, audit, separation, seed)
+    facts = {"scores": str(folder), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
+    facts |= {"separation": separation, "seed": seed, **settings}
+    facts |= {"models": manifest["models"], "input": manifest["input"]}
     table = _together(best, merged, sample, rest)
     try:
         with replacing(output) as new:
             new.mkdir()
             write_tables(table, new)
-            _draw(best, manifest, new / "contact_sheet.png")
+            _draw(best, manifest, new / "contact_sheet.png", by)
             write_json(new / "ranking.json", facts)
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
     return facts
 
 
-def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
+def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards:
     """
+    The shards of a folder, with further columns.
+
     Raises:
         [`InputError`]: a shard is missing, damaged or of something else.
     """
@@ -114,17 +148,17 @@ def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
         if manifests.shard_facts(path)["key"] != key:
             raise InputError(f"{path} is of another model, input or option: score again into another folder")
     extra = ["spread"] if len(manifest["models"]) > 1 else []
-    return _Shards(paths, manifest["options"]["shard_size"], _COLUMNS + extra)
+    return Shards(paths, manifest["options"]["shard_size"], [*_COLUMNS, *extra, *columns])
 
 
-def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
-    """The best rows, no two closer than `separation`; more rows are looked at until enough are left."""
+def best_of(tables: Iterable[pyarrow.Table], top: int, separation: float, by: str = "logit") -> pyarrow.Table:
+    """The best rows `by` a column, no two closer than `separation`; more rows are looked at until enough are left."""
     limit = 2 * top + SPARE
     while True:
         pool = None
-        for table in shards:
+        for table in tables:
             pool = table if pool is None else pyarrow.concat_tables([pool, table])
-            order = np.lexsort((pool["row"].to_numpy(), -pool["logit"].to_numpy()))
+            order = np.lexsort((pool["row"].to_numpy(), -pool[by].to_numpy()))
             pool = pool.take(order[:limit]).combine_chunks()
         kept = _unique(pool, separation)
         if len(kept) >= top or len(pool) < limit:
@@ -153,7 +187,7 @@ def _places(table: pyarrow.Table) -> tuple[np.ndarray, Any]:
 
 
 def _audit(
-    shards: _Shards, best: pyarrow.Table, number: int, separation: float, seed: int
+    shards: Shards, best: pyarrow.Table, number: int, separation: float, seed: int
 ) -> tuple[pyarrow.Table, np.ndarray, int]:
     """
     A random sample of the rows that are neither among the best nor at the place of one; how many are at the place of
@@ -190,7 +224,7 @@ def _near(table: pyarrow.Table, best: tuple[np.ndarray, Any], separation: float)
 def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, rest: int) -> pyarrow.Table:
     """Both with their ranks, inclusion probabilities and links."""
     count, drawn = len(best), len(sample)
-    table = pyarrow.concat_tables([best, sample])
+    table = pyarrow.concat_tables([best, sample], promote_options="default")
     columns = {
         "rank": pyarrow.array([*range(1, count + 1), *[None] * drawn], pyarrow.int64()),
         **{name: table[name] for name in table.column_names if name not in ("source", "row")},
@@ -206,16 +240,10 @@ def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, re
     return pyarrow.table(columns)
 
 
-def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
+def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path, by: str) -> None:
     """The contact sheet of the first candidates as the first model sees them, where the input can still be read."""
-    first = manifest["models"][0]
-    preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
-    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
     try:
-        bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
-        source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
-        if source.fingerprint != manifest["input"]["fingerprint"]:
-            raise InputError(f"{source.name} is not what it was")
+        source, preparation = open_again(manifest)
     except (InputError, OSError) as error:
         logger.warning(f"no contact sheet is drawn: {error}")
         return
@@ -224,8 +252,25 @@ def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
     found = [i for i, one in enumerate(crops) if not isinstance(one, str)]
     names = [str(best["id"][i].as_py()) for i in found]
     ranks = [f"rank {i + 1}" for i in found]
-    score = best["score"].to_numpy()[found]
+    score = best[by].to_numpy()[found]
     predictions = Predictions(names, np.full(len(found), -1), names, ranks, score)
     pixels = np.stack([crops[i][0] for i in found])
     facts = preparation.cutouts.get("bands"), None, "", preparation.cutouts.get("pixel_scale")
-    contact_sheet(pixels, predictions, path, *facts)
+    contact_sheet(pixels, predictions, path, *facts, value="P(lens)" if by == "score" else by)
+
+
+def open_again(manifest: dict[str, Any]) -> tuple[Any, Preparation]:
+    """
+    The input of a scored survey, and what the first model asks of its cutouts.
+
+    Raises:
+        [`InputError`] or `OSError`: it is gone, or not what it was.
+    """
+    first = manifest["models"][0]
+    preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
+    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
+    bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
+    source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
+    if source.fingerprint != manifest["input"]["fingerprint"]:
+        raise InputError(f"{source.name} is not what it was")
+    return source, preparation
