@@ -1,7 +1,7 @@
 """The best candidates of a scored survey, each object once, and a random sample of the rest."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
 
 
 @dataclass(frozen=True)
-class _Shards:
+class Shards:
     """The scored rows in the shards of a folder; `row` is the number of each in the input."""
 
     paths: list[Path]
@@ -35,11 +35,14 @@ class _Shards:
     columns: list[str]
 
     def __iter__(self) -> Iterator[pyarrow.Table]:
-        for number, path in enumerate(self.paths):
-            with readable(path, fix=manifests.AGAIN):
-                table = parquet.read_table(path, columns=self.columns, partitioning=None)
-            table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
-            yield table.filter(table["score"].is_valid()).replace_schema_metadata(None)
+        return map(self.read, range(len(self.paths)))
+
+    def read(self, number: int) -> pyarrow.Table:
+        path = self.paths[number]
+        with readable(path, fix=manifests.AGAIN):
+            table = parquet.read_table(path, columns=self.columns, partitioning=None)
+        table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
+        return table.filter(table["score"].is_valid()).replace_schema_metadata(None)
 
 
 def rank(
@@ -82,33 +85,67 @@ def rank(
         raise InputError("separation is 0: give one within which a row is a known lens, in arcsec")
     lenses = read_known(known) if known else None
     manifest = manifests.read(scores)
-    shards = _open(scores, manifest)
-    best = _best(shards, top, separation)
+    shards = open_shards(scores, manifest)
+    best = best_of(shards, top, separation)
+    settings = {} if lenses is None else {"known": {"table": str(known), "lenses": len(lenses)}}
+    return write_ranking(best, shards, manifest, output, separation, audit, seed, lenses=lenses, **settings)
+
+
+def write_ranking(
+    best: pyarrow.Table,
+    shards: Shards,
+    manifest: dict[str, Any],
+    output: Path,
+    separation: float,
+    audit: int = 0,
+    seed: int = 0,
+    by: str = "score",
+    lenses: pyarrow.Table | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """
+    Write what [`best_of`] found, with a sample of the rest.
+
+    Args:
+        best (`pyarrow.Table`), shards ([`Shards`]), manifest (`dict`): what was found, where, and made of what.
+        output, separation, audit, seed: as [`rank`] has them.
+        by (`str`, *optional*): the column that the contact sheet shows and is sorted by.
+        lenses (`pyarrow.Table`, *optional*): known ones, as [`read_known`] returns them.
+        settings: further ones for ranking.json.
+
+    Raises:
+        [`InputError`]: nothing was found, or `output` cannot be written.
+    """
+    folder = shards.paths[0].parent
     if not len(best):
-        raise InputError(f"{scores} holds no scored cutout, only flagged ones: see the column flag")
-    sample, merged, rest = _audit(shards, best, audit, separation, seed)
-    facts = {"scores": str(scores), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
-    facts |= {"separation": separation, "seed": seed, "models": manifest["models"], "input": manifest["input"]}
+        raise InputError(f"{folder} holds no scored cutout to list, only flagged ones: see the column flag")
+    plain = best.select([name for name in best.column_names if name in (*shards.columns, "row")])
+    sample, merged, rest = _audit(shards, plain, audit, separation, seed)
+    facts = {"scores": str(folder), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
+    facts |= {"separation": separation, "seed": seed, **settings}
+    facts |= {"models": manifest["models"], "input": manifest["input"]}
     table = _together(best, merged, sample, rest)
     found = None if lenses is None else find_known(shards, lenses, separation)
     if found is not None:
         table = _with_known(table, lenses, separation)
-        facts["known"] = {"table": str(known), "lenses": len(lenses), "scored": len(found)}
+        facts["known"]["scored"] = len(found)
     try:
         with replacing(output) as new:
             new.mkdir()
             write_tables(table, new)
             if found is not None:
                 write_known(found, len(best) + facts["merged"] + rest, new)
-            draw(table, [*best["row"].to_pylist(), *sample["row"].to_pylist()], manifest, seed, new)
+            draw(table, [*best["row"].to_pylist(), *sample["row"].to_pylist()], manifest, seed, new, by)
             write_json(new / "ranking.json", facts)
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
     return facts
 
 
-def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
+def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards:
     """
+    The shards of a folder, with further columns.
+
     Raises:
         [`InputError`]: a shard is missing, damaged or of something else.
     """
@@ -122,17 +159,17 @@ def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
         if manifests.shard_facts(path)["key"] != key:
             raise InputError(f"{path} is of another model, input or option: score again into another folder")
     extra = ["spread"] if len(manifest["models"]) > 1 else []
-    return _Shards(paths, manifest["options"]["shard_size"], _COLUMNS + extra)
+    return Shards(paths, manifest["options"]["shard_size"], [*_COLUMNS, *extra, *columns])
 
 
-def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
-    """The best rows, no two closer than `separation`; more rows are looked at until enough are left."""
+def best_of(tables: Iterable[pyarrow.Table], top: int, separation: float, by: str = "logit") -> pyarrow.Table:
+    """The best rows `by` a column, no two closer than `separation`; more rows are looked at until enough are left."""
     limit = 2 * top + SPARE
     while True:
         pool = None
-        for table in shards:
+        for table in tables:
             pool = table if pool is None else pyarrow.concat_tables([pool, table])
-            order = np.lexsort((pool["row"].to_numpy(), -pool["logit"].to_numpy()))
+            order = np.lexsort((pool["row"].to_numpy(), -pool[by].to_numpy()))
             pool = pool.take(order[:limit]).combine_chunks()
         kept = _unique(pool, separation)
         if len(kept) >= top or len(pool) < limit:
@@ -154,7 +191,7 @@ def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
 
 
 def _audit(
-    shards: _Shards, best: pyarrow.Table, number: int, separation: float, seed: int
+    shards: Shards, best: pyarrow.Table, number: int, separation: float, seed: int
 ) -> tuple[pyarrow.Table, np.ndarray, int]:
     """
     A random sample of the rows that are neither among the best nor at the place of one; how many are at the place of
@@ -181,7 +218,7 @@ def _audit(
 def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, rest: int) -> pyarrow.Table:
     """Both with their ranks, inclusion probabilities and links."""
     count, drawn = len(best), len(sample)
-    table = pyarrow.concat_tables([best, sample])
+    table = pyarrow.concat_tables([best, sample], promote_options="default")
     columns = {
         "rank": pyarrow.array([*range(1, count + 1), *[None] * drawn], pyarrow.int64()),
         **{name: table[name] for name in table.column_names if name not in ("source", "row")},

@@ -37,7 +37,7 @@ def score(
     embeddings: bool = False,
     views: int = 1,
     tasks: int = 1,
-    task: int = 0,
+    task: int | None = 0,
     batch_size: int = 256,
     device: str | None = None,
     num_proc: int | None = None,
@@ -60,7 +60,9 @@ def score(
         shard_size (`int`, *optional*, defaults to `100_000`): cutouts in a shard, in the order of the input.
         embeddings (`bool`, *optional*): keep the [CLS] tokens of the first model, as float16.
         views (`int`, *optional*, defaults to `1`): 8 averages the logits of all flips and quarter rotations.
-        tasks, task (`int`, *optional*): this process scores the shards i with i % tasks == task.
+        tasks, task (`int`, *optional*):
+            This process scores the shards i with i % tasks == task; none where task is `None`, but everything is
+            checked, and the manifest written.
         batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
         device (`str`, *optional*): by default the GPU where there is one.
         num_proc (`int`, *optional*): processes that read files; by default one per core.
@@ -90,8 +92,8 @@ def score(
     make_folder(output, "output")
     manifests.agree(output, manifest)
     key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
-    own = range(task, len(paths), tasks)
-    done = {i for i in own if _is_done(paths[i], key)}
+    own = shards_of(task, tasks, len(paths)) if task is not None else []
+    done = {i for i in own if is_done(paths[i], key)}
     sizes = [min(shard_size, len(source) - i * shard_size) for i in range(len(paths))]
     total, before = sum(sizes[i] for i in own), sum(sizes[i] for i in done)
     with datasets.utils.tqdm(desc="Scoring", unit=" cutouts", total=total, initial=before) as progress:
@@ -163,7 +165,7 @@ def _options(options: Mapping[str, Any]) -> Options:
         raise InputError(f"score has no option {', '.join(sorted(set(options)))}: choose from {known}") from error
 
 
-def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int, batch_size: int) -> None:
+def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int | None, batch_size: int) -> None:
     if not models:
         raise InputError("no model is given: give a run, a folder or a Hub id")
     for one in models:
@@ -172,7 +174,7 @@ def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int
     for name, value in {"shard_size": shard_size, "tasks": tasks, "batch_size": batch_size}.items():
         if value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
-    if not 0 <= task < tasks:
+    if task is not None and not 0 <= task < tasks:
         raise InputError(f"task is {task}: give one from 0 to {tasks - 1}, as tasks is {tasks}")
     if views not in VIEWS:
         raise InputError(f"views is {views}: choose 1 or 8")
@@ -211,8 +213,15 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
     return sorted(stated - Counter(flux=stated["flux"]))
 
 
-def _is_done(path: Path, key: str) -> bool:
+def shards_of(task: int, tasks: int, count: int) -> range:
+    """The numbers of the shards, of `count`, that a task scores."""
+    return range(task, count, tasks)
+
+
+def is_done(path: Path, key: str) -> bool:
     """
+    Whether a shard is there.
+
     Raises:
         [`InputError`]: the shard is damaged, or of something else.
     """
