@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .inference.read_cutout import read_cutout
     from .models import DinoForPreTraining, IBotForPreTraining, SimSiamForPreTraining
     from .space.build import push_space
+    from .survey.grade import grade
     from .survey.rank import rank
     from .survey.score import score
     from .training.finetune import finetune
@@ -40,6 +41,7 @@ _EXPORTS = {
     "evaluate_model": "evaluation.evaluate",
     "export": "hub.export",
     "finetune": "training.finetune",
+    "grade": "survey.grade",
     "load_cutouts": "data.dataset",
     "pipeline": "inference.pipeline",
     "predict": "inference.classifier",

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SHEET = 100  # candidates on the contact sheet
 SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
-_COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
+_COLUMNS = ["id", "ra", "dec", "source", "score", "p_lens", "logit"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def rank(
     sample, merged, rest = _audit(shards, best, audit, separation, seed)
     facts = {"scores": str(scores), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
     facts |= {"separation": separation, "seed": seed, "models": manifest["models"], "input": manifest["input"]}
+    facts["options"] = manifest["options"]
     table = _together(best, merged, sample, rest)
     try:
         with replacing(output) as new:
