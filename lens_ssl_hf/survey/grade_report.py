@@ -92,7 +92,7 @@ def doubts(found: Mapping[str, Any]) -> Iterator[str]:
             "completeness has a lower bound only."
         )
     elif beyond["low"] != beyond["high"] and beyond["lenses"] < FEW:
-        yield f"Completeness rests on {beyond['lenses']} lenses of the audit sample: use its interval, not its value."
+        yield f"Few lenses ({beyond['lenses']}) are in the audit sample: use the interval of completeness, not its value."
     if ungraded := beyond.get("ungraded"):
         yield f"{ungraded} rows of the audit sample have no grade: the interval takes them as either."
     if found["ties"]:
@@ -115,8 +115,8 @@ def _doubts_on_calibration(found: Mapping[str, Any], beyond: Mapping[str, Any]) 
         return
     if found["lowest_logit"] is not None:
         yield f"The calibration holds above a logit of {found['lowest_logit']:.2f}; below it p_lens stays empty."
-    elif not beyond["lenses"]:
-        yield "No lens of a low score was graded: there the calibration follows from its form, not from data."
+    elif beyond["lenses"] < FEW and beyond["rest"]:
+        yield "Few lenses of low scores were graded: there the calibration follows from its form, not from data."
     if found["a_error"] > 0.5 * found["a"]:
         yield "The slope of the calibration is uncertain by more than half of itself: probabilities are rough."
 
