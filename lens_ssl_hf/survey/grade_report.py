@@ -92,7 +92,7 @@ def doubts(found: Mapping[str, Any]) -> Iterator[str]:
             "completeness has a lower bound only."
         )
     elif beyond["low"] != beyond["high"] and beyond["lenses"] < FEW:
-        yield f"Few lenses ({beyond['lenses']}) are in the audit sample: use the interval of completeness, not its value."
+        yield f"The audit sample has few lenses ({beyond['lenses']}): use the interval of completeness, not its value."
     if ungraded := beyond.get("ungraded"):
         yield f"{ungraded} rows of the audit sample have no grade: the interval takes them as either."
     if found["ties"]:

@@ -32,7 +32,7 @@ _COLUMNS = ["id", "ra", "dec", "source", "score", "p_lens", "logit"]
 
 
 @dataclass(frozen=True)
-class _Shards:
+class Shards:
     """The scored rows in the shards of a folder; `row` is the number of each in the input."""
 
     paths: list[Path]
@@ -80,7 +80,7 @@ def rank(
     scores, output = Path(scores), Path(output)
     check_target(output)
     manifest = manifests.read(scores)
-    shards = _open(scores, manifest)
+    shards = open_shards(scores, manifest)
     best = _best(shards, top, separation)
     if not len(best):
         raise InputError(f"{scores} holds no scored cutout, only flagged ones: see the column flag")
@@ -100,8 +100,10 @@ def rank(
     return facts
 
 
-def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
+def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards:
     """
+    The shards of a folder, with further columns.
+
     Raises:
         [`InputError`]: a shard is missing, damaged or of something else.
     """
@@ -115,10 +117,10 @@ def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
         if manifests.shard_facts(path)["key"] != key:
             raise InputError(f"{path} is of another model, input or option: score again into another folder")
     extra = ["spread"] if len(manifest["models"]) > 1 else []
-    return _Shards(paths, manifest["options"]["shard_size"], _COLUMNS + extra)
+    return Shards(paths, manifest["options"]["shard_size"], [*_COLUMNS, *extra, *columns])
 
 
-def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
+def _best(shards: Shards, top: int, separation: float) -> pyarrow.Table:
     """The best rows, no two closer than `separation`; more rows are looked at until enough are left."""
     limit = 2 * top + SPARE
     while True:
@@ -154,7 +156,7 @@ def _places(table: pyarrow.Table) -> tuple[np.ndarray, Any]:
 
 
 def _audit(
-    shards: _Shards, best: pyarrow.Table, number: int, separation: float, seed: int
+    shards: Shards, best: pyarrow.Table, number: int, separation: float, seed: int
 ) -> tuple[pyarrow.Table, np.ndarray, int]:
     """
     A random sample of the rows that are neither among the best nor at the place of one; how many are at the place of
@@ -209,14 +211,8 @@ def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, re
 
 def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
     """The contact sheet of the first candidates as the first model sees them, where the input can still be read."""
-    first = manifest["models"][0]
-    preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
-    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
     try:
-        bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
-        source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
-        if source.fingerprint != manifest["input"]["fingerprint"]:
-            raise InputError(f"{source.name} is not what it was")
+        source, preparation = open_again(manifest)
     except (InputError, OSError) as error:
         logger.warning(f"no contact sheet is drawn: {error}")
         return
@@ -230,3 +226,20 @@ def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
     pixels = np.stack([crops[i][0] for i in found])
     facts = preparation.cutouts.get("bands"), None, "", preparation.cutouts.get("pixel_scale")
     contact_sheet(pixels, predictions, path, *facts)
+
+
+def open_again(manifest: dict[str, Any]) -> tuple[Any, Preparation]:
+    """
+    The input of a scored survey, and what the first model asks of its cutouts.
+
+    Raises:
+        [`InputError`] or `OSError`: it is gone, or not what it was.
+    """
+    first = manifest["models"][0]
+    preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
+    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
+    bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
+    source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
+    if source.fingerprint != manifest["input"]["fingerprint"]:
+        raise InputError(f"{source.name} is not what it was")
+    return source, preparation
