@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 import torch
 from conftest import make_cutouts
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import cutouts as cutouts_of
 from tiny_runs import write_classifier_run
 
-from lens_ssl_hf import InputError, finetune, read_cutout, score
+from lens_ssl_hf import InputError, finetune, grade, rank, read_cutout, score
 from lens_ssl_hf.data.tensors import center_crop
+from lens_ssl_hf.survey import proposals
 from lens_ssl_hf.survey.graded_cutouts import graded_cutouts
 
 SETTINGS = {"backbone": "vitt8", "precision": "fp32", "log_every": 1, "steps": 4, "eval_every": 2, "batch_size": 16}
@@ -125,3 +127,75 @@ def test_grades_that_cannot_be_trained_on_end_in_one_sentence(spoil, options, ma
     with pytest.raises(InputError, match=match) as error:
         finetune((splits, info | options), "run", **SETTINGS, **extra)
     assert "\n" not in str(error.value) and not Path("run").exists()
+
+
+@pytest.fixture
+def ensemble():
+    """Scores of noise by two models, with embeddings; and its rows."""
+    rng = np.random.default_rng(0)
+    flux = rng.normal(10, 9, (150, 3, 40, 40)).astype("f4")
+    flux[:, :, 16:24, 16:24] += rng.uniform(0, 60, (150, 3, 1, 1))
+    np.save("stack.npy", flux)
+    models = [str(write_classifier_run(Path(name))) for name in ("one", "two")]
+    for name, shift in zip(models, (-8, 8)):
+        weights = load_file(f"{name}/model/model.safetensors")
+        weights["classifier.bias"][1] += shift
+        save_file(weights, f"{name}/model/model.safetensors", {"format": "pt"})
+        config = json.loads(Path(name, "model/config.json").read_text())
+        config["cutouts"]["stretch"] = ASINH | {"softening": [3.0 + (shift > 0)] * 3}
+        Path(name, "model/config.json").write_text(json.dumps(config))
+    score(models, "stack.npy", "scores", shard_size=40, embeddings=True)
+    return pandas.concat(map(pandas.read_parquet, sorted(Path("scores").glob("*.parquet"))), ignore_index=True)
+
+
+def test_uncertain_rows_are_nearest_to_the_threshold_by_their_spread(ensemble):
+    facts = rank("scores", "ranking", top=20, audit=10, uncertain=15)
+    found = pandas.read_parquet("ranking/ranking.parquet")
+    listed, proposed = found[:30], found[30:]
+    rest = ensemble[~ensemble["id"].isin(listed["id"])]
+    order = (rest["logit"].abs() / rest["spread"]).argsort()
+    assert proposed["id"].to_list() == rest["id"].iloc[order[:15]].to_list() and facts["uncertain"] == 15
+    assert set(proposed["sample"]) == {"uncertain"}
+    assert proposed[["rank", "inclusion_probability"]].isna().all(axis=None)
+    tables = [write_grades(proposed["id"][:5], ["A"] * 5), write_grades(proposed["id"][5:8], ["X"] * 3, "b", "b.csv")]
+    rank("scores", "next", top=20, audit=10, uncertain=15, graded=tables)
+    again = pandas.read_parquet("next/ranking.parquet")[30:]
+    assert again["id"].to_list() == rest["id"].iloc[order[8:23]].to_list()
+
+
+def test_a_calibration_moves_the_threshold():
+    table = pyarrow.table({"logit": [-1.0, 0.0, 1.9, 4.0]})
+    assert proposals.doubt(table, None).argmax() == 1
+    assert proposals.doubt(table, {"a": 2.0, "b": -4.0}).argmax() == 2
+
+
+def test_diverse_rows_are_of_all_kinds_among_the_best(ensemble):
+    facts = rank("scores", "ranking", top=10, uncertain=3, diverse=4)
+    found = pandas.read_parquet("ranking/ranking.parquet")
+    assert found["sample"].to_list() == ["top"] * 10 + ["uncertain"] * 3 + ["diverse"] * 4
+    assert found["id"].is_unique and facts["diverse"] == 4 and "embedding" not in found
+    rest = ensemble[~ensemble["id"].isin(found["id"][:13])].sort_values("logit", ascending=False)
+    assert set(found["id"][13:]) <= set(rest["id"][: 4 * 20])
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(8, 2000, p=[0.86, *[0.02] * 7])
+    embeddings = 20 * np.eye(8)[kinds] + rng.normal(size=(2000, 8))
+    assert set(kinds[proposals.unlike(embeddings, 12, seed=0)]) == set(range(8))
+    assert len(set(kinds[:12])) < 5  # as many at random
+
+
+def test_grades_of_proposed_rows_change_no_estimate(ensemble):
+    rank("scores", "ranking", top=40, audit=30, uncertain=20)
+    found = pandas.read_parquet("ranking/ranking.parquet")
+    is_lens = (np.arange(len(found)) % 3 == 0) & (np.arange(len(found)) < 50)
+    grades = np.where(is_lens, "A", "X")
+    plain = grade("ranking", write_grades(found["id"][:70], grades[:70]), "plain")
+    more = grade("ranking", write_grades(found["id"], grades), "more")
+    for name in ("purity", "completeness", "calibration"):
+        assert plain[name] == more[name]
+    assert "20 graded rows were chosen by their scores" in Path("more/grading.md").read_text()
+
+
+def test_diverse_rows_need_embeddings(survey):
+    with pytest.raises(InputError, match="scores holds no embeddings: score again with --embeddings, or"):
+        rank("scores", "ranking", diverse=3)
+    assert not Path("ranking").exists()

@@ -97,7 +97,9 @@ def _measure(rows: pandas.DataFrame, rest: int) -> dict[str, Any]:
     ranks = ranks_to_report(len(top))
     beyond = lenses_beyond(top, audit, rest)
     found = {"top": len(top), "graded": int(top["share"].notna().sum()), "lenses": int(top["is_lens"].sum())}
-    found |= {"ties": int((rows["share"] == 0.5).sum()), "purity": [purity(top, rank) for rank in ranks]}
+    proposed = ~rows["sample"].isin(["top", "audit"]) & rows["share"].notna()
+    found |= {"proposed": int(proposed.sum()), "ties": int((rows["share"] == 0.5).sum())}
+    found |= {"purity": [purity(top, rank) for rank in ranks]}
     known = "reason" not in beyond
     return found | {"beyond": beyond, "completeness": [completeness(top, beyond, rank) for rank in ranks if known]}
 

@@ -95,6 +95,8 @@ def doubts(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"The audit sample has few lenses ({beyond['lenses']}): use the interval of completeness, not its value."
     if ungraded := beyond.get("ungraded"):
         yield f"{ungraded} rows of the audit sample have no grade: the interval takes them as either."
+    if found["proposed"]:
+        yield f"{found['proposed']} graded rows were chosen by their scores to learn from: they count in none of this."
     if found["ties"]:
         yield f"{found['ties']} objects have as many votes for a lens as against it, and are counted as none."
     yield from _doubts_on_graders(found["agreement"])

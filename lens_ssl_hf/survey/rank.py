@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 from astropy import units
 from astropy.coordinates import SkyCoord, search_around_sky
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from ..data.files.raw import readable
 from ..data.storage import check_target
@@ -21,13 +21,16 @@ from ..evaluation.predictions import Predictions
 from ..files import replacing, write_json
 from . import manifest as manifests
 from .crops import Asked, Preparation
+from .grades import read_grades, spellings
 from .inputs import Options, open_input
+from .proposals import doubt, unlike
 from .ranking_tables import VIEWER, write_tables
 
 logger = logging.getLogger(__name__)
 
 SHEET = 100  # candidates on the contact sheet
 SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
+DIVERSE_FROM = 20  # times as many of the best rows, from which diverse ones are drawn
 _COLUMNS = ["id", "ra", "dec", "source", "score", "p_lens", "logit"]
 
 
@@ -47,23 +50,50 @@ class Shards:
             yield table.filter(table["score"].is_valid()).replace_schema_metadata(None)
 
 
+@dataclass(frozen=True)
+class _Left:
+    """The rows of shards that are neither listed, nor at the place of one that is, nor graded; with their `doubt`."""
+
+    shards: Shards
+    listed: pyarrow.Table
+    separation: float
+    graded: list[str]
+    calibration: Mapping[str, Any] | None
+
+    def __iter__(self) -> Iterator[pyarrow.Table]:
+        places, graded = _places(self.listed), pyarrow.array(self.graded, pyarrow.string())
+        for table in self.shards:
+            is_left = ~np.isin(table["row"].to_numpy(), self.listed["row"].to_numpy())
+            is_left[_near(table, places, self.separation)[0]] = False
+            is_left &= ~compute.is_in(table["id"].cast(pyarrow.string()), graded).to_numpy()
+            left = table.filter(pyarrow.array(is_left))
+            yield left.append_column("doubt", pyarrow.array(doubt(left, self.calibration)))
+
+
 def rank(
     scores: str | os.PathLike,
     output: str | os.PathLike,
     top: int = 500,
     audit: int = 0,
+    uncertain: int = 0,
+    diverse: int = 0,
+    graded: Sequence[str | os.PathLike] | None = None,
     separation: float = 1.0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
     Write the `top` candidates and a random sample of the rest as tables, with a contact sheet of the first `SHEET`.
-    Memory is bounded by `top`, `audit` and the size of a shard.
+    Memory is bounded by `top`, `audit`, `uncertain`, `diverse` and the size of a shard.
 
     Args:
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote.
         output (`str` or `os.PathLike`): the folder to write; it must not exist, or be empty.
         top (`int`, *optional*, defaults to `500`): candidates, by their logit.
         audit (`int`, *optional*, defaults to `0`): rows that are drawn from all others at random.
+        uncertain (`int`, *optional*, defaults to `0`): further rows, of which the model is least sure: see [`doubt`].
+        diverse (`int`, *optional*, defaults to `0`):
+            Further rows that are unlike each other, from the best `DIVERSE_FROM` times as many: see [`unlike`].
+        graded (`Sequence`, *optional*): tables of grades: these objects are not among `uncertain` and `diverse`.
         separation (`float`, *optional*, defaults to `1.0`):
             In arcsec: of the rows closer than this to a better one, only that is kept; 0 keeps all.
         seed (`int`, *optional*, defaults to `0`): of the draw.
@@ -72,23 +102,31 @@ def rank(
         `dict`: what is in ranking.json: the settings, and how many rows were ranked, merged and sampled.
 
     Raises:
-        [`InputError`]: scores that are missing, damaged or not complete, or an `output` that cannot be written.
+        [`InputError`]: scores that are missing, damaged or not complete, or without the embeddings that `diverse`
+            needs; or an `output` that cannot be written.
     """
-    for name, value, least in (("top", top, 1), ("audit", audit, 0), ("separation", separation, 0), ("seed", seed, 0)):
+    numbers = {"audit": audit, "uncertain": uncertain, "diverse": diverse, "separation": separation, "seed": seed}
+    for name, value, least in (("top", top, 1), *((name, value, 0) for name, value in numbers.items())):
         if not value >= least:
             raise InputError(f"{name} is {value}: give at least {least}")
+    known = spellings(read_grades(graded)["id"].to_list()) if graded else []
     scores, output = Path(scores), Path(output)
     check_target(output)
     manifest = manifests.read(scores)
     shards = open_shards(scores, manifest)
-    best = _best(shards, top, separation)
+    if diverse and not manifest["options"]["embeddings"]:
+        raise InputError(f"{scores} holds no embeddings: score again with --embeddings, or leave diverse out")
+    best = best_of(shards, top, separation)
     if not len(best):
         raise InputError(f"{scores} holds no scored cutout, only flagged ones: see the column flag")
     sample, merged, rest = _audit(shards, best, audit, separation, seed)
     facts = {"scores": str(scores), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
     facts |= {"separation": separation, "seed": seed, "models": manifest["models"], "input": manifest["input"]}
     facts["options"] = manifest["options"]
-    table = _together(best, merged, sample, rest)
+    left = _Left(shards, pyarrow.concat_tables([best, sample]), separation, list(known), manifest["calibration"])
+    proposed = _propose(left, uncertain, diverse, seed)
+    facts |= {name: len(rows) for name, rows in proposed.items()}
+    table = _together(best, merged, sample, rest, proposed)
     try:
         with replacing(output) as new:
             new.mkdir()
@@ -120,14 +158,14 @@ def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards
     return Shards(paths, manifest["options"]["shard_size"], [*_COLUMNS, *extra, *columns])
 
 
-def _best(shards: Shards, top: int, separation: float) -> pyarrow.Table:
-    """The best rows, no two closer than `separation`; more rows are looked at until enough are left."""
+def best_of(tables: Iterable[pyarrow.Table], top: int, separation: float, by: str = "logit") -> pyarrow.Table:
+    """The rows that are best `by` a column, no two closer than `separation`; more are looked at where needed."""
     limit = 2 * top + SPARE
     while True:
         pool = None
-        for table in shards:
+        for table in tables:
             pool = table if pool is None else pyarrow.concat_tables([pool, table])
-            order = np.lexsort((pool["row"].to_numpy(), -pool["logit"].to_numpy()))
+            order = np.lexsort((pool["row"].to_numpy(), -pool[by].to_numpy()))
             pool = pool.take(order[:limit]).combine_chunks()
         kept = _unique(pool, separation)
         if len(kept) >= top or len(pool) < limit:
@@ -190,16 +228,39 @@ def _near(table: pyarrow.Table, best: tuple[np.ndarray, Any], separation: float)
     return known[is_near], best[0][nearest[is_near]]
 
 
-def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, rest: int) -> pyarrow.Table:
-    """Both with their ranks, inclusion probabilities and links."""
-    count, drawn = len(best), len(sample)
-    table = pyarrow.concat_tables([best, sample])
+def _propose(left: _Left, uncertain: int, diverse: int, seed: int) -> dict[str, pyarrow.Table]:
+    """Further rows to grade, by the name of their sample; those of the second kind are none of the first."""
+    columns, found = left.listed.column_names, {}
+    if uncertain:
+        found["uncertain"] = best_of(left, uncertain, left.separation, by="doubt").select(columns)
+    if diverse:
+        listed = pyarrow.concat_tables([left.listed, *found.values()])
+        shards = replace(left.shards, columns=[*left.shards.columns, "embedding"])
+        pool = best_of(replace(left, shards=shards, listed=listed), DIVERSE_FROM * diverse, left.separation)
+        embeddings = np.stack([*pool["embedding"].to_numpy()]).astype(np.float32) if len(pool) else np.empty((0, 1))
+        found["diverse"] = pool.take(unlike(embeddings, diverse, seed)).select(columns)
+    return found
+
+
+def _together(
+    best: pyarrow.Table,
+    merged: np.ndarray,
+    sample: pyarrow.Table,
+    rest: int,
+    proposed: Mapping[str, pyarrow.Table],
+) -> pyarrow.Table:
+    """All with their ranks, inclusion probabilities (null where the scores decided) and links."""
+    count, drawn, others = len(best), len(sample), sum(map(len, proposed.values()))
+    table = pyarrow.concat_tables([best, sample, *proposed.values()])
+    chances = [*[1.0] * count, *[drawn / max(rest, 1)] * drawn, *[None] * others]
     columns = {
-        "rank": pyarrow.array([*range(1, count + 1), *[None] * drawn], pyarrow.int64()),
+        "rank": pyarrow.array([*range(1, count + 1), *[None] * (drawn + others)], pyarrow.int64()),
         **{name: table[name] for name in table.column_names if name not in ("source", "row")},
-        "sample": ["top"] * count + ["audit"] * drawn,
-        "inclusion_probability": np.append(np.ones(count), np.full(drawn, drawn / rest if rest else 1.0)),
-        "duplicates": np.append(merged, np.zeros(drawn, int)),
+        "sample": ["top"] * count
+        + ["audit"] * drawn
+        + [name for name, rows in proposed.items() for _ in range(len(rows))],
+        "inclusion_probability": pyarrow.array(chances, pyarrow.float64()),
+        "duplicates": np.append(merged, np.zeros(drawn + others, int)),
         "viewer": pyarrow.array(
             [None if None in at else VIEWER.format(*at) for at in zip(*(table[n].to_pylist() for n in ("ra", "dec")))],
             pyarrow.string(),
