@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .models import DinoForPreTraining, IBotForPreTraining, SimSiamForPreTraining
     from .space.build import push_space
     from .survey.embedding_map import draw_map
+    from .survey.grade import grade
     from .survey.rank import rank
     from .survey.score import score
     from .survey.search import find_anomalies, search
@@ -44,6 +45,7 @@ _EXPORTS = {
     "export": "hub.export",
     "find_anomalies": "survey.search",
     "finetune": "training.finetune",
+    "grade": "survey.grade",
     "load_cutouts": "data.dataset",
     "pipeline": "inference.pipeline",
     "predict": "inference.classifier",

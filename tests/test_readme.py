@@ -271,6 +271,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "export": ["x", "y"],
         "score": ["--model", "m", "--input", "x", "--output", "y"],
         "rank": ["x", "--output", "y"],
+        "grade": ["x", "--labels", "y"],
         "study": data,
         "push": ["r", "--repo_id", "me/x"],
         "push-dataset": [*data, "--repo_id", "me/x"],

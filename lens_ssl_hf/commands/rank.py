@@ -24,6 +24,9 @@ class RankArguments:
     output: str = option(MISSING, "The folder to write; it must not exist, or be empty.")
     top: int = option(500, "Candidates to list.")
     audit: int = option(0, "Rows to draw from all others at random.")
+    uncertain: int = option(0, "Rows to grade next: those of which the model is least sure.")
+    diverse: int = option(0, "Rows to grade next: good ones that are unlike each other (needs embeddings).")
+    graded: list[str] | None = option(None, "Tables of grades: uncertain and diverse leave these objects out.")
     separation: float = option(1.0, "Rows closer than this to a better one (arcsec) are the same object; 0: none are.")
     seed: int = option(0, "Seed of the draw, and of the order on the grading page.")
     known: str | None = option(None, "Known lenses to look for: a table with ra and dec, or lenscat.")
@@ -39,6 +42,9 @@ def main() -> None:
     print(f"{found['top']} candidates ({found['merged']} further rows at their places), {found['audit']} of the rest")
     if known := found.get("known"):
         print(f"{known['scored']} of {known['lenses']} known lenses were scored")
+    for name in ("uncertain", "diverse"):
+        if name in found:
+            print(f"{found[name]} {name} rows to grade next")
     print(f"written to {arguments.output}")
 
 

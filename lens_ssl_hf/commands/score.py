@@ -35,6 +35,7 @@ class ScoreArguments:
     output: str = option(MISSING, "The folder to write.")
     embeddings: bool = option(False, "Keep the [CLS] token of each cutout, by the first model, as float16.")
     views: int = option(1, "8: the mean logit over all flips and quarter rotations, at 8 times the cost.")
+    calibration: str | None = option(None, "A calibration.json of lens-ssl grade; by default the model's own.")
     shard_size: int = option(100_000, "Cutouts in a shard.")
     tasks: int = option(1, "Processes that share the shards, on one machine or many.")
     task: int = option(0, "Which of them this one is, from 0: it scores the shards i with i % tasks == task.")

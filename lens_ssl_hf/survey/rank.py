@@ -1,8 +1,8 @@
 """The best candidates of a scored survey, each object once, and a random sample of the rest."""
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,23 @@ import numpy as np
 import pyarrow
 from astropy import units
 from astropy.coordinates import search_around_sky
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from ..data.files.raw import readable
 from ..data.storage import check_target
 from ..errors import InputError
 from ..files import replacing, write_json
 from . import manifest as manifests
+from .grades import read_grades, spellings
 from .known import find_known, read_known, write_known
 from .listed import draw
 from .places import near, places_of
+from .proposals import doubt, unlike
 from .ranking_tables import VIEWER, write_tables
 
 SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
-_COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
+DIVERSE_FROM = 20  # times as many of the best rows, from which diverse ones are drawn
+_COLUMNS = ["id", "ra", "dec", "source", "score", "p_lens", "logit"]
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,51 @@ class Shards:
         return table.filter(table["score"].is_valid()).replace_schema_metadata(None)
 
 
+@dataclass(frozen=True)
+class _Left:
+    """The rows of shards that are neither listed, nor at the place of one that is, nor graded; with their `doubt`."""
+
+    shards: Shards
+    listed: pyarrow.Table
+    separation: float
+    graded: list[str]
+    calibration: Mapping[str, Any] | None
+
+    def __iter__(self) -> Iterator[pyarrow.Table]:
+        places, graded = places_of(self.listed), pyarrow.array(self.graded, pyarrow.string())
+        for table in self.shards:
+            is_left = ~np.isin(table["row"].to_numpy(), self.listed["row"].to_numpy())
+            is_left[near(table, places, self.separation)[0]] = False
+            is_left &= ~compute.is_in(table["id"].cast(pyarrow.string()), graded).to_numpy()
+            left = table.filter(pyarrow.array(is_left))
+            yield left.append_column("doubt", pyarrow.array(doubt(left, self.calibration)))
+
+
 def rank(
     scores: str | os.PathLike,
     output: str | os.PathLike,
     top: int = 500,
     audit: int = 0,
+    uncertain: int = 0,
+    diverse: int = 0,
+    graded: Sequence[str | os.PathLike] | None = None,
     separation: float = 1.0,
     seed: int = 0,
     known: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """
     Write the `top` candidates and a random sample of the rest as tables, with a contact sheet and a grading page.
-    Memory is bounded by `top`, `audit`, `known` and the size of a shard.
+    Memory is bounded by `top`, `audit`, `uncertain`, `diverse`, `known` and the size of a shard.
 
     Args:
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote.
         output (`str` or `os.PathLike`): the folder to write; it must not exist, or be empty.
         top (`int`, *optional*, defaults to `500`): candidates, by their logit.
         audit (`int`, *optional*, defaults to `0`): rows that are drawn from all others at random.
+        uncertain (`int`, *optional*, defaults to `0`): further rows, of which the model is least sure: see [`doubt`].
+        diverse (`int`, *optional*, defaults to `0`):
+            Further rows that are unlike each other, from the best `DIVERSE_FROM` times as many: see [`unlike`].
+        graded (`Sequence`, *optional*): tables of grades: these objects are not among `uncertain` and `diverse`.
         separation (`float`, *optional*, defaults to `1.0`):
             In arcsec: of the rows closer than this to a better one, only that is kept; 0 keeps all.
         seed (`int`, *optional*, defaults to `0`): of the draw, and of the order in which the page shows the rows.
@@ -73,12 +103,14 @@ def rank(
         `dict`: what is in ranking.json: the settings, and how many rows were ranked, merged and sampled.
 
     Raises:
-        [`InputError`]: scores that are missing, damaged or not complete, known lenses that cannot be read, or an
-            `output` that cannot be written.
+        [`InputError`]: scores that are missing, damaged or not complete, or without the embeddings that `diverse`
+            needs; known lenses that cannot be read; or an `output` that cannot be written.
     """
-    for name, value, least in (("top", top, 1), ("audit", audit, 0), ("separation", separation, 0), ("seed", seed, 0)):
+    numbers = {"audit": audit, "uncertain": uncertain, "diverse": diverse, "separation": separation, "seed": seed}
+    for name, value, least in (("top", top, 1), *((name, value, 0) for name, value in numbers.items())):
         if not value >= least:
             raise InputError(f"{name} is {value}: give at least {least}")
+    done = spellings(read_grades(graded)["id"].to_list()) if graded else []
     scores, output = Path(scores), Path(output)
     check_target(output)
     if known and not separation:
@@ -86,9 +118,18 @@ def rank(
     lenses = read_known(known) if known else None
     manifest = manifests.read(scores)
     shards = open_shards(scores, manifest)
+    if diverse and not manifest["options"]["embeddings"]:
+        raise InputError(f"{scores} holds no embeddings: score again with --embeddings, or leave diverse out")
     best = best_of(shards, top, separation)
+
+    def propose(listed: pyarrow.Table) -> dict[str, pyarrow.Table]:
+        left = _Left(shards, listed, separation, list(done), manifest["calibration"])
+        return _propose(left, uncertain, diverse, seed)
+
     settings = {} if lenses is None else {"known": {"table": str(known), "lenses": len(lenses)}}
-    return write_ranking(best, shards, manifest, output, separation, audit, seed, lenses=lenses, **settings)
+    return write_ranking(
+        best, shards, manifest, output, separation, audit, seed, lenses=lenses, propose=propose, **settings
+    )
 
 
 def write_ranking(
@@ -101,6 +142,7 @@ def write_ranking(
     seed: int = 0,
     by: str = "score",
     lenses: pyarrow.Table | None = None,
+    propose: Callable[[pyarrow.Table], dict[str, pyarrow.Table]] = lambda listed: {},
     **settings: Any,
 ) -> dict[str, Any]:
     """
@@ -111,6 +153,7 @@ def write_ranking(
         output, separation, audit, seed: as [`rank`] has them.
         by (`str`, *optional*): the column that the contact sheet shows and is sorted by.
         lenses (`pyarrow.Table`, *optional*): known ones, as [`read_known`] returns them.
+        propose (`Callable`, *optional*): from the listed rows to further ones, by the name of their sample.
         settings: further ones for ranking.json.
 
     Raises:
@@ -121,10 +164,12 @@ def write_ranking(
         raise InputError(f"{folder} holds no scored cutout to list, only flagged ones: see the column flag")
     plain = best.select([name for name in best.column_names if name in (*shards.columns, "row")])
     sample, merged, rest = _audit(shards, plain, audit, separation, seed)
+    proposed = propose(pyarrow.concat_tables([plain, sample]))
     facts = {"scores": str(folder), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
+    facts |= {name: len(rows) for name, rows in proposed.items()}
     facts |= {"separation": separation, "seed": seed, **settings}
-    facts |= {"models": manifest["models"], "input": manifest["input"]}
-    table = _together(best, merged, sample, rest)
+    facts |= {"models": manifest["models"], "input": manifest["input"], "options": manifest["options"]}
+    table = _together(best, merged, sample, rest, proposed)
     found = None if lenses is None else find_known(shards, lenses, separation)
     if found is not None:
         table = _with_known(table, lenses, separation)
@@ -135,7 +180,8 @@ def write_ranking(
             write_tables(table, new)
             if found is not None:
                 write_known(found, len(best) + facts["merged"] + rest, new)
-            draw(table, [*best["row"].to_pylist(), *sample["row"].to_pylist()], manifest, seed, new, by)
+            numbers = [number for part in (best, sample, *proposed.values()) for number in part["row"].to_pylist()]
+            draw(table, numbers, manifest, seed, new, by)
             write_json(new / "ranking.json", facts)
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
@@ -163,7 +209,7 @@ def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards
 
 
 def best_of(tables: Iterable[pyarrow.Table], top: int, separation: float, by: str = "logit") -> pyarrow.Table:
-    """The best rows `by` a column, no two closer than `separation`; more rows are looked at until enough are left."""
+    """The rows that are best `by` a column, no two closer than `separation`; more are looked at where needed."""
     limit = 2 * top + SPARE
     while True:
         pool = None
@@ -215,16 +261,39 @@ def _audit(
     return sample, merged, rest
 
 
-def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, rest: int) -> pyarrow.Table:
-    """Both with their ranks, inclusion probabilities and links."""
-    count, drawn = len(best), len(sample)
-    table = pyarrow.concat_tables([best, sample], promote_options="default")
+def _propose(left: _Left, uncertain: int, diverse: int, seed: int) -> dict[str, pyarrow.Table]:
+    """Further rows to grade, by the name of their sample; those of the second kind are none of the first."""
+    columns, found = left.listed.column_names, {}
+    if uncertain:
+        found["uncertain"] = best_of(left, uncertain, left.separation, by="doubt").select(columns)
+    if diverse:
+        listed = pyarrow.concat_tables([left.listed, *found.values()])
+        shards = replace(left.shards, columns=[*left.shards.columns, "embedding"])
+        pool = best_of(replace(left, shards=shards, listed=listed), DIVERSE_FROM * diverse, left.separation)
+        embeddings = np.stack([*pool["embedding"].to_numpy()]).astype(np.float32) if len(pool) else np.empty((0, 1))
+        found["diverse"] = pool.take(unlike(embeddings, diverse, seed)).select(columns)
+    return found
+
+
+def _together(
+    best: pyarrow.Table,
+    merged: np.ndarray,
+    sample: pyarrow.Table,
+    rest: int,
+    proposed: Mapping[str, pyarrow.Table],
+) -> pyarrow.Table:
+    """All with their ranks, inclusion probabilities (null where the scores decided) and links."""
+    count, drawn, others = len(best), len(sample), sum(map(len, proposed.values()))
+    table = pyarrow.concat_tables([best, sample, *proposed.values()], promote_options="default")
+    chances = [*[1.0] * count, *[drawn / max(rest, 1)] * drawn, *[None] * others]
     columns = {
-        "rank": pyarrow.array([*range(1, count + 1), *[None] * drawn], pyarrow.int64()),
+        "rank": pyarrow.array([*range(1, count + 1), *[None] * (drawn + others)], pyarrow.int64()),
         **{name: table[name] for name in table.column_names if name not in ("source", "row")},
-        "sample": ["top"] * count + ["audit"] * drawn,
-        "inclusion_probability": np.append(np.ones(count), np.full(drawn, drawn / rest if rest else 1.0)),
-        "duplicates": np.append(merged, np.zeros(drawn, int)),
+        "sample": ["top"] * count
+        + ["audit"] * drawn
+        + [name for name, rows in proposed.items() for _ in range(len(rows))],
+        "inclusion_probability": pyarrow.array(chances, pyarrow.float64()),
+        "duplicates": np.append(merged, np.zeros(drawn + others, int)),
         "viewer": pyarrow.array(
             [None if None in at else VIEWER.format(*at) for at in zip(*(table[n].to_pylist() for n in ("ra", "dec")))],
             pyarrow.string(),

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from ..data.files.raw import RawCutout
 from ..errors import InputError
 from ..files import make_folder, write_json, writing
+from . import calibration as calibrations
 from . import manifest as manifests
 from .crops import Batch, facts_of, text_array
 from .inputs import Options, open_input
@@ -36,6 +37,7 @@ def score(
     shard_size: int = 100_000,
     embeddings: bool = False,
     views: int = 1,
+    calibration: str | os.PathLike | None = None,
     tasks: int = 1,
     task: int | None = 0,
     batch_size: int = 256,
@@ -60,6 +62,9 @@ def score(
         shard_size (`int`, *optional*, defaults to `100_000`): cutouts in a shard, in the order of the input.
         embeddings (`bool`, *optional*): keep the [CLS] tokens of the first model, as float16.
         views (`int`, *optional*, defaults to `1`): 8 averages the logits of all flips and quarter rotations.
+        calibration (`str` or `os.PathLike`, *optional*):
+            A calibration.json of [`grade`], by which `p_lens` is filled; by default the one that is stored with the
+            model, where there is one.
         tasks, task (`int`, *optional*):
             This process scores the shards i with i % tasks == task; none where task is `None`, but everything is
             checked, and the manifest written.
@@ -72,8 +77,8 @@ def score(
         `dict`: the manifest; once all shards are done with `counts`.
 
     Raises:
-        [`InputError`]: no model, no cutout, cutouts that the model cannot score, scores of something else in `output`,
-            a full disk. Shards that are done stay.
+        [`InputError`]: no model, no cutout, cutouts that the model cannot score, a calibration of another model,
+            scores of something else in `output`, a full disk. Shards that are done stay.
     """
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
@@ -85,6 +90,7 @@ def score(
     source = open_input(cutouts, given, scorer.bands, num_proc)
     settings = {"shard_size": shard_size, "views": views, "embeddings": embeddings, **asdict(given)}
     manifest = manifests.describe(scorer, models, source, settings)
+    manifest["calibration"] = scorer.calibration = calibrations.find(calibration, models, manifest)
     manifest["stated"] = _look(source, scorer)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
     if not (output / manifests.NAME).is_file():
@@ -147,6 +153,7 @@ def _score_columns(scores: Sequence[Scores], scorer: Scorer) -> dict[str, pyarro
     logit = logits.mean(axis=1)
     with np.errstate(over="ignore"):
         found = {"score": pyarrow.array(1 / (1 + np.exp(-logit)), mask=missing)}
+    found["p_lens"] = pyarrow.array(calibrations.apply(scorer.calibration, logit), from_pandas=True)
     found["logit"] = pyarrow.array(logit, mask=missing)
     if len(scorer.classifiers) > 1:
         found["spread"] = pyarrow.array(logits.std(axis=1), mask=missing)
