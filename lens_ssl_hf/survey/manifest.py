@@ -121,7 +121,8 @@ def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
         {key: value for key, value in one.items() if key not in ("model", "revision")} for one in manifest["models"]
     ]
     given = {key: manifest["input"][key] for key in ("kind", "cutouts", "fingerprint")}
-    return {"models": models, "input": given, "options": manifest["options"]}
+    options = {key: value for key, value in manifest["options"].items() if key != "tiles"}
+    return {"models": models, "input": given, "options": options}
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -210,7 +210,7 @@ def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
     """The contact sheet of the first candidates as the first model sees them, where the input can still be read."""
     first = manifest["models"][0]
     preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
-    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
+    options = Options(**{name: v for name, v in manifest["options"].items() if name in Options.__dataclass_fields__})
     try:
         bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
         source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
