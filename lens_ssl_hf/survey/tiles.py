@@ -21,7 +21,7 @@ from .crops import Asked
 
 OFF_EVERY_TILE = "off every tile"
 NO_POSITION = "the table gives no position"
-CHUNK = 256  # rows for each of which a tile is not opened again
+CHUNK = 512  # rows for each of which a tile is not opened again
 _WILDCARD = r"(\*\*/?|\*|\?|\[.[^]]*\])"
 _MATCHED = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 
@@ -41,9 +41,7 @@ def find_tiles(pattern: str, bands: Sequence[str]) -> list[tuple[Path, ...]]:
     for name, files in zip(names, found):
         if not files:
             of_band = f" of band {name}" if name else ""
-            raise InputError(
-                f"tiles {pattern!r} fits no file{of_band}: correct the pattern, or name the bands as it has"
-            )
+            raise InputError(f"tiles {pattern!r} fits no file{of_band}: correct it, or give bands as file names have")
     keys = sorted(set().union(*found))
     for key in keys:
         lacking = [name for name, files in zip(names, found) if key not in files]

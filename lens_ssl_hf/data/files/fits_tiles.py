@@ -20,7 +20,7 @@ from .raw import RawCutout, as_pixels, check_valid, readable
 from .readers import join_files
 
 AT_THE_EDGE = "at the edge of the tile"
-_STRIP = 128  # rows that are read beyond those of a cutout: the next cutouts lie in them
+_STRIP = 256  # rows that are read beyond those of a cutout: the next cutouts lie in them
 _RIM = 64  # points along each side of an image
 
 
