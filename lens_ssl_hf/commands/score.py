@@ -5,6 +5,7 @@ same command.
 ```bash
 lens-ssl score --model runs/dino-300 --input cutouts/ --output scores/
 lens-ssl score --model runs/dino-300 runs/ibot-300 --input catalogue.csv --output scores/ --views 8
+lens-ssl score --model runs/dino-300 --input positions.csv --tiles 'tiles/{band}/*.fits' --output scores/
 lens-ssl score --model runs/dino-300 --input shards/ --output scores/ --tasks 8 --task 0   # of eight processes
 lens-ssl score --model runs/dino-300 --input shards/ --output scores/ --tasks 16 --executor local --workers 4
 ```
@@ -31,8 +32,14 @@ def _of_data(name: str) -> Any:
 @dataclass
 class ScoreArguments:
     model: list[str] = option(MISSING, "A run, an exported folder or a Hub id; several are averaged.")
-    input: str = option(MISSING, "A folder of files, a table of files, a stack, a saved dataset, or Parquet files.")
+    input: str = option(
+        MISSING, "A folder or a table of files, a table of positions, a stack, a saved dataset, or Parquet files."
+    )
     output: str = option(MISSING, "The folder to write.")
+    tiles: str | None = option(
+        None,
+        "FITS images to cut the positions of a table out of, such as 'tiles/{band}/*.fits'; or all bands in each.",
+    )
     embeddings: bool = option(False, "Keep the [CLS] token of each cutout, by the first model, as float16.")
     views: int = option(1, "8: the mean logit over all flips and quarter rotations, at 8 times the cost.")
     calibration: str | None = option(None, "A calibration.json of lens-ssl grade; by default the model's own.")
@@ -49,7 +56,7 @@ class ScoreArguments:
     num_proc: int | None = option(None, "Processes that read files; by default one per CPU core.")
     hdu: str | None = _of_data("hdu")
     file_pattern: str | None = option(None, "Several single-band files per object, such as '{id}_{band}.fits'.")
-    bands: list[str] | None = option(None, "Bands as file_pattern has them, where the model calls them otherwise.")
+    bands: list[str] | None = option(None, "Bands as file_pattern or tiles has them, if not as the model.")
     id_column: str = _of_data("id_column")
     file_column: str = _of_data("file_column")
     ra_column: str = _of_data("ra_column")
@@ -59,7 +66,7 @@ class ScoreArguments:
 
 @exit_on_input_error
 def main() -> None:
-    most_used = ("model", "input", "output", "embeddings", "views", "tasks", "task", "executor", "workers")
+    most_used = ("model", "input", "output", "tiles", "embeddings", "views", "tasks", "task", "executor", "workers")
     (arguments,) = parse(ScoreArguments, description=__doc__, most_used=most_used)
     quiet()
     manifest = _score(arguments)

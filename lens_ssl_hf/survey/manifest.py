@@ -124,7 +124,8 @@ def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: manifest["input"][key] for key in ("kind", "cutouts", "fingerprint")}
     calibration = manifest.get("calibration")
     numbers = calibration and {name: calibration[name] for name in CALIBRATION}
-    return {"models": models, "input": given, "options": manifest["options"], "calibration": numbers}
+    options = {key: value for key, value in manifest["options"].items() if key != "tiles"}
+    return {"models": models, "input": given, "options": options, "calibration": numbers}
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ class ParquetInput:
                     yield path, first, table.rename_columns([wanted[name] for name in table.column_names])
                     first += len(batch)
 
-    def sample(self, number: int) -> Iterator[tuple[RawCutout | str, str]]:
+    def sample(self, number: int, asked: Asked) -> Iterator[tuple[RawCutout | str, str]]:
         """What is read of up to `number` cutouts, and how errors call them; of a saved dataset nothing."""
         places = [sum(sum(groups) for _, groups in self.files[:i]) for i in range(len(self.files))]
         for i in spread(len(self.files) if self.info is None else 0, 8):

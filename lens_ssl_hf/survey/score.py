@@ -199,7 +199,7 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
             source.check_against(preparation, classifier.name)
         return []
     problems, stated, looked_at = [], Counter(), 0
-    for raw, name in source.sample(LOOKED_AT):
+    for raw, name in source.sample(LOOKED_AT, scorer.asked):
         looked_at += 1
         crops = scorer.asked.crops(raw, name) if isinstance(raw, RawCutout) else raw
         problems += [crops] if isinstance(crops, str) else []
