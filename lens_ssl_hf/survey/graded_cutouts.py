@@ -16,8 +16,9 @@ from ..errors import InputError
 from . import manifest as manifests
 from .crops import Asked, Preparation
 from .grades import read_grades, spellings, votes_by_object
+from .listed import open_again
 from .parquet_input import ParquetInput
-from .rank import open_again, open_shards
+from .rank import open_shards
 
 logger = logging.getLogger(__name__)
 
