@@ -117,7 +117,7 @@ function showOne() {
   if (rows.ra[row] !== null) facts["RA, Dec"] = `${rows.ra[row].toFixed(5)}, ${rows.dec[row].toFixed(5)}`;
   if (state.revealed) {
     facts.Score = rows.score[row].toPrecision(4);
-    facts.Listed = rows.sample[row] === "top" ? `rank ${rows.rank[row]}` : "in the audit sample";
+    facts.Listed = rows.rank[row] === null ? `sample ${rows.sample[row]}` : `rank ${rows.rank[row]}`;
     if (rows.known) facts["Known lens"] = rows.known[row] ?? "no";
   }
   const items = Object.entries(facts).flatMap(([name, value]) => [make("dt", name), make("dd", value)]);
