@@ -13,6 +13,7 @@ from astropy.nddata import Cutout2D
 from astropy.table import Table
 from astropy.wcs import WCS
 from PIL import Image
+from test_page import picture, read_page
 from test_survey import read, write_run
 
 from lens_ssl_hf import InputError, rank, score
@@ -286,12 +287,15 @@ def test_masked_pixels_and_flat_cutouts_are_as_in_files(run):
     assert flags()[IDS[1]] is None and "has no valid pixel in band r" in flags()[IDS[0]]
 
 
-def test_a_ranking_of_positions_has_a_contact_sheet(run):
+def test_a_ranking_of_positions_has_a_contact_sheet_and_a_page(run):
+    """Whose pictures show more than the model sees, unless that lies beyond the tile."""
     write_tiles()
-    score(run, write_positions(*positions(reach=0.002)), "scores", tiles=PATTERN, shard_size=7)
-    facts = rank("scores", "ranking", top=9)
-    assert facts["top"] == 9
+    score(run, write_positions(*positions()), "scores", tiles=PATTERN, shard_size=7)
+    facts = rank("scores", "ranking", top=30)
     assert np.asarray(Image.open("ranking/contact_sheet.png").convert("L")).std() > 20
+    rows = read_page()["rows"]
+    sides = [picture(one).shape[0] for one in rows["picture"]]
+    assert len(sides) == facts["top"] > 20 and 32 <= min(sides) < max(sides) == 112
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".fits", ".vot", ".ecsv"])

@@ -4,6 +4,7 @@ import glob
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from scipy.spatial import cKDTree
 
-from ..data.files.fits_tiles import open_tile
+from ..data.files.fits_tiles import AT_THE_EDGE, open_tile
 from ..data.files.raw import RawCutout
 from ..data.listing.rows import Row
 from ..errors import InputError
@@ -111,8 +112,12 @@ def _on_one_tile(paths: tuple[Path, ...], rows: list[Row], settings: Any) -> lis
         return [NO_POSITION if row.ra is None else OFF_EVERY_TILE for row in rows]
     try:
         with open_tile(paths, settings.bands, settings.hdu) as tile:
-            side = _side(settings.asked, tile.facts)
-            return list(tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side))
+            side, least = (_side(one, tile.facts) for one in (settings.asked, replace(settings.asked, side=0)))
+            found = list(tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side))
+            for i, row in enumerate(rows):
+                if found[i] == AT_THE_EDGE and side > least:  # what the models see may still be inside
+                    found[i] = next(tile.cutouts([row.ra], [row.dec], least))
+            return found
     except InputError as error:
         return [str(error)] * len(rows)
 
