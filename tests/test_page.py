@@ -28,6 +28,7 @@ from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.quoting import in_spreadsheet
 from lens_ssl_hf.survey.crops import Asked, Preparation
+from lens_ssl_hf.survey.grades import read_grades, votes_by_object
 from lens_ssl_hf.survey.inputs import Options, open_input
 from lens_ssl_hf.survey.known import completeness
 from lens_ssl_hf.survey.page import curves, encode, write_page
@@ -378,6 +379,8 @@ def test_what_is_exported_is_read_by_others_and_imported_elsewhere(ranking, page
         assert one["sample"] == rows["sample"][row] and one["grader"] == 'Ada, "A"' and one["ra"] == ""
         assert float(one["inclusion_probability"]) == rows["inclusion_probability"][row]
         assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(one["time"]) < timedelta(minutes=5)
+    votes = votes_by_object(read_grades([file]), rows["id"], "the ranking")
+    assert {name: bool(vote) for name, vote in votes.iloc[:, 0].items()} == {k: v in "AB" for k, v in expected.items()}
     assert page.run("return performance.getEntriesByType('resource').length") == 0
     bad = tmp_path / "bad.csv"
     bad.write_text("id,grade,grader,time\nx,Q,Ada,2026-01-01T00:00:00Z\n")
