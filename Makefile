@@ -1,5 +1,6 @@
 # make demo   the main job, from simulated cutouts to a published-style model
 # make space  the page that scores cutouts in a browser, with the demo's model, on this machine
+# make publish   the models of model_cards/ on the Hub, under your account; first as a dry run into published/
 # make test   the tests, on up to four cores; make test-slow the ones that take minutes,
 #             make test-gpu the ones that need a GPU
 # Every target sets up what it needs in .venv.
@@ -10,13 +11,17 @@ INSTALLED := .venv/installed
 SPACE_INSTALLED := .venv/installed-space
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo space test test-slow test-gpu quality style clean
+.PHONY: demo space publish test test-slow test-gpu quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 space: $(SPACE_INSTALLED)
 	$(BIN)/lens-ssl space demo/space
+
+publish: $(INSTALLED)
+	$(BIN)/lens-ssl push --all --dry_run published
+	$(BIN)/lens-ssl push --all
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal

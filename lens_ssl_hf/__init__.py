@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .errors import InputError
     from .evaluation.evaluate import evaluate_model
     from .hub.export import export
-    from .hub.push import push_dataset, push_to_hub
+    from .hub.push import push_all, push_dataset, push_to_hub
     from .inference.classifier import predict
     from .inference.pipeline import pipeline
     from .inference.read_cutout import read_cutout
@@ -50,6 +50,7 @@ _EXPORTS = {
     "pipeline": "inference.pipeline",
     "predict": "inference.classifier",
     "pretrain": "training.pretrain",
+    "push_all": "hub.push",
     "push_dataset": "hub.push",
     "push_space": "space.build",
     "push_to_hub": "hub.push",

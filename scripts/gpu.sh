@@ -195,25 +195,15 @@ pack_results() {
 export_pieces() {  # RUN NAME: the backbone's weights, bf16 on disk, into $OUT as pieces
     local backbone=$WORK/exported/$2
     rm -rf "$backbone"
-    lens_ssl export "$1" "$backbone"
-    halve "$backbone"
+    lens_ssl export "$1" "$backbone" --half yes
     tar -c -C "$WORK/exported" "$2" | split -b 15M -d - "$OUT/$2.tar."
 }
 
 export_backbone() {
-    lens_ssl export "$folder/ssl" "$backbone"
-    halve "$backbone"
+    lens_ssl export "$folder/ssl" "$backbone" --half yes
     mkdir "$folder/pieces.partial"
     tar -c -C "$folder" "$(basename "$backbone")" | split -b 15M -d - "$folder/pieces.partial/weights.tar."
     mv "$folder/pieces.partial" "$folder/pieces"
-}
-
-halve() {  # FOLDER: bf16 on disk
-    python3 - "$1/model.safetensors" << 'END'
-import sys
-from safetensors.torch import load_file, save_file
-save_file({name: value.bfloat16() for name, value in load_file(sys.argv[1]).items()}, sys.argv[1], {"format": "pt"})
-END
 }
 
 run_classifiers() {  # from the exported weights, and from scratch

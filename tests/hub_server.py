@@ -194,6 +194,11 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(401, "Invalid credentials in Authorization header")
         return given or None
 
+    def whoami(self) -> tuple:
+        if self._token() is None:
+            raise _Refused(401, "Invalid username or password.")
+        return 200, {"type": "user", "name": "me"}, {}
+
     def _check_writer(self) -> None:
         if self._token() is None:
             raise _Refused(401, "Invalid username or password.")
@@ -390,6 +395,7 @@ def _entry(name: str, content: bytes) -> dict[str, Any]:
 
 
 _ROUTES = [
+    ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("DELETE", "/api/repos/delete", _Handler.delete),
     ("POST", "/api/validate-yaml", _Handler.validate),

@@ -29,10 +29,12 @@ from lens_ssl_hf import (
     load_cutouts,
     pipeline,
     predict,
+    push_all,
     push_dataset,
     push_space,
     push_to_hub,
 )
+from lens_ssl_hf.commands.push import main as main_of_push
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.hub.export import is_of_export
@@ -128,6 +130,30 @@ def test_the_card_is_read_back_and_uses_the_repository(hub, runs):
         f'pipeline("{CLASSIFIER}")(["object.png", "object.npy"])',
     ):
         assert code in str(card)
+
+
+def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, capsys):
+    for kind, repo_id in (("ssl", BACKBONE), ("classifier", CLASSIFIER)):
+        folder = tmp_path / "cards" / repo_id.split("/")[1]
+        export(runs[kind], folder, name=f"cards/{folder.name}", half=True)
+    (tmp_path / "cards" / "results").mkdir()
+    dry = push_all(tmp_path / "cards", "me", dry_run=tmp_path / "dry")
+    assert dry == [str(tmp_path / "dry" / name) for name in ("lens-dino-vitt8", "lens-dino-vitt8-classifier")]
+    assert not hub.requests
+    assert push_all(tmp_path / "cards", "me") == [f"{hub.url}/{BACKBONE}", f"{hub.url}/{CLASSIFIER}"]
+    for repo_id in (BACKBONE, CLASSIFIER):
+        assert published(hub.model(repo_id)) == contents(tmp_path / "dry" / repo_id.split("/")[1])
+    card = ModelCard.load(CLASSIFIER)
+    assert card.data.base_model == BACKBONE and "cards/" not in str(card)
+    assert f'pipeline("image-classification", model="{CLASSIFIER}")' in str(card)
+    before = len(hub.model(CLASSIFIER).history)
+    push_all(tmp_path / "cards", "me")
+    assert len(hub.model(CLASSIFIER).history) == before
+    monkeypatch.setattr(sys, "argv", ["push", str(tmp_path / "cards"), "--all", "--dry_run", str(tmp_path / "dry")])
+    main_of_push()  # the account is that of the token
+    assert capsys.readouterr().out.split() == dry
+    with pytest.raises(InputError, match=r"holds no model: give a folder of folders that lens-ssl export wrote"):
+        push_all(tmp_path / "dry" / "lens-dino-vitt8", "me")
 
 
 def test_heads_are_published_on_request(hub, runs):

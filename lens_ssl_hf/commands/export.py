@@ -19,6 +19,9 @@ from .shared import quiet
 class ExportArguments:
     run: str = field(metadata={"help": "A run directory of lens-ssl pretrain or finetune."})
     folder: str = field(metadata={"help": "The folder to write."})
+    half: bool = field(
+        default=False, metadata={"help": "Store the weights as bfloat16, in half the space; they load as float32."}
+    )
 
 
 @exit_on_input_error
@@ -28,7 +31,7 @@ def main() -> None:
     from .. import export
 
     quiet()
-    print(export(arguments.run, arguments.folder))
+    print(export(arguments.run, arguments.folder, half=arguments.half))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def parse(
 
     Args:
         dataclasses: field metadata `help` is shown by `--help`, under the first words of the class's docstring.
-        positional (`tuple[str, ...]`, *optional*): fields that may be given without their names, in this order.
+        positional (`tuple[str, ...]`, *optional*): fields that may be given without their names, in this order; one
+            whose default is `None` may be left out.
         most_used (`tuple[str, ...]`, *optional*): fields that `--help` shows first, in this order.
         groups (`dict[str, tuple[str, ...]]`, *optional*): further titles, and the fields that `--help` shows under
             them.
@@ -75,7 +76,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _check_nothing_is_missing(known: Any, dataclasses: tuple[type, ...], positional: tuple[str, ...]) -> None:
     for item in (item for cls in dataclasses for item in fields(cls)):
-        if item.name in positional and not getattr(known, item.name):
+        if item.name in positional and not getattr(known, item.name) and item.default is not None:
             raise InputError(f"{item.name} is missing: see --help")
         if _is_required(item) and getattr(known, item.name) is None:
             raise InputError(f"--{item.name} is missing: give it (--help explains it)")

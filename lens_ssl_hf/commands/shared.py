@@ -30,7 +30,7 @@ class PushArguments:
 
     def __post_init__(self) -> None:
         if self.dry_run == "":
-            self.dry_run = self.repo_id.split("/")[-1]
+            self.dry_run = self.repo_id.split("/")[-1] or "published"
 
 
 @dataclass

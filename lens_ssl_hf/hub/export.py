@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.processor_config import save_processor
 from ..errors import InputError
@@ -36,10 +38,11 @@ def export(
     name: str | None = None,
     license: str = "apache-2.0",
     with_heads: bool = False,
+    half: bool = False,
 ) -> Path:
     """
-    Export a run as a stock transformers model in float32: a pretraining run as a `ViTModel` whose `pooler_output` is
-    the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as a
+    Export a run as a stock transformers model that loads as float32: a pretraining run as a `ViTModel` whose
+    `pooler_output` is the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as a
     [`LensCnnForImageClassification`] with its code beside it.
 
     Args:
@@ -53,6 +56,8 @@ def export(
         license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
         with_heads (`bool`, *optional*, defaults to `False`):
             Also write the SSL checkpoint of a pretraining run, with its heads, to `pretraining/`.
+        half (`bool`, *optional*, defaults to `False`):
+            Store the weights as bfloat16, in half the space. Scores change by about 1e-3.
 
     Returns:
         `Path`: the folder, with weights, config.json, preprocessor_config.json (for other than three bands also
@@ -71,6 +76,8 @@ def export(
         model, _ = load_classifier(run)
     with replace_folder(folder) as partial:
         model.save_pretrained(partial)
+        if half:
+            _halve(partial / SAFE_WEIGHTS_NAME)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
         write_json(partial / RECIPE, without_local_paths(facts))
         _add_evaluation(run, partial)
@@ -80,6 +87,12 @@ def export(
         card.pictures = [file.name for file in partial.glob("*.png")]
         write_card(card, partial)
     return folder
+
+
+def _halve(file: Path) -> None:
+    """Store weights as bfloat16; the `dtype` of config.json stays float32, as which transformers loads them."""
+    weights = {name: value.bfloat16() for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _check(run: Path, folder: Path, base_model: str | None, with_heads: bool) -> dict[str, Any]:

@@ -4,15 +4,17 @@ import io
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import DatasetDict, Features, Image
-from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image as PILImage
 
@@ -27,6 +29,11 @@ from .card import read_evaluation, render_dataset_card
 from .export import export, is_of_export
 from .upload import upload
 
+NO_TOKEN = (
+    "no Hugging Face token is at hand: log in with `hf auth login`, or set HF_TOKEN, with a token that may write "
+    "(https://huggingface.co/settings/tokens)"
+)
+_MODEL_CARD = "README.md"
 _ROWS = 200  # cutouts whose renderings are made at a time
 
 
@@ -74,6 +81,75 @@ def push_to_hub(
         export(run, folder, base_model, name=repo_id, license=license, with_heads=with_heads)
 
     return publish(write, repo_id, "model", is_of_export, private, revision, dry_run)
+
+
+def push_all(
+    folder: str | os.PathLike = "model_cards",
+    account: str | None = None,
+    private: bool = False,
+    dry_run: str | os.PathLike | None = None,
+) -> list[str]:
+    """
+    Publish every model of a folder, each as the repository of its folder's name, backbones first. Their cards name
+    these repositories, and a classifier's the backbone of the same folder whose name its own begins with.
+
+    Args:
+        folder (`str` or `os.PathLike`, *optional*, defaults to `"model_cards"`): holds folders of [`export`].
+        account (`str`, *optional*): a user or an organisation; by default whom the token belongs to.
+        private (`bool`, *optional*, defaults to `False`): for new repositories, whether others cannot see them.
+        dry_run (`str` or `os.PathLike`, *optional*): write what would be published to this folder, publish nothing.
+
+    Returns:
+        `list[str]`: the pages of the models on the Hub; of a dry run the folders.
+
+    Raises:
+        [`InputError`]: `folder` holds no model; nobody is logged in; or the Hub refuses or cannot be reached. What
+            stands on the Hub by then stays; the same call goes on with the rest.
+    """
+    models = [
+        path.parent for path in sorted(Path(folder).glob("*/config.json")) if (path.parent / _MODEL_CARD).is_file()
+    ]
+    if not models:
+        raise InputError(f"{folder} holds no model: give a folder of folders that lens-ssl export wrote")
+    if account is None:
+        account = account_of_token()
+    backbones = [model.name for model in models if not model.name.endswith("-classifier")]
+    models.sort(key=lambda model: model.name not in backbones)
+    for model in models:
+        check_repo_id(f"{account}/{model.name}", model.name not in backbones, needs_token=dry_run is None)
+    pages = []
+    for model in models:
+        base = max((name for name in backbones if model.name.startswith(f"{name}-")), key=len, default=None)
+        write = partial(_write_export, model, account, base)
+        where = None if dry_run is None else Path(dry_run) / model.name
+        pages.append(publish(write, f"{account}/{model.name}", "model", is_of_export, private, None, where))
+    return pages
+
+
+def _write_export(model: Path, account: str, base: str | None, folder: Path) -> None:
+    """A copy of an export whose card names repositories of the account."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    card = (folder / _MODEL_CARD).read_text(encoding="utf-8")
+    card = re.sub(rf'"([^"\s]*/)?{re.escape(model.name)}"', f'"{account}/{model.name}"', card)
+    if base is not None and "\nbase_model:" not in card:
+        card = card.replace("---\n", f"---\nbase_model: {account}/{base}\n", 1)
+    (folder / _MODEL_CARD).write_text(card, encoding="utf-8")
+
+
+def account_of_token() -> str:
+    """
+    The user whose token is at hand.
+
+    Raises:
+        [`InputError`]: nobody is logged in, or the Hub cannot be reached.
+    """
+    if get_token() is None:
+        raise InputError(NO_TOKEN)
+    try:
+        return HfApi().whoami()["name"]
+    except (HTTPError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"the Hub does not say whose token this is ({reason}): give --account") from error
 
 
 def push_dataset(
@@ -150,10 +226,7 @@ def check_repo_id(repo_id: str, is_classifier: bool | None = None, needs_token: 
             f"give {repo_id.removesuffix('-classifier')}"
         )
     if needs_token and get_token() is None:
-        raise InputError(
-            "no Hugging Face token is at hand: log in with `hf auth login`, or set HF_TOKEN, with a token that may "
-            "write (https://huggingface.co/settings/tokens)"
-        )
+        raise InputError(NO_TOKEN)
 
 
 def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
