@@ -65,7 +65,7 @@ def test_graded_cutouts_are_those_of_the_dataset_with_the_share_of_votes(survey,
 def test_a_training_on_grades_goes_on_with_the_same_ones_only(survey):
     grades = write_grades([f"{i}.npy" for i in range(12)], ["A", "X"] * 6)
     other = write_grades(["0.npy", "4.npy"], ["X", "X"], "ben", "other.csv")
-    extra = {"extra_labels": [grades, other], "extra_scores": "scores"}
+    extra = {"extra_labels": [grades, Path(other)], "extra_scores": Path("scores")}
     run = finetune(survey, "run", labels=20, **SETTINGS, **extra)
     facts = json.loads((run / "run.json").read_text())
     assert facts["num_extra"] == 12 and facts["num_labels"] == facts["num_train_images"] == 32

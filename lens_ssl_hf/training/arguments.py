@@ -1,6 +1,7 @@
 """Settings of pretraining and fine-tuning as dataclasses: the scripts' options and the Python API's keywords."""
 
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,8 +181,10 @@ class FinetuneArguments(ViewArguments):
         self.labels = str(self.labels)
         if bool(self.extra_labels) != bool(self.extra_scores):
             raise InputError("extra_labels and extra_scores need each other: give both, or none")
-        if isinstance(self.extra_labels, str):
-            self.extra_labels = [self.extra_labels]
+        if self.extra_labels:
+            tables = [self.extra_labels] if isinstance(self.extra_labels, str | os.PathLike) else self.extra_labels
+            self.extra_labels = [os.fspath(one) for one in tables]
+            self.extra_scores = os.fspath(self.extra_scores)
 
 
 def recipe(method: str) -> dict[str, Any]:
