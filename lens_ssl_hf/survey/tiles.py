@@ -3,7 +3,7 @@
 import glob
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -95,26 +95,25 @@ def put_on_tiles(
     return np.lexsort((np.arange(len(rows)), line, number))
 
 
-def read_cutouts(rows: list[Row], settings: Any) -> list[RawCutout | str]:
+def read_cutouts(rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:
     """
     The cutout around each position, or why there is none; rows that follow each other on one tile are read together.
     Of the `settings` it takes `asked`, `bands` and `hdu`.
     """
-    found: list[RawCutout | str] = []
     for paths, members in groupby(rows, key=lambda row: row.paths):
-        found += _on_one_tile(paths, list(members), settings)
-    return found
+        yield from _on_one_tile(paths, list(members), settings)
 
 
-def _on_one_tile(paths: tuple[Path, ...], rows: list[Row], settings: Any) -> list[RawCutout | str]:
+def _on_one_tile(paths: tuple[Path, ...], rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:
     if not paths:
-        return [NO_POSITION if row.ra is None else OFF_EVERY_TILE for row in rows]
+        yield from (NO_POSITION if row.ra is None else OFF_EVERY_TILE for row in rows)
+        return
     try:
         with open_tile(paths, settings.bands, settings.hdu) as tile:
             side = _side(settings.asked, tile.facts)
-            return list(tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side))
-    except InputError as error:
-        return [str(error)] * len(rows)
+            yield from tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side)
+    except InputError as error:  # it cannot be opened any more
+        yield from [str(error)] * len(rows)
 
 
 def _side(asked: Asked, facts: RawCutout) -> int:
