@@ -278,6 +278,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "push-space": ["m", *data, "--repo_id", "me/x"],
         "space": ["x"],
         "make_picture": ["x", "y"],
+        "make_tiles": ["--output", "x"],
         "search_recipes": ["--trials", "x", "--log", "y"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}

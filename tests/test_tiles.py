@@ -1,6 +1,8 @@
 """Positions on tiles: the same cutouts as those cut by hand, each from the right tile, or the reason why not."""
 
 import json
+import runpy
+from collections import namedtuple
 from pathlib import Path
 
 import datasets
@@ -18,6 +20,7 @@ from test_survey import read, write_run
 
 from lens_ssl_hf import InputError, rank, score
 from lens_ssl_hf.commands import score as command
+from lens_ssl_hf.data.simulation import simulate_cutout
 from lens_ssl_hf.survey import tiles
 from lens_ssl_hf.survey.crops import Asked, Preparation
 from lens_ssl_hf.survey.inputs import Options, open_input
@@ -26,6 +29,7 @@ BANDS = ("g", "r", "i")
 SHAPE = (260, 300)
 CENTRES = [(150.0, 2.0), (150.01, 2.0), (150.2, 2.0)]  # the first two overlap
 PATTERN = "tiles/{band}/*.fits"
+Reading = namedtuple("Reading", "asked bands hdu")
 IDS = [2**60 + i for i in range(30)]
 
 
@@ -320,6 +324,14 @@ def of_other_pixels():
     fits.writeto("tiles/r/0.fits", pixels_of(0)[1], wcs_header(wcs_at(*CENTRES[0], scale=0.3)), overwrite=True)
 
 
+def turned():
+    """By a right angle around the same centre."""
+    write_tiles(centres=CENTRES[:1])
+    wcs = wcs_at(*CENTRES[0])
+    wcs.wcs.cd = wcs.wcs.cd @ [[0, -1], [1, 0]]
+    fits.writeto("tiles/r/0.fits", pixels_of(0)[1], wcs_header(wcs), overwrite=True)
+
+
 def of_another_band():
     write_tiles(centres=CENTRES[:1])
     fits.setval("tiles/r/0.fits", "FILTER", value="z")
@@ -354,6 +366,7 @@ def with_table(text):
         (lambda: of_pattern(PATTERN)() | {"cutouts": "tiles/g/0.fits"}, "cannot be read as a table"),
         (without_wcs, "tiles/r/0.fits has no WCS of the sky: add one to its header"),
         (of_other_pixels, r"tiles/r/0.fits has 0.3 arcsec pixels where another band has 0.168: resample the bands"),
+        (turned, "tiles/r/0.fits is on another grid of pixels than tiles/g/0.fits: resample"),
         (of_another_band, "tiles/r/0.fits states the band z where r is expected"),
         (truncated, r"tiles/i/0.fits is shorter than its header says \(truncated\?\)"),
         (
@@ -386,3 +399,19 @@ def test_the_command_takes_tiles_and_ends_with_status_2(run, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", [*line, PATTERN])
     command.main()
     assert "2 of 2 cutouts scored, 0 flagged" in capsys.readouterr().out
+
+
+def test_tiles_of_simulated_sky_hold_the_simulated_cutouts(monkeypatch):
+    words = "make_tiles.py --output sky --tiles 2 --objects 10 --prevalence 0.3 --seed 3 --num_proc 1".split()
+    monkeypatch.setattr("sys.argv", words)
+    runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "make_tiles.py"))["main"]()
+    table = Table.read("sky/catalogue.csv")
+    assert table["id"].tolist() == list(range(10)) and table["label"].sum() == 3
+    source = open_input("sky/catalogue.csv", Options(tiles="sky/{band}/*.fits"), list(BANDS), num_proc=1)
+    for raw, row in zip(
+        tiles.read_cutouts(source.rows, Reading(Asked([Preparation({}, 3, 32)]), BANDS, None)), source.rows
+    ):
+        expected, facts = simulate_cutout(3, int(row.id), bool(table["label"][int(row.id)]))
+        assert np.array_equal(raw.pixels, expected[:, 8:56, 8:56], equal_nan=True)
+        assert raw.bands == tuple(facts["bands"]) and raw.zero_points == (facts["zero_point"],) * 3
+        assert raw.pixel_scale == pytest.approx(facts["pixel_scale"], rel=1e-6)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -54,7 +54,7 @@ class Options:
 class _Reading:
     """What `read` ([`read_raws`] or [`read_cutouts`]) and the processes that call it need."""
 
-    read: Callable[[list[Row], Any], list[RawCutout | str]]
+    read: Callable[[list[Row], Any], Iterable[RawCutout | str]]
     asked: Asked
     hdu: str | None
     bands: list[str] | None
@@ -111,7 +111,7 @@ class FileInput:
         """What is read of up to `number` cutouts that have files, and how errors call them."""
         reading, rows = self._reading(asked), [row for row in self.rows if row.paths]
         for i in spread(len(rows), number):
-            yield reading.read([rows[i]], reading)[0], rows[i].name
+            yield next(iter(reading.read([rows[i]], reading))), rows[i].name
 
     def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
         """The rows from `start` to `stop`, `size` at a time; other processes read ahead."""

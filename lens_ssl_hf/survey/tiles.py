@@ -3,7 +3,7 @@
 import glob
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -96,30 +96,29 @@ def put_on_tiles(
     return np.lexsort((np.arange(len(rows)), line, number))
 
 
-def read_cutouts(rows: list[Row], settings: Any) -> list[RawCutout | str]:
+def read_cutouts(rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:
     """
     The cutout around each position, or why there is none; rows that follow each other on one tile are read together.
     Of the `settings` it takes `asked`, `bands` and `hdu`.
     """
-    found: list[RawCutout | str] = []
     for paths, members in groupby(rows, key=lambda row: row.paths):
-        found += _on_one_tile(paths, list(members), settings)
-    return found
+        yield from _on_one_tile(paths, list(members), settings)
 
 
-def _on_one_tile(paths: tuple[Path, ...], rows: list[Row], settings: Any) -> list[RawCutout | str]:
+def _on_one_tile(paths: tuple[Path, ...], rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:
     if not paths:
-        return [NO_POSITION if row.ra is None else OFF_EVERY_TILE for row in rows]
+        yield from (NO_POSITION if row.ra is None else OFF_EVERY_TILE for row in rows)
+        return
     try:
         with open_tile(paths, settings.bands, settings.hdu) as tile:
             side, least = (_side(one, tile.facts) for one in (settings.asked, replace(settings.asked, side=0)))
-            found = list(tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side))
-            for i, row in enumerate(rows):
-                if found[i] == AT_THE_EDGE and side > least:  # what the models see may still be inside
-                    found[i] = next(tile.cutouts([row.ra], [row.dec], least))
-            return found
-    except InputError as error:
-        return [str(error)] * len(rows)
+            cutouts = tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side)
+            for row, found in zip(rows, cutouts):
+                if found == AT_THE_EDGE and side > least:  # what the models see may still be inside
+                    found = next(tile.cutouts([row.ra], [row.dec], least))
+                yield found
+    except InputError as error:  # it cannot be opened any more
+        yield from [str(error)] * len(rows)
 
 
 def _side(asked: Asked, facts: RawCutout) -> int:

@@ -22,6 +22,7 @@ from .readers import join_files
 AT_THE_EDGE = "at the edge of the tile"
 _STRIP = 256  # rows that are read beyond those of a cutout: the next cutouts lie in them
 _RIM = 64  # points along each side of an image
+_OFF_GRID = 3  # pixels
 
 
 class _Parts:
@@ -134,19 +135,21 @@ class Tile:
         fastest in the order of [`rows`].
         """
         sky = SkyCoord(ra, dec, unit="deg")
-        for at, places in zip(zip(ra, dec), np.moveaxis([one.places(sky) for one in self.images], -1, 0)):
-            name = f"{self.images[0].headers.name} at {at[0]:.5f} {at[1]:+.5f}"
-            try:
-                with readable(name, "FITS"):
-                    parts = [one.read(x, y, side, name) for one, (x, y) in zip(self.images, places)]
-                    if any(part is None for part in parts):
-                        yield AT_THE_EDGE
-                        continue
-                    pixels = np.concatenate(parts)
-                    check_valid(pixels, name, self.facts.bands)
-                yield replace(self.facts, pixels=pixels, ra=at[0], dec=at[1])
-            except InputError as error:
-                yield str(error)
+        places = np.moveaxis([one.places(sky) for one in self.images], -1, 0)
+        yield from (self._cutout(*one, side) for one in zip(ra, dec, places))
+
+    def _cutout(self, ra: float, dec: float, places: np.ndarray, side: int) -> RawCutout | str:
+        name = f"{self.images[0].headers.name} at {ra:.5f} {dec:+.5f}"
+        try:
+            with readable(name, "FITS"):
+                parts = [one.read(x, y, side, name) for one, (x, y) in zip(self.images, places)]
+                if any(part is None for part in parts):
+                    return AT_THE_EDGE
+                pixels = np.concatenate(parts)
+            check_valid(pixels, name, self.facts.bands)
+        except InputError as error:
+            return str(error)
+        return replace(self.facts, pixels=pixels, ra=ra, dec=dec)
 
     @property
     def _degrees(self) -> float:
@@ -178,4 +181,23 @@ def open_tile(
                 found = [_Image(hdus, one, chosen, path) for one in chosen]
                 raws.append(stack([one.facts for one in found], chosen, hdus, path))
             images += found
-        yield Tile(images, join_files(raws, paths, bands) if bands else raws[0])
+        facts = join_files(raws, paths, bands) if bands else raws[0]
+        for one in images[1:]:
+            _check_grid(one, images[0])
+        yield Tile(images, facts)
+
+
+def _check_grid(image: _Image, first: _Image) -> None:
+    """
+    Raises:
+        [`InputError`]: the sky lies elsewhere in an image, by more than [`join_bands`] allows, or is turned.
+    """
+    if image.wcs.wcs.compare(first.wcs.wcs):
+        return
+    height, width = first.values.shape[-2:]
+    corners = np.array([[0, width, 0, width], [0, 0, height, height]]) - 0.5
+    if not np.abs(image.places(first.wcs.pixel_to_world(*corners)) - corners).max() <= _OFF_GRID:
+        raise InputError(
+            f"{image.headers.name} is on another grid of pixels than {first.headers.name}: resample the bands of a "
+            "tile to one grid"
+        )
