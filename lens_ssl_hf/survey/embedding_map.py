@@ -134,7 +134,7 @@ def _page(table: pyarrow.Table, places: np.ndarray, colours: list[str], column: 
         "id": [str(one) for one in table["id"].to_pylist()],
         "score": [format_score(one) for one in table["score"].to_pylist()],
         "column": column,
-        "value": [str(one) for one in table[column].to_pylist()],
+        "value": [f"{one:.6g}" if isinstance(one, float) else str(one) for one in table[column].to_pylist()],
         "viewer": [None if None in at else VIEWER.format(*at) for at in positions],
         "picture": _pictures(table["row"].to_numpy(), manifest),
     }

@@ -1,23 +1,28 @@
 """Score a survey with many processes, on one machine or many, through the executors of DataTrove."""
 
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import torch
 import transformers
 
 from ..errors import InputError
+from ..files import write_text
+from ..processes import CHECK_EVERY
 from . import manifest as manifests
-from .score import is_done, score, shards_of
+from .score import is_done, score, shards_of, with_counts
 
 LOGS = "logs"  # in the folder of the scores
 PACKAGES = {"local": ["datatrove"], "slurm": ["datatrove"], "ray": ["datatrove", "ray"]}  # that executors need
@@ -84,7 +89,8 @@ def score_with(
     manifest = score(**arguments, tasks=tasks, task=None)
     if "counts" in manifest:
         return manifest
-    _mark_done(output, manifest, tasks)
+    key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
+    _mark_done(output / LOGS / "completions", [is_done(path, key) for path in paths], tasks)
     threads = None
     if executor == "local":
         cores = len(os.sched_getaffinity(0))
@@ -95,7 +101,7 @@ def score_with(
     step = ScoreTask(arguments, os.getcwd(), threads)
     common = {"pipeline": [step], "tasks": tasks, "workers": workers or -1, "logging_dir": str(output / LOGS)}
     _run(executor, common, slurm_options)
-    return manifests.read(output)
+    return with_counts(output, manifest, key, paths)
 
 
 def _check(executor: str, workers: int | None, slurm_options: Mapping[str, str]) -> None:
@@ -110,24 +116,18 @@ def _check(executor: str, workers: int | None, slurm_options: Mapping[str, str])
     if executor != "slurm" and slurm_options:
         raise InputError(f"slurm_options has no meaning for the executor {executor}: leave it out")
     if executor == "slurm" and not {"partition", "time"} <= set(slurm_options):
-        raise InputError(
-            "the executor slurm needs a partition and a time limit: add slurm_options partition=... time=..."
-        )
+        raise InputError("Slurm needs a partition and a time limit: add slurm_options partition=... time=...")
 
 
-def _mark_done(output: Path, manifest: Mapping[str, Any], tasks: int) -> None:
+def _mark_done(marks: Path, done: list[bool], tasks: int) -> None:
     """
     Make DataTrove's marks agree with the shards: its own would skip a task whose shard was removed since, or that had
     other shards when there were fewer tasks.
     """
-    marks = output / LOGS / "completions"
     shutil.rmtree(marks, ignore_errors=True)
-    marks.mkdir(parents=True)
-    key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
-    done = [is_done(path, key) for path in paths]
     for task in range(tasks):
-        if all(done[i] for i in shards_of(task, tasks, len(paths))):
-            (marks / f"{task:05d}").touch()
+        if all(done[i] for i in shards_of(task, tasks, len(done))):
+            write_text(marks / f"{task:05d}", "")
 
 
 def _run(executor: str, common: dict[str, Any], slurm_options: dict[str, str]) -> None:
@@ -135,7 +135,8 @@ def _run(executor: str, common: dict[str, Any], slurm_options: dict[str, str]) -
     from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
     if executor == "local":
-        LocalPipelineExecutor(**common).run()
+        with _noticing_killed(common["workers"]):
+            LocalPipelineExecutor(**common).run()
     elif executor == "ray":
         import ray
 
@@ -143,14 +144,48 @@ def _run(executor: str, common: dict[str, Any], slurm_options: dict[str, str]) -
         RayPipelineExecutor(**common, gpus_per_task=int(ray.cluster_resources().get("GPU", 0) > 0)).run()
     else:
         named = {name: slurm_options.pop(name, None) for name in ("partition", "time", "qos")}
-        cpus = int(slurm_options.pop("cpus-per-task", 1))
+        cpus = slurm_options.pop("cpus-per-task", "1")
         named |= {"cpus_per_task": cpus, "srun_args": {"cpus-per-task": cpus}}  # srun does not ask sbatch for it
+        # DataTrove's last job, which sums up its statistics, must not wait for ever for a task that failed.
+        sbatch_args = {"kill-on-invalid-dep": "yes", **slurm_options}
         environment = f'export PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"'
         try:
             SlurmPipelineExecutor(
-                **common, **named, job_name="lens-ssl-score", env_command=environment, sbatch_args=slurm_options
+                **common, **named, job_name="lens-ssl-score", env_command=environment, sbatch_args=sbatch_args
             ).run()
         except FileNotFoundError as error:
             raise InputError("there is no sbatch here: give the command on a machine that submits jobs") from error
         except subprocess.CalledProcessError as error:
             raise InputError("sbatch refuses the job, as it says above: change slurm_options") from error
+
+
+@contextlib.contextmanager
+def _noticing_killed(workers: int) -> Iterator[None]:
+    """
+    Raises:
+        [`InputError`]: a worker was killed. Its pool only replaces it, and would wait for its task for ever.
+    """
+    from multiprocess import active_children
+
+    def fail(number: int, frame: object) -> NoReturn:
+        raise InputError(
+            "a process of the executor was killed (too little memory?): give the command again, with fewer workers"
+        )
+
+    def watch() -> None:
+        seen: set[int] = set()
+        while not ended.wait(CHECK_EVERY):
+            seen |= {one.pid for one in active_children() if "PoolWorker" in one.name}
+            if len(seen) > workers:  # one was replaced
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                return
+
+    ended, thread = threading.Event(), threading.Thread(target=watch, daemon=True)
+    before = signal.signal(signal.SIGUSR1, fail)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)

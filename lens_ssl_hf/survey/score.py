@@ -108,7 +108,7 @@ def score(
                 start = i * shard_size
                 rows = source.batches(start, start + sizes[i], scorer.asked, batch_size)
                 score_shard(scorer, rows, paths[i], key, progress.update)
-    return _with_counts(output, manifest, key, paths)
+    return with_counts(output, manifest, key, paths)
 
 
 def score_shard(
@@ -239,7 +239,7 @@ def is_done(path: Path, key: str) -> bool:
     return True
 
 
-def _with_counts(output: Path, manifest: dict[str, Any], key: str, paths: list[Path]) -> dict[str, Any]:
+def with_counts(output: Path, manifest: dict[str, Any], key: str, paths: list[Path]) -> dict[str, Any]:
     """The manifest; where all shards are done, with the counts, which are stored."""
     if not all(path.exists() for path in paths):
         return manifest
