@@ -21,8 +21,11 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .inference.read_cutout import read_cutout
     from .models import DinoForPreTraining, IBotForPreTraining, SimSiamForPreTraining
     from .space.build import push_space
+    from .survey.embedding_map import draw_map
+    from .survey.grade import grade
     from .survey.rank import rank
     from .survey.score import score
+    from .survey.search import find_anomalies, search
     from .training.finetune import finetune
     from .training.pretrain import pretrain
 
@@ -37,9 +40,12 @@ _EXPORTS = {
     "SimSiamForPreTraining": "models",
     "Stretch": "data.stretch",
     "cutout_info": "data.info",
+    "draw_map": "survey.embedding_map",
     "evaluate_model": "evaluation.evaluate",
     "export": "hub.export",
+    "find_anomalies": "survey.search",
     "finetune": "training.finetune",
+    "grade": "survey.grade",
     "load_cutouts": "data.dataset",
     "pipeline": "inference.pipeline",
     "predict": "inference.classifier",
@@ -52,6 +58,7 @@ _EXPORTS = {
     "read_cutout": "inference.read_cutout",
     "save_cutouts": "data.storage",
     "score": "survey.score",
+    "search": "survey.search",
 }
 __all__ = list(_EXPORTS)
 

@@ -45,7 +45,8 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 ROOT = Path(__file__).parents[1]
 FINETUNING_BATCH = 64
-PARTS = ("pretrain", "finetune", "scaling", "memory", "startup")
+PIXEL_SCALE = 0.168  # arcsec, of the tiles
+PARTS = ("pretrain", "finetune", "scaling", "memory", "startup", "tiles")
 
 
 @dataclass
@@ -254,6 +255,55 @@ def work_on_memory(arguments: BenchmarkArguments) -> dict[str, Any]:
 
 
 WORKERS = {"step": work_on_steps, "memory": work_on_memory}
+
+
+# ---- scoring ----------------------------------------------------------------------------------------
+
+
+def measure_tiles(arguments: BenchmarkArguments, side: int = 4000, positions: int = 10_000) -> dict[str, Any]:
+    """Cutouts per second of one process that cuts positions out of two tiles of three bands, up to the forward."""
+    import numpy as np
+    from astropy.table import Table
+
+    from lens_ssl_hf.survey.crops import Asked, Preparation
+    from lens_ssl_hf.survey.inputs import Options, open_input
+
+    stretch = {"kind": "asinh", "black": [-1.0] * 3, "white": [50.0] * 3, "softening": [1.0] * 3}
+    cutouts = {"bands": INFO["bands"], "pixel_scale": PIXEL_SCALE, "zero_point": 27.0, "stretch": stretch}
+    rates: dict[str, list[float]] = {"fits": [], "fits.fz": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(2):
+            write_tile(Path(folder), i, side)
+        reach = 0.48 * side * PIXEL_SCALE / 3600
+        offsets = np.random.default_rng(0).uniform(-reach, reach, (positions, 2))
+        table = Path(folder) / "positions.csv"
+        Table({"ra": 150 + np.arange(positions) % 2 + offsets[:, 0], "dec": offsets[:, 1]}).write(table)
+        for _ in range(arguments.repeats):
+            for kind, found in rates.items():
+                options = Options(tiles=f"{folder}/{{band}}/*.{kind}")
+                source = open_input(table, options, INFO["bands"], num_proc=1)
+                asked = Asked([Preparation(cutouts, 3, 32)])
+                start = time.perf_counter()
+                count = sum(len(batch.crops) for batch in source.batches(0, positions, asked, 256))
+                found.append(count / (time.perf_counter() - start))
+    for kind, found in rates.items():
+        print(f"    .{kind}: {statistics.median(found):.0f} cutouts/s before the forward")
+    return {"side": side, "positions": positions, "cutouts_per_second": rates}
+
+
+def write_tile(folder: Path, number: int, side: int) -> None:
+    """Noise around ra 150 + `number` and dec 0, plain and compressed, in `folder`/BAND."""
+    import numpy as np
+    from astropy.io import fits
+
+    flux = np.random.default_rng(number).normal(0, 5, (side, side)).astype(np.float32)
+    scale, middle = PIXEL_SCALE / 3600, side / 2 + 0.5
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0 + number, "CRVAL2": 0.0})
+    header.update({"CRPIX1": middle, "CRPIX2": middle, "CD1_1": -scale, "CD2_2": scale, "MAGZERO": 27.0})
+    for band in INFO["bands"]:
+        (folder / band).mkdir(exist_ok=True)
+        fits.writeto(folder / band / f"{number}.fits", flux, header)
+        fits.CompImageHDU(flux, header).writeto(folder / band / f"{number}.fits.fz")
 
 
 # ---- tables ------------------------------------------------------------------------------------------

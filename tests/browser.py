@@ -24,11 +24,12 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, 
 class Browser:
     """One session of a driver that listens on `port`."""
 
-    def __init__(self, port: int, profile: Path, size: tuple[int, int]):
+    def __init__(self, port: int, profile: Path, size: tuple[int, int], downloads: Path | None):
         self._base = f"http://127.0.0.1:{port}/session"
         arguments = [word.replace("%20", " ") for word in ARGUMENTS.split()]
         arguments += [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
         options = {"binary": CHROMIUM, "args": arguments}
+        options |= {"prefs": {"download.default_directory": str(downloads)}} if downloads else {}
         session = self._call("POST", "", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
         self._base += f"/{session['sessionId']}"
 
@@ -47,8 +48,27 @@ class Browser:
 
     def choose_files(self, css: str, *paths: Path) -> None:
         """Give files to the `<input type="file">` that `css` finds."""
-        element = self._call("POST", "/element", {"using": "css selector", "value": css})[_ELEMENT]
-        self._call("POST", f"/element/{element}/value", {"text": "\n".join(map(str, paths))})
+        self._call("POST", f"/element/{self._find(css)}/value", {"text": "\n".join(map(str, paths))})
+
+    def press(self, *keys: str) -> None:
+        """One key after another, to what has the focus; keys of one text, such as Control and z, at once."""
+        actions = []
+        for chord in keys:
+            actions += [{"type": "keyDown", "value": key} for key in chord]
+            actions += [{"type": "keyUp", "value": key} for key in reversed(chord)]
+        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+
+    def click(self, css: str, held: str = "") -> None:
+        """The middle of the element that `css` finds, while a key is `held`."""
+        place = {"type": "pointerMove", "origin": {_ELEMENT: self._find(css)}, "x": 0, "y": 0}
+        moves = [place, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+        pointer = {"type": "pointer", "id": "mouse", "actions": [{"type": "pause"}, *moves, {"type": "pause"}]}
+        keys = [{"type": kind, "value": held} for kind in ("keyDown", "keyUp") if held]
+        keys = keys[:1] + [{"type": "pause"}] * 3 + keys[1:]
+        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": keys}, pointer]})
+
+    def _find(self, css: str) -> str:
+        return self._call("POST", "/element", {"using": "css selector", "value": css})[_ELEMENT]
 
     def wait(self, script: str, seconds: float = 30) -> Any:
         """The first value of a JavaScript function body that is true."""
@@ -62,13 +82,15 @@ class Browser:
 
 
 @contextmanager
-def open_browser(profile: Path, size: tuple[int, int] = (1280, 1400)) -> Iterator[Browser]:
+def open_browser(
+    profile: Path, size: tuple[int, int] = (1280, 1400), downloads: Path | None = None
+) -> Iterator[Browser]:
     """A browser with a fresh profile, which cannot reach anything but this machine."""
     port = free_port()
     driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait(lambda: is_open(port), 30, "chromedriver")
-        browser = Browser(port, profile, size)
+        browser = Browser(port, profile, size, downloads)
         try:
             yield browser
         finally:

@@ -269,12 +269,14 @@ def test_options_in_the_text_exist(monkeypatch):
         "export": ["x", "y"],
         "score": ["--model", "m", "--input", "x", "--output", "y"],
         "rank": ["x", "--output", "y"],
+        "grade": ["x", "--labels", "y"],
         "study": data,
         "push": ["r", "--repo_id", "me/x"],
         "push-dataset": [*data, "--repo_id", "me/x"],
         "push-space": ["m", *data, "--repo_id", "me/x"],
         "space": ["x"],
         "make_picture": ["x", "y"],
+        "make_tiles": ["--output", "x"],
         "search_recipes": ["--trials", "x", "--log", "y"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}

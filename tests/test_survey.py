@@ -484,7 +484,7 @@ def brute_force(table, separation):
 
 
 def test_a_ranking_has_the_best_objects_once_and_a_sample_of_the_rest(run, monkeypatch):
-    monkeypatch.setattr("lens_ssl_hf.survey.rank.SHEET", 1)
+    monkeypatch.setattr("lens_ssl_hf.survey.listed.SHEET", 1)
     table = write_scored(run)
     expected = [table["id"][i].as_py() for i in brute_force(table, 1.0)[:40]]
     facts = rank("scores", "ranking", top=40, audit=25, seed=4)
@@ -502,7 +502,7 @@ def test_a_ranking_has_the_best_objects_once_and_a_sample_of_the_rest(run, monke
 
 
 def test_the_top_does_not_depend_on_shards_or_on_how_much_is_looked_at(run, monkeypatch):
-    monkeypatch.setattr("lens_ssl_hf.survey.rank.SHEET", 1)
+    monkeypatch.setattr("lens_ssl_hf.survey.listed.SHEET", 1)
     write_scored(run)
     write_scored(run, shard_size=200, output="one")
     rank("scores", "a", top=50)

@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "measure a model on labelled cutouts, with intervals",
     "score": "score every cutout of a survey",
     "rank": "list the best candidates of a scored survey, and a random sample of the rest",
+    "search": "find what looks like some objects of a scored survey, or like nothing else",
+    "grade": "measure a search by grades of its ranking, and calibrate its scores",
     "export": "write a run as a folder that plain transformers loads",
     "study": "compare methods over label budgets and seeds",
     "push": "publish a run on the Hub",

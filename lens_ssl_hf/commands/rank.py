@@ -6,7 +6,8 @@ rest, from which completeness can be measured.
 lens-ssl rank scores/ --top 500 --audit 300 --output ranking/
 ```
 
-It writes ranking.csv, .parquet, .fits and .vot, and a contact sheet of the first 100.
+It writes ranking.csv, .parquet, .fits and .vot, page.html, on which they are graded, and a contact sheet of the first
+100.
 """
 
 from dataclasses import MISSING, asdict, dataclass
@@ -23,8 +24,12 @@ class RankArguments:
     output: str = option(MISSING, "The folder to write; it must not exist, or be empty.")
     top: int = option(500, "Candidates to list.")
     audit: int = option(0, "Rows to draw from all others at random.")
+    uncertain: int = option(0, "Rows to grade next: those of which the model is least sure.")
+    diverse: int = option(0, "Rows to grade next: good ones that are unlike each other (needs embeddings).")
+    graded: list[str] | None = option(None, "Tables of grades: uncertain and diverse leave these objects out.")
     separation: float = option(1.0, "Rows closer than this to a better one (arcsec) are the same object; 0: none are.")
-    seed: int = option(0, "Seed of the draw.")
+    seed: int = option(0, "Seed of the draw, and of the order on the grading page.")
+    known: str | None = option(None, "Known lenses to look for: a table with ra and dec, or lenscat.")
 
 
 @exit_on_input_error
@@ -35,6 +40,11 @@ def main() -> None:
 
     found = rank(**asdict(arguments))
     print(f"{found['top']} candidates ({found['merged']} further rows at their places), {found['audit']} of the rest")
+    if known := found.get("known"):
+        print(f"{known['scored']} of {known['lenses']} known lenses were scored")
+    for name in ("uncertain", "diverse"):
+        if name in found:
+            print(f"{found[name]} {name} rows to grade next")
     print(f"written to {arguments.output}")
 
 

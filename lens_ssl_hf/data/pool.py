@@ -12,15 +12,15 @@ from typing import Any
 from ..errors import InputError, interrupted_later
 from ..processes import obey_the_main_process
 
-CHUNK = 16  # items that travel together between processes
+CHUNK = 16
 FEW = 300  # below so many items a pool costs more than it saves
 
 
-def number_of_processes(num_proc: int | None, num_items: int) -> int:
+def number_of_processes(num_proc: int | None, num_items: int, chunk: int = CHUNK) -> int:
     """`num_proc`, by default one for each core on Linux (one for few items, and elsewhere); never more than chunks."""
     if num_proc is None:
         num_proc = len(os.sched_getaffinity(0)) if sys.platform == "linux" and num_items >= FEW else 1
-    return max(1, min(num_proc, -(-num_items // CHUNK)))
+    return max(1, min(num_proc, -(-num_items // chunk)))
 
 
 def map_chunks(
@@ -29,6 +29,7 @@ def map_chunks(
     num_proc: int | None = None,
     settings: tuple = (),
     ahead: int = 0,
+    chunk: int = CHUNK,
 ) -> Iterator[Any]:
     """
     The results of `function(chunk, *settings)`, a list for each chunk of items, one after the other and in order.
@@ -39,15 +40,16 @@ def map_chunks(
         num_proc (`int`, *optional*): see [`number_of_processes`].
         settings (`tuple`): its further arguments.
         ahead (`int`): items that the processes may finish before their results are taken.
+        chunk (`int`): items that travel together between processes.
 
     Raises:
         [`InputError`]: a process was killed; and whatever `function` raises, where its chunk is due.
     """
-    chunks = [list(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    num_proc = number_of_processes(num_proc, len(items))
+    chunks = [list(items[i : i + chunk]) for i in range(0, len(items), chunk)]
+    num_proc = number_of_processes(num_proc, len(items), chunk)
     if num_proc == 1:
-        for chunk in chunks:
-            yield from function(chunk, *settings)
+        for part in chunks:
+            yield from function(part, *settings)
         return
     # A forked child starts at once, where a spawned one would import the package again. It is safe beside torch's
     # threads since the children call numpy's elementwise functions and FFT, and torch in one thread of their own.
@@ -55,10 +57,10 @@ def map_chunks(
     with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start) as executor:
         pending: deque[Future] = deque()
         try:
-            for chunk in chunks:
+            for part in chunks:
                 with interrupted_later():  # a pool that is cut off while it starts leaves its workers behind
-                    pending.append(executor.submit(function, chunk, *settings))
-                if len(pending) > max(2 * num_proc, ahead // CHUNK):
+                    pending.append(executor.submit(function, part, *settings))
+                if len(pending) > max(2 * num_proc, ahead // chunk):
                     yield from pending.popleft().result()
             while len(pending) > 1:
                 yield from pending.popleft().result()

@@ -97,6 +97,13 @@ def as_tensors(split: Any) -> CutoutTensors:
     )
 
 
+def ids_of(split: Any) -> list[str]:
+    """The ids of a split, without its pixels."""
+    if isinstance(split, CutoutTensors):
+        return split.ids
+    return [str(one) for one in split["id"]] if "id" in split.column_names else []
+
+
 def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:
     """
     The splits and what the data set knows of itself, from a `DatasetDict`, the path of a directory that

@@ -78,6 +78,7 @@ def contact_sheet(
     crop_size: int | None = None,
     title: str = "",
     pixel_scale: float | None = None,
+    value: str = "P(lens)",
 ) -> Path:
     """
     The best-ranked cutouts, then the worst mistakes: non-lenses that score highest and lenses that score lowest; of
@@ -91,6 +92,7 @@ def contact_sheet(
         crop_size (`int`, *optional*): side of what the model sees, marked by a thin square.
         title (`str`, *optional*): above the sheet.
         pixel_scale (`float`, *optional*): arcsec per pixel, for a scale bar in the first cutout of each section.
+        value (`str`, *optional*): what the scores are.
     """
     columns = 10
     ranked = np.argsort(-predictions.score, kind="stable")
@@ -102,14 +104,15 @@ def contact_sheet(
     }
     is_labelled = bool((predictions.label >= 0).any())
     if not is_labelled:
-        sections = {"Highest scores": ranked[: 10 * columns]}
+        name = "Highest scores" if value == "P(lens)" else f"Highest {value}"
+        sections = {name: ranked[: 10 * columns]}
     rows = sum(-(-len(chosen) // columns) for chosen in sections.values())
     # In inches from the top: a header, then per section a heading, then rows of cutouts with three lines of text each.
     cell, gap, text, heading, header = 1.15, 0.1, 0.45, 0.3, 0.62 if title else 0.4
     width = columns * (cell + gap) + gap
     height = header + len(sections) * heading + rows * (cell + text) + gap
     figure = new_figure((width, height), layout=None)
-    legend = "frame: green solid = lens, orange dashed = non-lens; " * is_labelled + "number = P(lens)"
+    legend = "frame: green solid = lens, orange dashed = non-lens; " * is_labelled + f"number = {value}"
     if crop_size and crop_size < pixels.shape[-1]:
         legend += f"; square = the {crop_size} pixels that the model sees"
     head = f"{in_figure(title)}\n" * bool(title) + legend

@@ -65,7 +65,7 @@ def as_display(
     [`~lens_ssl_hf.data.display.to_display`], with the model's number of bands and its crop checked. Of a large
     cutout only the middle is worked on, so that what lies around it costs no time.
     """
-    side = _seen_side(raw, cutouts, min_size or 0)
+    side = seen_side(raw, cutouts, min_size or 0)
     if side:
         check_valid(_middle(raw.pixels, side), f"the middle of {name}, which the model sees,", raw.bands)
     display = to_display(replace(raw, pixels=_middle(raw.pixels, max(MIDDLE, 2 * side))), cutouts, name)
@@ -79,7 +79,7 @@ def as_display(
     return display
 
 
-def _seen_side(raw: RawCutout, cutouts: Mapping[str, Any], min_size: int) -> int:
+def seen_side(raw: RawCutout, cutouts: Mapping[str, Any], min_size: int) -> int:
     """Side of what the model sees, in pixels of the cutout."""
     own, wanted = raw.pixel_scale, cutouts.get("pixel_scale")
     return math.ceil(min_size * wanted / own) if own and wanted else min_size

@@ -39,21 +39,28 @@ class Asked:
     Args:
         preparations (`list[Preparation]`): each once.
         stated (`frozenset[str]`): facts (`"zero point"`) that the input states: no cutout may be silent on them.
+        side (`int`): of what is kept of a cutout that is larger than the crop; by default the crop alone.
     """
 
     preparations: list[Preparation]
     stated: frozenset[str] = field(default_factory=frozenset)
+    side: int = 0
 
     def crops(self, raw: RawCutout, name: str) -> Crops | str:
         """The crops of one cutout, or why there are none."""
         try:
             self._refuse_silence(raw, name)
             return tuple(
-                center_crop(as_display(raw, one.cutouts, name, one.num_bands, one.size), one.size).copy()
+                self.crop(as_display(raw, one.cutouts, name, one.num_bands, one.size), one.size).copy()
                 for one in self.preparations
             )
         except InputError as error:
             return str(error)
+
+    def crop(self, display: np.ndarray, size: int) -> np.ndarray:
+        """The crop of `(..., H, W)`, or up to `side` pixels with the crop in their middle, to the pixel."""
+        around = max(0, min(self.side, *display.shape[-2:]) - size) // 2
+        return center_crop(display, size + 2 * around)
 
     def _refuse_silence(self, raw: RawCutout, name: str) -> None:
         if "zero point" in self.stated and not raw.display and "zero point" not in facts_of(raw):

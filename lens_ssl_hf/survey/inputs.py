@@ -1,11 +1,11 @@
-"""What is scored: a folder or a table of files, a stack, a saved dataset, or Parquet files with cutouts."""
+"""What is scored: a folder or a table of files, positions on tiles, a stack, a saved dataset, or Parquet files."""
 
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from ..data.from_files import read_raws
 from ..data.listing.file_patterns import check_pattern, match_pattern, refuse_bands_as_objects
 from ..data.listing.folders import files_below
 from ..data.listing.rows import BadFiles, Row
-from ..data.listing.table_files import TABLE_SUFFIXES, Columns, typed
+from ..data.listing.table_files import TABLE_SUFFIXES, Columns, read_table, typed
 from ..data.listing.tables import find_column, list_rows, open_catalogue, open_stack
 from ..data.options import DataArguments
-from ..data.pool import map_chunks
+from ..data.pool import CHUNK, map_chunks
 from ..data.storage import CARD_FILE
 from ..errors import InputError
+from . import tiles
 from .crops import Asked, Batch, Crops, spread, text_array
 from .parquet_input import ParquetInput, is_parquet_input
 
@@ -46,12 +47,14 @@ class Options:
     ra_column: str = "ra"
     dec_column: str = "dec"
     pixel_column: str | None = None
+    tiles: str | None = None
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What [`read_raws`] and the processes that call it need."""
+    """What `read` ([`read_raws`] or [`read_cutouts`]) and the processes that call it need."""
 
+    read: Callable[[list[Row], Any], Iterable[RawCutout | str]]
     asked: Asked
     hdu: str | None
     bands: list[str] | None
@@ -61,12 +64,13 @@ class _Reading:
 @dataclass
 class FileInput:
     """
-    Cutouts in files of their own, or in one array.
+    Cutouts in files of their own, in one array, or on tiles.
 
     Args:
         name (`str`): the folder, table or stack.
         rows (`list[Row]`): one a cutout.
         ids (`pyarrow.Array`): as the input has them.
+        kind (`str`): `"files"` or `"tiles"`.
         hdu, bands, stack: for the readers.
         num_proc (`int`, *optional*): processes that read.
     """
@@ -74,11 +78,11 @@ class FileInput:
     name: str
     rows: list[Row]
     ids: pyarrow.Array
+    kind: str = "files"
     hdu: str | None = None
     bands: list[str] | None = None
     stack: Stack | None = None
     num_proc: int | None = None
-    kind: str = field(default="files", init=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,15 +107,16 @@ class FileInput:
                 lacking = "ra" if row.ra is None else "dec"
                 raise InputError(f"{self.name}, row {number} has no {lacking}: add it, or leave ra and dec empty")
 
-    def sample(self, number: int) -> Iterator[tuple[RawCutout | str, str]]:
-        """What is read of up to `number` cutouts, and how errors call them."""
-        rows = [self.rows[i] for i in spread(len(self.rows), number)]
-        yield from ((read_raws([row], self._reading(Asked([])))[0], row.name) for row in rows)
+    def sample(self, number: int, asked: Asked) -> Iterator[tuple[RawCutout | str, str]]:
+        """What is read of up to `number` cutouts that have files, and how errors call them."""
+        reading, rows = self._reading(asked), [row for row in self.rows if row.paths]
+        for i in spread(len(rows), number):
+            yield next(iter(reading.read([rows[i]], reading))), rows[i].name
 
     def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
         """The rows from `start` to `stop`, `size` at a time; other processes read ahead."""
         rows = self.rows[start:stop]
-        found = map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), ahead=READ_AHEAD)
+        found = self._read(rows, asked)
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             crops, ra, dec = zip(*islice(found, len(part)))
@@ -119,18 +124,27 @@ class FileInput:
                 "id": self.ids.slice(start + first, len(part)),
                 "ra": pyarrow.array(ra, pyarrow.float64()),
                 "dec": pyarrow.array(dec, pyarrow.float64()),
-                "source": text_array([", ".join(map(str, row.paths)) for row in part]),
+                "source": text_array([", ".join(map(str, row.paths)) or None for row in part]),
             }
             yield Batch(columns, list(crops))
 
+    def pick(self, numbers: Sequence[int], asked: Asked) -> Iterator[Crops | str]:
+        """The crops of some rows, by their numbers."""
+        yield from (crops for crops, _, _ in self._read([self.rows[i] for i in numbers], asked))
+
+    def _read(self, rows: list[Row], asked: Asked) -> Iterator[tuple[Crops | str, float | None, float | None]]:
+        chunk = tiles.CHUNK if self.kind == "tiles" else CHUNK
+        return map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), READ_AHEAD, chunk)
+
     def _reading(self, asked: Asked) -> _Reading:
-        return _Reading(asked, self.hdu, self.bands, self.stack)
+        read = tiles.read_cutouts if self.kind == "tiles" else read_raws
+        return _Reading(read, asked, self.hdu, self.bands, self.stack)
 
 
 def _read_chunk(rows: list[Row], reading: _Reading) -> list[tuple[Crops | str, float | None, float | None]]:
     """Crops and position of each row; where the table gives none, the position of the file's WCS."""
     found = []
-    for row, raw in zip(rows, read_raws(rows, reading)):
+    for row, raw in zip(rows, reading.read(rows, reading)):
         crops = raw if isinstance(raw, str) else reading.asked.crops(raw, row.name)
         position = row.ra, row.dec
         if position == (None, None) and isinstance(raw, RawCutout):
@@ -163,14 +177,18 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
     path, name = Path(source), str(source).lower()
     if not path.exists():
         raise InputError(f"{source} does not exist: give a folder, a table, a stack or Parquet files")
-    is_parquet = (path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column)
+    has_bands = options.file_pattern or "{band}" in (options.tiles or "")
+    is_parquet = not options.tiles and ((path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column))
     foreign = ("hdu", "file_pattern", "bands") if is_parquet else ("pixel_column",)
-    for option in foreign if options.file_pattern else ("bands", *foreign):
+    foreign = ("file_pattern", "pixel_column") if options.tiles else foreign
+    for option in foreign if has_bands else ("bands", *foreign):
         if getattr(options, option) is not None:
             raise InputError(f"{option} has no meaning for {source}: leave it out")
     bands = options.bands or bands
     if is_parquet:
         return ParquetInput.open(path, options)
+    if options.tiles and (path.is_dir() or not name.endswith(TABLE_SUFFIXES)):
+        raise InputError(f"{source} is no table of positions on tiles: give a file in {', '.join(TABLE_SUFFIXES)}")
     if path.is_dir():
         rows = _files_of(path, options.file_pattern, bands)
         found = FileInput(str(source), rows, text_array([row.id for row in rows]))
@@ -182,8 +200,18 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
     if not len(found):
         raise InputError(f"{source} holds no cutout: put FITS, .npy or picture files into it")
     found.hdu, found.num_proc = options.hdu, num_proc
-    found.bands = bands if options.file_pattern else None
-    return found
+    found.bands = bands if has_bands else None
+    return _on_tiles(found, options.tiles) if options.tiles else found
+
+
+def _on_tiles(found: FileInput, pattern: str) -> FileInput:
+    """Positions in the order of the tiles that they lie on."""
+    found.check()
+    order = tiles.put_on_tiles(found.rows, tiles.find_tiles(pattern, found.bands or []), found.bands, found.hdu)
+    rows = [found.rows[i] for i in order]
+    if not rows[0].paths:
+        raise InputError(f"no position of {found.name} lies on one of the tiles {pattern}: give ra and dec on them")
+    return replace(found, rows=rows, ids=found.ids.take(order), stack=None, kind="tiles")
 
 
 def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[Row]:
@@ -204,15 +232,22 @@ def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[
 
 
 def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
-    """The rows of a table of files or of a stack, with ids of the type that they have there."""
-    own = ("pixel_column", "bands")
+    """The rows of a table of files or positions, or of a stack, with ids of the type that they have there."""
+    own = ("pixel_column", "bands", "tiles")
     given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in own}
     arguments = DataArguments(dataset=str(path), bands=bands if options.file_pattern else None, **given)
     if path.name.lower().endswith(STACK_SUFFIXES):
         table, columns, stack, _ = open_stack(path, arguments)
+    elif options.tiles:
+        table, columns = path, read_table(path)
+        stack = Stack(path, (len(next(iter(columns.values.values()), ())),))  # rows without files of their own
     else:
         table, (columns, stack) = path, open_catalogue(path, arguments)
     names = {key: find_column(getattr(options, f"{key}_column"), list(columns.values), table, key) for key in _KEYS}
+    for key in ("ra", "dec") if options.tiles else ():
+        if names[key] is None:
+            have, wanted = ", ".join(columns.values), getattr(options, f"{key}_column")
+            raise InputError(f"{table} has no column {wanted!r} (it has {have}): name yours with {key}_column")
     kept = Columns({name: columns.values[name] for name in names.values() if name}, columns.units)  # without labels
     rows = list_rows(table, kept, arguments, BadFiles(), stack).rows
     ids = text_array([row.id for row in rows])

@@ -24,6 +24,7 @@ NAME = "manifest.json"
 METADATA = b"lens_ssl_hf"  # its key in the schema of a shard
 AGAIN = "remove it, and lens-ssl score makes it again"
 SHARD = "scores-{number:05d}-of-{count:05d}.parquet"
+CALIBRATION = ("a", "b", "lowest_logit")  # what decides on p_lens
 _PACKAGES = ("lens-ssl-hf", "torch", "transformers", "numpy", "pyarrow", "astropy")
 
 
@@ -121,7 +122,10 @@ def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
         {key: value for key, value in one.items() if key not in ("model", "revision")} for one in manifest["models"]
     ]
     given = {key: manifest["input"][key] for key in ("kind", "cutouts", "fingerprint")}
-    return {"models": models, "input": given, "options": manifest["options"]}
+    calibration = manifest.get("calibration")
+    numbers = calibration and {name: calibration[name] for name in CALIBRATION}
+    options = {key: value for key, value in manifest["options"].items() if key != "tiles"}
+    return {"models": models, "input": given, "options": options, "calibration": numbers}
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -137,7 +141,7 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     for key, value in now["options"].items():
         if (old := earlier["options"].get(key)) != value:
             found.append(f"{key} was {old}, not {value}")
-    return found
+    return found + (["the calibration is another"] if earlier["calibration"] != now["calibration"] else [])
 
 
 def weights_sha256(model: Any) -> str:

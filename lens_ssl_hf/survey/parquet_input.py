@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pandas as pd
 import pyarrow
 from pyarrow import parquet
 
-from ..data.display import center_crop
 from ..data.files.raw import RawCutout, readable
 from ..data.files.readers import is_cutout_file
 from ..data.listing.folders import files_below
@@ -26,6 +26,7 @@ from .crops import Asked, Batch, Crops, Preparation, spread, text_array
 from .pixel_columns import arrays_of, find_pixels, raw_of
 
 IDS_AT_ONCE = 50_000_000  # hashes of ids that are compared in one pass
+PICKED_FROM = 64  # rows that are read at a time where only some are wanted
 
 
 @dataclass
@@ -131,7 +132,7 @@ class ParquetInput:
                     yield path, first, table.rename_columns([wanted[name] for name in table.column_names])
                     first += len(batch)
 
-    def sample(self, number: int) -> Iterator[tuple[RawCutout | str, str]]:
+    def sample(self, number: int, asked: Asked) -> Iterator[tuple[RawCutout | str, str]]:
         """What is read of up to `number` cutouts, and how errors call them; of a saved dataset nothing."""
         places = [sum(sum(groups) for _, groups in self.files[:i]) for i in range(len(self.files))]
         for i in spread(len(self.files) if self.info is None else 0, 8):
@@ -150,13 +151,25 @@ class ParquetInput:
 
     def _batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
         for record, path, names in self._records(start, stop, size):
-            if self.info is None:
-                raws = self._raws(record, names)
-                crops = [raw if isinstance(raw, str) else asked.crops(raw, name) for raw, name in zip(raws, names)]
-            else:
-                crops = self._display_crops(record, asked.preparations)
             columns = {key: self._column(record, key, names) for key in ("id", "ra", "dec")}
-            yield Batch(columns | {"source": text_array([path] * len(names))}, crops)
+            yield Batch(columns | {"source": text_array([path] * len(names))}, self._crops(record, names, asked))
+
+    def pick(self, numbers: Sequence[int], asked: Asked) -> Iterator[Crops | str]:
+        """The crops of some rows, by their numbers in rising order; each row group is read once."""
+        ends = np.cumsum([count for _, groups in self.files for count in groups])
+        for _, group in groupby(numbers, key=lambda number: np.searchsorted(ends, number, side="right")):
+            wanted = list(group)
+            first = wanted[0]
+            for record, _, names in self._records(first, wanted[-1] + 1, PICKED_FROM):
+                for i in (number - first for number in wanted if first <= number < first + len(record)):
+                    yield from self._crops(record.slice(i, 1), names[i : i + 1], asked)
+                first += len(record)
+
+    def _crops(self, record: pyarrow.RecordBatch, names: list[str], asked: Asked) -> list[Crops | str]:
+        if self.info is not None:
+            return self._display_crops(record, asked)
+        return [raw if isinstance(raw, str) else asked.crops(raw, name)
+                for raw, name in zip(self._raws(record, names), names)]  # fmt: skip
 
     def _records(self, start: int, stop: int, size: int) -> Iterator[tuple[pyarrow.RecordBatch, Path, list[str]]]:
         """Rows as they are stored, the file, and what they are called where they have no id."""
@@ -205,9 +218,9 @@ class ParquetInput:
         wanted = preparation.cutouts.get("bands") or have
         return [have.index(band) for band in wanted if band in have]
 
-    def _display_crops(self, record: pyarrow.RecordBatch, preparations: list[Preparation]) -> list[Crops | str]:
+    def _display_crops(self, record: pyarrow.RecordBatch, asked: Asked) -> list[Crops | str]:
         pixels = np.asarray(arrays_of(record.column(self.columns["pixels"])))
-        parts = [center_crop(pixels[:, self._order(one)], one.size) for one in preparations]
+        parts = [asked.crop(pixels[:, self._order(one)], one.size) for one in asked.preparations]
         crops: list[Crops | str] = list(zip(*parts))
         for i in np.flatnonzero(~np.all([np.isfinite(part).all(axis=(1, 2, 3)) for part in parts], axis=0)):
             crops[i] = "the cutout has NaN or infinite pixels: build the dataset with load_cutouts"

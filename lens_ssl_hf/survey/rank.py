@@ -1,38 +1,36 @@
 """The best candidates of a scored survey, each object once, and a random sample of the rest."""
 
-import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 from astropy import units
-from astropy.coordinates import SkyCoord, search_around_sky
-from pyarrow import parquet
+from astropy.coordinates import search_around_sky
+from pyarrow import compute, parquet
 
 from ..data.files.raw import readable
 from ..data.storage import check_target
 from ..errors import InputError
-from ..evaluation.plots import contact_sheet
-from ..evaluation.predictions import Predictions
 from ..files import replacing, write_json
 from . import manifest as manifests
-from .crops import Asked, Preparation
-from .inputs import Options, open_input
+from .grades import read_grades, spellings
+from .known import find_known, read_known, write_known
+from .listed import draw
+from .places import near, places_of
+from .proposals import doubt, unlike
 from .ranking_tables import VIEWER, write_tables
 
-logger = logging.getLogger(__name__)
-
-SHEET = 100  # candidates on the contact sheet
 SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
-_COLUMNS = ["id", "ra", "dec", "source", "score", "logit"]
+DIVERSE_FROM = 20  # times as many of the best rows, from which diverse ones are drawn
+_COLUMNS = ["id", "ra", "dec", "source", "score", "p_lens", "logit"]
 
 
 @dataclass(frozen=True)
-class _Shards:
+class Shards:
     """The scored rows in the shards of a folder; `row` is the number of each in the input."""
 
     paths: list[Path]
@@ -40,11 +38,34 @@ class _Shards:
     columns: list[str]
 
     def __iter__(self) -> Iterator[pyarrow.Table]:
-        for number, path in enumerate(self.paths):
-            with readable(path, fix=manifests.AGAIN):
-                table = parquet.read_table(path, columns=self.columns, partitioning=None)
-            table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
-            yield table.filter(table["score"].is_valid()).replace_schema_metadata(None)
+        return map(self.read, range(len(self.paths)))
+
+    def read(self, number: int) -> pyarrow.Table:
+        path = self.paths[number]
+        with readable(path, fix=manifests.AGAIN):
+            table = parquet.read_table(path, columns=self.columns, partitioning=None)
+        table = table.append_column("row", pyarrow.array(np.arange(len(table)) + number * self.size))
+        return table.filter(table["score"].is_valid()).replace_schema_metadata(None)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """The rows of shards that are neither listed, nor at the place of one that is, nor graded; with their `doubt`."""
+
+    shards: Shards
+    listed: pyarrow.Table
+    separation: float
+    graded: list[str]
+    calibration: Mapping[str, Any] | None
+
+    def __iter__(self) -> Iterator[pyarrow.Table]:
+        places, graded = places_of(self.listed), pyarrow.array(self.graded, pyarrow.string())
+        for table in self.shards:
+            is_left = ~np.isin(table["row"].to_numpy(), self.listed["row"].to_numpy())
+            is_left[near(table, places, self.separation)[0]] = False
+            is_left &= ~compute.is_in(table["id"].cast(pyarrow.string()), graded).to_numpy()
+            left = table.filter(pyarrow.array(is_left))
+            yield left.append_column("doubt", pyarrow.array(doubt(left, self.calibration)))
 
 
 def rank(
@@ -52,55 +73,125 @@ def rank(
     output: str | os.PathLike,
     top: int = 500,
     audit: int = 0,
+    uncertain: int = 0,
+    diverse: int = 0,
+    graded: Sequence[str | os.PathLike] | None = None,
     separation: float = 1.0,
     seed: int = 0,
+    known: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """
-    Write the `top` candidates and a random sample of the rest as tables, with a contact sheet of the first `SHEET`.
-    Memory is bounded by `top`, `audit` and the size of a shard.
+    Write the `top` candidates and a random sample of the rest as tables, with a contact sheet and a grading page.
+    Memory is bounded by `top`, `audit`, `uncertain`, `diverse`, `known` and the size of a shard.
 
     Args:
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote.
         output (`str` or `os.PathLike`): the folder to write; it must not exist, or be empty.
         top (`int`, *optional*, defaults to `500`): candidates, by their logit.
         audit (`int`, *optional*, defaults to `0`): rows that are drawn from all others at random.
+        uncertain (`int`, *optional*, defaults to `0`): further rows, of which the model is least sure: see [`doubt`].
+        diverse (`int`, *optional*, defaults to `0`):
+            Further rows that are unlike each other, from the best `DIVERSE_FROM` times as many: see [`unlike`].
+        graded (`Sequence`, *optional*): tables of grades: these objects are not among `uncertain` and `diverse`.
         separation (`float`, *optional*, defaults to `1.0`):
             In arcsec: of the rows closer than this to a better one, only that is kept; 0 keeps all.
-        seed (`int`, *optional*, defaults to `0`): of the draw.
+        seed (`int`, *optional*, defaults to `0`): of the draw, and of the order in which the page shows the rows.
+        known (`str` or `os.PathLike`, *optional*):
+            Known lenses, whose ranks are listed and drawn: what [`read_known`] takes.
 
     Returns:
         `dict`: what is in ranking.json: the settings, and how many rows were ranked, merged and sampled.
 
     Raises:
-        [`InputError`]: scores that are missing, damaged or not complete, or an `output` that cannot be written.
+        [`InputError`]: scores that are missing, damaged or not complete, or without the embeddings that `diverse`
+            needs; known lenses that cannot be read; or an `output` that cannot be written.
     """
-    for name, value, least in (("top", top, 1), ("audit", audit, 0), ("separation", separation, 0), ("seed", seed, 0)):
+    numbers = {"audit": audit, "uncertain": uncertain, "diverse": diverse, "separation": separation, "seed": seed}
+    for name, value, least in (("top", top, 1), *((name, value, 0) for name, value in numbers.items())):
         if not value >= least:
             raise InputError(f"{name} is {value}: give at least {least}")
+    done = spellings(read_grades(graded)["id"].to_list()) if graded else []
     scores, output = Path(scores), Path(output)
     check_target(output)
+    if known and not separation:
+        raise InputError("separation is 0: give one within which a row is a known lens, in arcsec")
+    lenses = read_known(known) if known else None
     manifest = manifests.read(scores)
-    shards = _open(scores, manifest)
-    best = _best(shards, top, separation)
+    shards = open_shards(scores, manifest)
+    if diverse and not manifest["options"]["embeddings"]:
+        raise InputError(f"{scores} holds no embeddings: score again with --embeddings, or leave diverse out")
+    best = best_of(shards, top, separation)
+
+    def propose(listed: pyarrow.Table) -> dict[str, pyarrow.Table]:
+        left = _Left(shards, listed, separation, list(done), manifest["calibration"])
+        return _propose(left, uncertain, diverse, seed)
+
+    settings = {} if lenses is None else {"known": {"table": str(known), "lenses": len(lenses)}}
+    return write_ranking(
+        best, shards, manifest, output, separation, audit, seed, lenses=lenses, propose=propose, **settings
+    )
+
+
+def write_ranking(
+    best: pyarrow.Table,
+    shards: Shards,
+    manifest: dict[str, Any],
+    output: Path,
+    separation: float,
+    audit: int = 0,
+    seed: int = 0,
+    by: str = "score",
+    lenses: pyarrow.Table | None = None,
+    propose: Callable[[pyarrow.Table], dict[str, pyarrow.Table]] = lambda listed: {},
+    **settings: Any,
+) -> dict[str, Any]:
+    """
+    Write what [`best_of`] found, with a sample of the rest.
+
+    Args:
+        best (`pyarrow.Table`), shards ([`Shards`]), manifest (`dict`): what was found, where, and made of what.
+        output, separation, audit, seed: as [`rank`] has them.
+        by (`str`, *optional*): the column that the contact sheet shows and is sorted by.
+        lenses (`pyarrow.Table`, *optional*): known ones, as [`read_known`] returns them.
+        propose (`Callable`, *optional*): from the listed rows to further ones, by the name of their sample.
+        settings: further ones for ranking.json.
+
+    Raises:
+        [`InputError`]: nothing was found, or `output` cannot be written.
+    """
+    folder = shards.paths[0].parent
     if not len(best):
-        raise InputError(f"{scores} holds no scored cutout, only flagged ones: see the column flag")
-    sample, merged, rest = _audit(shards, best, audit, separation, seed)
-    facts = {"scores": str(scores), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
-    facts |= {"separation": separation, "seed": seed, "models": manifest["models"], "input": manifest["input"]}
-    table = _together(best, merged, sample, rest)
+        raise InputError(f"{folder} holds no scored cutout to list, only flagged ones: see the column flag")
+    plain = best.select([name for name in best.column_names if name in (*shards.columns, "row")])
+    sample, merged, rest = _audit(shards, plain, audit, separation, seed)
+    proposed = propose(pyarrow.concat_tables([plain, sample]))
+    facts = {"scores": str(folder), "top": len(best), "audit": len(sample), "merged": int(merged.sum()), "rest": rest}
+    facts |= {name: len(rows) for name, rows in proposed.items()}
+    facts |= {"separation": separation, "seed": seed, **settings}
+    facts |= {"models": manifest["models"], "input": manifest["input"], "options": manifest["options"]}
+    table = _together(best, merged, sample, rest, proposed)
+    found = None if lenses is None else find_known(shards, lenses, separation)
+    if found is not None:
+        table = _with_known(table, lenses, separation)
+        facts["known"]["scored"] = len(found)
     try:
         with replacing(output) as new:
             new.mkdir()
             write_tables(table, new)
-            _draw(best, manifest, new / "contact_sheet.png")
+            if found is not None:
+                write_known(found, len(best) + facts["merged"] + rest, new)
+            numbers = [number for part in (best, sample, *proposed.values()) for number in part["row"].to_pylist()]
+            draw(table, numbers, manifest, seed, new, by)
             write_json(new / "ranking.json", facts)
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
     return facts
 
 
-def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
+def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards:
     """
+    The shards of a folder, with further columns.
+
     Raises:
         [`InputError`]: a shard is missing, damaged or of something else.
     """
@@ -114,17 +205,17 @@ def _open(folder: Path, manifest: dict[str, Any]) -> _Shards:
         if manifests.shard_facts(path)["key"] != key:
             raise InputError(f"{path} is of another model, input or option: score again into another folder")
     extra = ["spread"] if len(manifest["models"]) > 1 else []
-    return _Shards(paths, manifest["options"]["shard_size"], _COLUMNS + extra)
+    return Shards(paths, manifest["options"]["shard_size"], [*_COLUMNS, *extra, *columns])
 
 
-def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
-    """The best rows, no two closer than `separation`; more rows are looked at until enough are left."""
+def best_of(tables: Iterable[pyarrow.Table], top: int, separation: float, by: str = "logit") -> pyarrow.Table:
+    """The rows that are best `by` a column, no two closer than `separation`; more are looked at where needed."""
     limit = 2 * top + SPARE
     while True:
         pool = None
-        for table in shards:
+        for table in tables:
             pool = table if pool is None else pyarrow.concat_tables([pool, table])
-            order = np.lexsort((pool["row"].to_numpy(), -pool["logit"].to_numpy()))
+            order = np.lexsort((pool["row"].to_numpy(), -pool[by].to_numpy()))
             pool = pool.take(order[:limit]).combine_chunks()
         kept = _unique(pool, separation)
         if len(kept) >= top or len(pool) < limit:
@@ -135,7 +226,7 @@ def _best(shards: _Shards, top: int, separation: float) -> pyarrow.Table:
 def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
     """The rows, from the first on, that are not closer than `separation` (arcsec) to one that is kept."""
     is_kept = np.ones(len(table), bool)
-    known, places = _places(table)
+    known, places = places_of(table)
     if separation > 0 and len(known) > 1:
         first, second, _, _ = search_around_sky(places, places, separation * units.arcsec)
         pairs = np.stack([known[first], known[second]])[:, first < second]
@@ -145,26 +236,19 @@ def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
     return np.flatnonzero(is_kept)
 
 
-def _places(table: pyarrow.Table) -> tuple[np.ndarray, Any]:
-    """The rows with a position, and these positions."""
-    ra, dec = (table[name].to_pandas().to_numpy(dtype=float) for name in ("ra", "dec"))
-    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    return known, SkyCoord(ra[known], dec[known], unit="deg")
-
-
 def _audit(
-    shards: _Shards, best: pyarrow.Table, number: int, separation: float, seed: int
+    shards: Shards, best: pyarrow.Table, number: int, separation: float, seed: int
 ) -> tuple[pyarrow.Table, np.ndarray, int]:
     """
     A random sample of the rows that are neither among the best nor at the place of one; how many are at the place of
     each; and how many rows are left. The first k rows of a sample are a sample of k.
     """
     taken, merged, rest = best["row"].to_numpy(), np.zeros(len(best), int), 0
-    places = _places(best)
+    places = places_of(best)
     sample, lots = best.slice(0, 0), np.empty(0)
     for i, table in enumerate(shards):
         is_left = ~np.isin(table["row"].to_numpy(), taken)
-        known, nearest = _near(table, places, separation)
+        known, nearest = near(table, places, separation)
         is_again = is_left[known]
         np.add.at(merged, nearest[is_again], 1)
         is_left[known] = False
@@ -177,26 +261,39 @@ def _audit(
     return sample, merged, rest
 
 
-def _near(table: pyarrow.Table, best: tuple[np.ndarray, Any], separation: float) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that are at the place of one of the best, and of which."""
-    known, places = _places(table)
-    if not (separation > 0 and len(known) and len(best[0])):
-        return np.empty(0, int), np.empty(0, int)
-    nearest, distance, _ = places.match_to_catalog_sky(best[1])
-    is_near = distance.arcsec <= separation
-    return known[is_near], best[0][nearest[is_near]]
+def _propose(left: _Left, uncertain: int, diverse: int, seed: int) -> dict[str, pyarrow.Table]:
+    """Further rows to grade, by the name of their sample; those of the second kind are none of the first."""
+    columns, found = left.listed.column_names, {}
+    if uncertain:
+        found["uncertain"] = best_of(left, uncertain, left.separation, by="doubt").select(columns)
+    if diverse:
+        listed = pyarrow.concat_tables([left.listed, *found.values()])
+        shards = replace(left.shards, columns=[*left.shards.columns, "embedding"])
+        pool = best_of(replace(left, shards=shards, listed=listed), DIVERSE_FROM * diverse, left.separation)
+        embeddings = np.stack([*pool["embedding"].to_numpy()]).astype(np.float32) if len(pool) else np.empty((0, 1))
+        found["diverse"] = pool.take(unlike(embeddings, diverse, seed)).select(columns)
+    return found
 
 
-def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, rest: int) -> pyarrow.Table:
-    """Both with their ranks, inclusion probabilities and links."""
-    count, drawn = len(best), len(sample)
-    table = pyarrow.concat_tables([best, sample])
+def _together(
+    best: pyarrow.Table,
+    merged: np.ndarray,
+    sample: pyarrow.Table,
+    rest: int,
+    proposed: Mapping[str, pyarrow.Table],
+) -> pyarrow.Table:
+    """All with their ranks, inclusion probabilities (null where the scores decided) and links."""
+    count, drawn, others = len(best), len(sample), sum(map(len, proposed.values()))
+    table = pyarrow.concat_tables([best, sample, *proposed.values()], promote_options="default")
+    chances = [*[1.0] * count, *[drawn / max(rest, 1)] * drawn, *[None] * others]
     columns = {
-        "rank": pyarrow.array([*range(1, count + 1), *[None] * drawn], pyarrow.int64()),
+        "rank": pyarrow.array([*range(1, count + 1), *[None] * (drawn + others)], pyarrow.int64()),
         **{name: table[name] for name in table.column_names if name not in ("source", "row")},
-        "sample": ["top"] * count + ["audit"] * drawn,
-        "inclusion_probability": np.append(np.ones(count), np.full(drawn, drawn / rest if rest else 1.0)),
-        "duplicates": np.append(merged, np.zeros(drawn, int)),
+        "sample": ["top"] * count
+        + ["audit"] * drawn
+        + [name for name, rows in proposed.items() for _ in range(len(rows))],
+        "inclusion_probability": pyarrow.array(chances, pyarrow.float64()),
+        "duplicates": np.append(merged, np.zeros(drawn + others, int)),
         "viewer": pyarrow.array(
             [None if None in at else VIEWER.format(*at) for at in zip(*(table[n].to_pylist() for n in ("ra", "dec")))],
             pyarrow.string(),
@@ -206,26 +303,10 @@ def _together(best: pyarrow.Table, merged: np.ndarray, sample: pyarrow.Table, re
     return pyarrow.table(columns)
 
 
-def _draw(best: pyarrow.Table, manifest: dict[str, Any], path: Path) -> None:
-    """The contact sheet of the first candidates as the first model sees them, where the input can still be read."""
-    first = manifest["models"][0]
-    preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
-    options = Options(**{name: manifest["options"][name] for name in Options.__dataclass_fields__})
-    try:
-        bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
-        source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
-        if source.fingerprint != manifest["input"]["fingerprint"]:
-            raise InputError(f"{source.name} is not what it was")
-    except (InputError, OSError) as error:
-        logger.warning(f"no contact sheet is drawn: {error}")
-        return
-    rows = best["row"].to_pylist()[:SHEET]
-    crops = [next(source.batches(row, row + 1, Asked([preparation]), 1)).crops[0] for row in rows]
-    found = [i for i, one in enumerate(crops) if not isinstance(one, str)]
-    names = [str(best["id"][i].as_py()) for i in found]
-    ranks = [f"rank {i + 1}" for i in found]
-    score = best["score"].to_numpy()[found]
-    predictions = Predictions(names, np.full(len(found), -1), names, ranks, score)
-    pixels = np.stack([crops[i][0] for i in found])
-    facts = preparation.cutouts.get("bands"), None, "", preparation.cutouts.get("pixel_scale")
-    contact_sheet(pixels, predictions, path, *facts)
+def _with_known(table: pyarrow.Table, lenses: pyarrow.Table, separation: float) -> pyarrow.Table:
+    """With the names of the known lenses in column `known`."""
+    names: list[str | None] = [None] * len(table)
+    for row, lens in zip(*near(table, places_of(lenses), separation)):
+        names[row] = lenses["name"][int(lens)].as_py()
+    place = table.column_names.index("viewer")
+    return table.add_column(place, "known", pyarrow.array(names, pyarrow.string()))

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from ..data.files.raw import RawCutout
 from ..errors import InputError
 from ..files import make_folder, write_json, writing
+from . import calibration as calibrations
 from . import manifest as manifests
 from .crops import Batch, facts_of, text_array
 from .inputs import Options, open_input
@@ -36,8 +37,9 @@ def score(
     shard_size: int = 100_000,
     embeddings: bool = False,
     views: int = 1,
+    calibration: str | os.PathLike | None = None,
     tasks: int = 1,
-    task: int = 0,
+    task: int | None = 0,
     batch_size: int = 256,
     device: str | None = None,
     num_proc: int | None = None,
@@ -54,13 +56,18 @@ def score(
         model (`str`, `os.PathLike`, or list of them):
             Fine-tuning runs, exported folders or Hub ids. Several are averaged in logit space.
         cutouts (`str` or `os.PathLike`):
-            A folder of files; a table of files; a stack; what [`save_cutouts`] wrote; Parquet files with cutouts in a
-            column.
+            A folder of files; a table of files, or of positions with the option `tiles`; a stack; what
+            [`save_cutouts`] wrote; Parquet files with cutouts in a column.
         output (`str` or `os.PathLike`): the folder to write.
         shard_size (`int`, *optional*, defaults to `100_000`): cutouts in a shard, in the order of the input.
         embeddings (`bool`, *optional*): keep the [CLS] tokens of the first model, as float16.
         views (`int`, *optional*, defaults to `1`): 8 averages the logits of all flips and quarter rotations.
-        tasks, task (`int`, *optional*): this process scores the shards i with i % tasks == task.
+        calibration (`str` or `os.PathLike`, *optional*):
+            A calibration.json of [`grade`], by which `p_lens` is filled; by default the one that is stored with the
+            model, where there is one.
+        tasks, task (`int`, *optional*):
+            This process scores the shards i with i % tasks == task; none where task is `None`, but everything is
+            checked, and the manifest written.
         batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
         device (`str`, *optional*): by default the GPU where there is one.
         num_proc (`int`, *optional*): processes that read files; by default one per core.
@@ -70,8 +77,8 @@ def score(
         `dict`: the manifest; once all shards are done with `counts`.
 
     Raises:
-        [`InputError`]: no model, no cutout, cutouts that the model cannot score, scores of something else in `output`,
-            a full disk. Shards that are done stay.
+        [`InputError`]: no model, no cutout, cutouts that the model cannot score, a calibration of another model,
+            scores of something else in `output`, a full disk. Shards that are done stay.
     """
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
@@ -83,6 +90,7 @@ def score(
     source = open_input(cutouts, given, scorer.bands, num_proc)
     settings = {"shard_size": shard_size, "views": views, "embeddings": embeddings, **asdict(given)}
     manifest = manifests.describe(scorer, models, source, settings)
+    manifest["calibration"] = scorer.calibration = calibrations.find(calibration, models, manifest)
     manifest["stated"] = _look(source, scorer)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
     if not (output / manifests.NAME).is_file():
@@ -90,8 +98,8 @@ def score(
     make_folder(output, "output")
     manifests.agree(output, manifest)
     key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
-    own = range(task, len(paths), tasks)
-    done = {i for i in own if _is_done(paths[i], key)}
+    own = shards_of(task, tasks, len(paths)) if task is not None else []
+    done = {i for i in own if is_done(paths[i], key)}
     sizes = [min(shard_size, len(source) - i * shard_size) for i in range(len(paths))]
     total, before = sum(sizes[i] for i in own), sum(sizes[i] for i in done)
     with datasets.utils.tqdm(desc="Scoring", unit=" cutouts", total=total, initial=before) as progress:
@@ -100,7 +108,7 @@ def score(
                 start = i * shard_size
                 rows = source.batches(start, start + sizes[i], scorer.asked, batch_size)
                 score_shard(scorer, rows, paths[i], key, progress.update)
-    return _with_counts(output, manifest, key, paths)
+    return with_counts(output, manifest, key, paths)
 
 
 def score_shard(
@@ -145,6 +153,7 @@ def _score_columns(scores: Sequence[Scores], scorer: Scorer) -> dict[str, pyarro
     logit = logits.mean(axis=1)
     with np.errstate(over="ignore"):
         found = {"score": pyarrow.array(1 / (1 + np.exp(-logit)), mask=missing)}
+    found["p_lens"] = pyarrow.array(calibrations.apply(scorer.calibration, logit), from_pandas=True)
     found["logit"] = pyarrow.array(logit, mask=missing)
     if len(scorer.classifiers) > 1:
         found["spread"] = pyarrow.array(logits.std(axis=1), mask=missing)
@@ -163,7 +172,7 @@ def _options(options: Mapping[str, Any]) -> Options:
         raise InputError(f"score has no option {', '.join(sorted(set(options)))}: choose from {known}") from error
 
 
-def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int, batch_size: int) -> None:
+def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int | None, batch_size: int) -> None:
     if not models:
         raise InputError("no model is given: give a run, a folder or a Hub id")
     for one in models:
@@ -172,7 +181,7 @@ def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int
     for name, value in {"shard_size": shard_size, "tasks": tasks, "batch_size": batch_size}.items():
         if value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
-    if not 0 <= task < tasks:
+    if task is not None and not 0 <= task < tasks:
         raise InputError(f"task is {task}: give one from 0 to {tasks - 1}, as tasks is {tasks}")
     if views not in VIEWS:
         raise InputError(f"views is {views}: choose 1 or 8")
@@ -190,7 +199,7 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
             source.check_against(preparation, classifier.name)
         return []
     problems, stated, looked_at = [], Counter(), 0
-    for raw, name in source.sample(LOOKED_AT):
+    for raw, name in source.sample(LOOKED_AT, scorer.asked):
         looked_at += 1
         crops = scorer.asked.crops(raw, name) if isinstance(raw, RawCutout) else raw
         problems += [crops] if isinstance(crops, str) else []
@@ -211,8 +220,15 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
     return sorted(stated - Counter(flux=stated["flux"]))
 
 
-def _is_done(path: Path, key: str) -> bool:
+def shards_of(task: int, tasks: int, count: int) -> range:
+    """The numbers of the shards, of `count`, that a task scores."""
+    return range(task, count, tasks)
+
+
+def is_done(path: Path, key: str) -> bool:
     """
+    Whether a shard is there.
+
     Raises:
         [`InputError`]: the shard is damaged, or of something else.
     """
@@ -223,7 +239,7 @@ def _is_done(path: Path, key: str) -> bool:
     return True
 
 
-def _with_counts(output: Path, manifest: dict[str, Any], key: str, paths: list[Path]) -> dict[str, Any]:
+def with_counts(output: Path, manifest: dict[str, Any], key: str, paths: list[Path]) -> dict[str, Any]:
     """The manifest; where all shards are done, with the counts, which are stored."""
     if not all(path.exists() for path in paths):
         return manifest

@@ -1,6 +1,6 @@
 """One classifier, or several, on the crops of a survey's cutouts: logits, their spread, embeddings."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -52,6 +52,7 @@ class Scorer:
         device: str | torch.device | None = None,
     ):
         self.classifiers = [Classifier.load(model) for model in models]
+        self.calibration: Mapping[str, Any] | None = None  # of the mean logit
         self.views, self.batch_size, self.device = views, batch_size, device
         self.preparations = [_preparation(one) for one in self.classifiers]
         distinct = [one for i, one in enumerate(self.preparations) if one not in self.preparations[:i]]

@@ -1,6 +1,7 @@
 """Settings of pretraining and fine-tuning as dataclasses: the scripts' options and the Python API's keywords."""
 
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,8 @@ class FinetuneArguments(ViewArguments):
     patch_size: int = _option(8, "Side of a patch in pixels (only for --init scratch).")
     labels: str = _option("all", "Number of labelled training images, or all: nested, stratified, seeded subsets.")
     subset_seed: int | None = _option(None, "Seed of the label subset; defaults to seed.")
+    extra_labels: list[str] | None = _option(None, "Tables of grades: these objects are trained on, too.")
+    extra_scores: str | None = _option(None, "The folder of lens-ssl score with the objects of extra_labels.")
     steps: int = _option(1800, "Optimizer steps.")
     batch_size: int = _option(64, "Images per step, over all processes.")
     learning_rate: float = _option(3e-4, "Peak learning rate of the last layer of the backbone.")
@@ -176,6 +179,12 @@ class FinetuneArguments(ViewArguments):
         if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
+        if bool(self.extra_labels) != bool(self.extra_scores):
+            raise InputError("extra_labels and extra_scores need each other: give both, or none")
+        if self.extra_labels:
+            tables = [self.extra_labels] if isinstance(self.extra_labels, str | os.PathLike) else self.extra_labels
+            self.extra_labels = [os.fspath(one) for one in tables]
+            self.extra_scores = os.fspath(self.extra_scores)
 
 
 def recipe(method: str) -> dict[str, Any]:

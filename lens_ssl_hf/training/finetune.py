@@ -15,7 +15,17 @@ from transformers import PreTrainedModel, ViTForImageClassification
 from ..data.listing.labels import LABELS
 from ..data.processor_config import save_processor
 from ..data.samplers import ResidentImages
-from ..data.tensors import CutoutTensors, center_crop, channel_statistics, labelled_splits, normalise, splits_and_info
+from ..data.tensors import (
+    CutoutTensors,
+    center_crop,
+    channel_statistics,
+    checksum,
+    ids_of,
+    labelled_splits,
+    normalise,
+    open_splits,
+    splits_and_info,
+)
 from ..data.views import Counter, Views
 from ..errors import InputError
 from ..models import LensCnnConfig, LensCnnForImageClassification, backbone_config
@@ -57,7 +67,9 @@ def finetune(
     given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
+    cutouts = open_splits(cutouts)
     train_split, subset, validation, info = _open_splits(cutouts, arguments)
+    subset, targets, extra = _add_graded(subset, *cutouts, arguments)
     batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
     set_seed(arguments.seed)
     model = _make_classifier(arguments, info, train_split)
@@ -65,9 +77,9 @@ def finetune(
     facts |= {"backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config)}
     facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
     facts |= {"num_parameters": sum(p.numel() for p in model.parameters())}
-    facts |= origin(arguments.init, getattr(model, "vit", None))
+    facts |= extra | origin(arguments.init, getattr(model, "vit", None))
     model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
-    task = Finetuning(model, subset, validation, batch_size, arguments, accelerator.device)
+    task = Finetuning(model, subset, targets, validation, batch_size, arguments, accelerator.device)
     return train(task, facts, accelerator)
 
 
@@ -81,6 +93,28 @@ def _open_splits(
     subset_seed = arguments.seed if arguments.subset_seed is None else arguments.subset_seed
     subset = train_split.select(label_subset(train_split.labels, arguments.labels, subset_seed))
     return train_split, subset, validation, info
+
+
+def _add_graded(
+    subset: CutoutTensors, splits: Mapping[str, Any], info: dict, arguments: FinetuneArguments
+) -> tuple[CutoutTensors, torch.Tensor, dict[str, int]]:
+    """
+    The cutouts to train on with the graded ones behind them; their labels `(n,)`, or P(nonlens) and P(lens) `(n, 2)`
+    where graders may disagree; and facts for run.json.
+    """
+    if not arguments.extra_labels:
+        return subset, subset.labels, {}
+    from ..survey.graded_cutouts import graded_cutouts  # with it all of the survey, which others need not wait for
+
+    held_out = {one for name in splits if name not in ("train", "unlabelled") for one in ids_of(splits[name])}
+    graded, share = graded_cutouts(arguments.extra_labels, arguments.extra_scores, info, held_out)
+    lens = torch.cat([subset.labels, share])
+    texts = (getattr(subset, name) + getattr(graded, name) for name in ("ids", "groups", "subclasses"))
+    together = CutoutTensors(
+        torch.cat([subset.pixels, graded.pixels]), torch.cat([subset.labels, graded.labels]), *texts
+    )
+    fingerprint = checksum(repr((graded.ids, share.tolist())), {"pixels": graded.pixels})
+    return together, torch.stack([1 - lens, lens], 1), {"num_extra": len(graded), "extra_fingerprint": fingerprint}
 
 
 def _batch_size(wanted: int, accelerator: Accelerator) -> int:
@@ -177,6 +211,7 @@ class Finetuning(Task):
         self,
         model: PreTrainedModel,
         subset: CutoutTensors,
+        targets: torch.Tensor,
         validation: CutoutTensors,
         batch_size: int,
         arguments: FinetuneArguments,
@@ -190,7 +225,7 @@ class Finetuning(Task):
         self.statistics = (model.config.cutouts["image_mean"], model.config.cutouts["image_std"])
         images = normalise(subset.pixels.to(device), *self.statistics)
         self.samples = ResidentImages(images, subset.ids, batch_size, arguments.seed)
-        self.labels = subset.labels.to(device)
+        self.labels = targets.to(device)
         pixels = center_crop(validation.pixels, arguments.crop_size).to(device)
         self.validation = normalise(pixels, *self.statistics), validation.labels
         self.views = Views(arguments.seed, device)

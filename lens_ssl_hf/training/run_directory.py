@@ -33,7 +33,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "
 
 # What may differ between a run and its continuation (init_run and init_weights say what init stands for); and what is
 # noted where it does, since bits may differ then.
-_FREE_ARGUMENTS = ("output_dir", "init", "resume", "stop_on_collapse", "report_to")
+_FREE_ARGUMENTS = ("output_dir", "init", "resume", "stop_on_collapse", "report_to", "extra_labels", "extra_scores")
 _ENVIRONMENT = ("versions", "git_revision", "num_processes", "device")
 
 
@@ -135,6 +135,7 @@ class RunDirectory:
             if old.get(name) != new.get(name) and not makes_no_difference(name, facts["method"])
         ]
         others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
+        others |= {"extra_fingerprint": "the extra labels or their cutouts are others"}
         others |= {"init_run": "the run that init names is another", "init_weights": "the weights of init are others"}
         differences += [text for name, text in others.items() if _stated(self._earlier, name) != _stated(facts, name)]
         if self._earlier.get("batch_size", facts.get("batch_size")) != facts.get("batch_size"):

@@ -74,9 +74,13 @@ def from_hdus(hdus: Sequence[Any], name: str | Path, hdu: int | str | None = Non
     Raises:
         [`InputError`]: no image, several that are not the bands of one cutout, or facts that contradict each other.
     """
-    chosen = _flux_images(hdus, name) if hdu is None else _chosen_images(hdus, hdu, name)
-    raws = [_as_raw(hdus, one, chosen, name) for one in chosen]
-    return raws[0] if len(raws) == 1 else _stack(raws, chosen, hdus, name)
+    chosen = images_of(hdus, name, hdu)
+    return stack([_as_raw(hdus, one, chosen, name) for one in chosen], chosen, hdus, name)
+
+
+def images_of(hdus: Sequence[Any], name: str | Path, hdu: int | str | None = None) -> list[Any]:
+    """The HDUs that are the cutout; `hdu` and the errors are those of [`from_hdus`]."""
+    return _flux_images(hdus, name) if hdu is None else _chosen_images(hdus, hdu, name)
 
 
 def _flux_images(hdus: Sequence[Any], name: str | Path) -> list[Any]:
@@ -100,7 +104,7 @@ def _are_bands(images: list[Any], hdus: Sequence[Any], name: str | Path) -> bool
     """Whether each image is the plane of another band."""
     if len(images) > MAX_BANDS or any(_planes(one) > 1 for one in images):
         return False
-    names = [band_names(_headers(hdus, one, name), 1) for one in images]
+    names = [band_names(headers_of(hdus, one, name), 1) for one in images]
     if None in names and names.count(None) == len(names):
         return band_names(Headers(hdus[0].header, {}, str(name)), len(images)) is not None
     return None not in names and len(set(names)) == len(names)
@@ -130,13 +134,14 @@ def _planes(hdu: Any) -> int:
     return int(np.prod(hdu.shape[:-2]))
 
 
-def _headers(hdus: Sequence[Any], hdu: Any, name: str | Path) -> Headers:
+def headers_of(hdus: Sequence[Any], hdu: Any, name: str | Path) -> Headers:
+    """Those of an image in a file."""
     label = f"{name}[{hdu.name or list(hdus).index(hdu)}]" if len(hdus) > 1 else str(name)
     return Headers(hdu.header, hdus[0].header, label)
 
 
 def _as_raw(hdus: Sequence[Any], hdu: Any, chosen: list[Any], name: str | Path) -> RawCutout:
-    headers, data = _headers(hdus, hdu, name), read_data(hdu, name)
+    headers, data = headers_of(hdus, hdu, name), read_data(hdu, name)
     pixels = as_pixels(linear_flux(data, headers), name)
     raw = raw_of(pixels, data.dtype, headers)
     mask = mask_of(hdus, hdu, chosen, name)
@@ -145,8 +150,10 @@ def _as_raw(hdus: Sequence[Any], hdu: Any, chosen: list[Any], name: str | Path) 
     return raw
 
 
-def _stack(raws: list[RawCutout], chosen: list[Any], hdus: Sequence[Any], name: str | Path) -> RawCutout:
-    """Single planes as the bands of one cutout."""
+def stack(raws: list[RawCutout], chosen: list[Any], hdus: Sequence[Any], name: str | Path) -> RawCutout:
+    """What was read of the `chosen` HDUs as one cutout; several are one band each."""
+    if len(raws) == 1:
+        return raws[0]
     labels = [one.name or str(list(hdus).index(one)) for one in chosen]
     for label, raw in zip(labels, raws):
         if len(raw.pixels) > 1:

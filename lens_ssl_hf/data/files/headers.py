@@ -263,19 +263,25 @@ def _of_flux_at_0(flux: float | None, header: Headers) -> float | None:
 def _celestial(headers: Headers, shape: Sequence[int]) -> tuple[float | None, float | None, float | None]:
     """Arcsec per pixel and the position of the centre from the WCS; the scale else from PIXSCALE and the like."""
     for header in headers.chain():
-        if re.search("RA--|DEC-|LON|LAT", f"{header.get('CTYPE1', '')} {header.get('CTYPE2', '')}"):
-            try:
-                wcs = WCS(header)
-            except Exception:  # wcslib refuses a damaged WCS in many ways: then it states nothing
-                wcs = None
-            found = wcs_facts(wcs, shape, headers.name)
-            if found[0] is not None:
-                return found
+        found = wcs_facts(wcs_of(header), shape, headers.name)
+        if found[0] is not None:
+            return found
         one = Headers(header, {}, headers.name)
         scales = [value for key in _PIXEL_SCALES if (value := one.number(key)) is not None and value > 0]
         if scales:
             return scales[0], None, None
     return None, None, None
+
+
+def wcs_of(header: Any) -> WCS | None:
+    """The WCS of the sky in a header; `None` where it has none, or a damaged one."""
+    if not re.search("RA--|DEC-|LON|LAT", f"{header.get('CTYPE1', '')} {header.get('CTYPE2', '')}"):
+        return None
+    try:
+        wcs = WCS(header)
+        return wcs if wcs.naxis == 2 else wcs.celestial
+    except Exception:  # wcslib refuses it in many ways
+        return None
 
 
 def wcs_facts(wcs: Any, shape: Sequence[int], name: str) -> tuple[float | None, float | None, float | None]:

@@ -4,6 +4,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,17 @@ def has_image(hdu: Any) -> bool:
 def read_data(hdu: Any, name: str | Path) -> np.ndarray:
     """The values of an HDU, `(H, W)` or `(bands, H, W)`, once its header is known to be harmless."""
     check_size(hdu.shape, name)
-    if getattr(hdu, "compression_type", None) == "HCOMPRESS_1":  # astropy 8.0.2 writes beyond its memory
-        raise InputError(f"{name} is HCOMPRESSed, which crashes readers where it is damaged: unpack it with funpack")
+    refuse_hcompress(hdu, name)
     if hasattr(hdu, "compressed_data"):
         _check_tiles(hdu, name)
     data = hdu.data
     return data.reshape(data.shape[-3:]) if data.ndim > 3 and np.prod(data.shape[:-3]) == 1 else data
+
+
+def refuse_hcompress(hdu: Any, name: str | Path) -> None:
+    """Raise [`InputError`] where an HDU is compressed in the way that astropy 8.0.2 writes beyond its memory for."""
+    if getattr(hdu, "compression_type", None) == "HCOMPRESS_1":
+        raise InputError(f"{name} is HCOMPRESSed, which crashes readers where it is damaged: unpack it with funpack")
 
 
 def _check_tiles(hdu: Any, name: str | Path) -> None:
@@ -83,17 +89,48 @@ def _check_tiles(hdu: Any, name: str | Path) -> None:
                     raise InputError(f"{name} has tiles that unpack to more than its pixels: save or copy it again")
 
 
+@dataclass(frozen=True)
+class Mask:
+    """
+    What says where an image holds no flux.
+
+    Args:
+        hdu: its HDU.
+        is_weight (`bool`): 0 is bad, not what differs from 0.
+        bits (`int`, *optional*): those that tell bad pixels, where they are known.
+    """
+
+    hdu: Any
+    is_weight: bool
+    bits: int | None
+
+    def bad(self, values: np.ndarray, name: str | Path) -> np.ndarray:
+        """True where these values of it, all or some of `(bands, H, W)` or `(H, W)`, say that there is no flux."""
+        if self.is_weight:
+            return ~(values > 0)
+        if values.dtype.kind == "f":
+            return ~(values == 0)
+        if self.bits is not None:
+            return (values.astype(np.int64) & self.bits) != 0
+        return where_bad(values, self.hdu.name, name)
+
+
+def masks_of(hdus: Sequence[Any], image: Any, chosen: list[Any], name: str | Path) -> list[Mask]:
+    """The masks and weights of an image among the HDUs of its file."""
+    masks = []
+    for kind in ("mask", "weight"):
+        found = [one for one in hdus if one not in chosen and has_image(one) and kind_of(one) == kind]
+        if (hdu := _belonging(found, image, chosen, kind, name)) is not None:
+            check_fits(hdu.shape, image.shape, name)
+            masks.append(Mask(hdu, kind == "weight", _bad_bits(hdu, hdus)))
+    return masks
+
+
 def mask_of(hdus: Sequence[Any], image: Any, chosen: list[Any], name: str | Path) -> np.ndarray | None:
     """True where masks or weights of the image say that there is no flux; `None` where there are none."""
     bad = None
-    for kind in ("mask", "weight"):
-        found = [one for one in hdus if one not in chosen and has_image(one) and kind_of(one) == kind]
-        hdu = _belonging(found, image, chosen, kind, name)
-        if hdu is None:
-            continue
-        values = read_data(hdu, name)
-        check_fits(values.shape, image.shape, name)
-        is_bad = ~(values > 0) if kind == "weight" else _bad_bits(hdu, values, hdus, name)
+    for mask in masks_of(hdus, image, chosen, name):
+        is_bad = mask.bad(read_data(mask.hdu, name), name)
         bad = is_bad if bad is None else bad | is_bad
     return bad
 
@@ -121,22 +158,15 @@ def _belonging(found: list[Any], image: Any, chosen: list[Any], kind: str, name:
     raise InputError(f"{name} has {len(candidates)} masks for {len(chosen)} images: name them alike, or remove them")
 
 
-def _bad_bits(hdu: Any, values: np.ndarray, hdus: Sequence[Any], name: str | Path) -> np.ndarray:
-    """Where a mask says that a pixel holds no flux."""
-    if values.dtype.kind == "f":
-        return ~(values == 0)
+def _bad_bits(hdu: Any, hdus: Sequence[Any]) -> int | None:
+    """The bits of a mask that say that a pixel holds no flux, where they are known."""
     primary = hdus[0].header
     planes = {key[3:]: header[key] for header in (primary, hdu.header) for key in header if key.startswith("MP_")}
-    bits = None
     if planes:
-        bits = sum(1 << min(int(planes[plane]), 62) for plane in _BAD_PLANES if plane in planes)
-    elif primary.get("TELESCOP") == "JWST":
-        bits = _JWST_BITS
-    elif "MASKBITS" in words_of(hdu):
-        bits = _LEGACY_BITS
-    if bits is not None:
-        return (values.astype(np.int64) & bits) != 0
-    return where_bad(values, hdu.name, name)
+        return sum(1 << min(int(planes[plane]), 62) for plane in _BAD_PLANES if plane in planes)
+    if primary.get("TELESCOP") == "JWST":
+        return _JWST_BITS
+    return _LEGACY_BITS if "MASKBITS" in words_of(hdu) else None
 
 
 def where_bad(values: np.ndarray, mask_name: str, name: str | Path) -> np.ndarray:

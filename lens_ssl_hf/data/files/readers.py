@@ -67,7 +67,11 @@ def read_raw_bands(
     Raises:
         [`InputError`]: a file has several bands, states another band than `bands`, or they do not fit together.
     """
-    raws = [read_raw(path, hdu) for path in paths]
+    return join_files([read_raw(path, hdu) for path in paths], paths, bands)
+
+
+def join_files(raws: list[RawCutout], paths: Sequence[str | Path], bands: Sequence[str] | None = None) -> RawCutout:
+    """What was read of single-band files as one cutout; the arguments and errors are those of [`read_raw_bands`]."""
     if not raws:
         raise InputError("no file is given: give one for each band")
     for path, one in zip(paths, raws):

@@ -132,7 +132,7 @@ def list_rows(
             continue
         seen[paths[i]] = i + 1
         label = _label(cell.get("label", ""), where, names.get("label"), label_map)
-        ra, dec = (_position(key, cell.get(key), where, names.get(key), columns.units) for key in ("ra", "dec"))
+        ra, dec = (read_position(key, cell.get(key), where, names.get(key), columns.units) for key in ("ra", "dec"))
         split = _split(cell, label, where, options, names)
         row = Row(name, paths[i], label, split, groups[i], kinds[i], ra, dec)
         row.position = None if stack is None else i
@@ -315,7 +315,7 @@ def _check_folds(table: Path, rows: list[Row], text: dict[str, list[str]], optio
             raise InputError(f"{table} has no cutouts of {option} {fold} alone: choose among the folds {folds}")
 
 
-def _position(key: str, text: str | None, where: str, column: str | None, units: dict[str, str]) -> float | None:
+def read_position(key: str, text: str | None, where: str, column: str | None, units: dict[str, str]) -> float | None:
     """Degrees from a cell of `ra` or `dec`: a number, or sexagesimal (hours for `ra`)."""
     if not text:
         return None

@@ -1,0 +1,107 @@
+"""Graded objects of a scored survey, prepared as the cutouts of a dataset are, to be trained on."""
+
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from pyarrow import compute
+
+from ..data.tensors import CutoutTensors
+from ..errors import InputError
+from . import manifest as manifests
+from .crops import Asked, Preparation
+from .grades import read_grades, spellings, votes_by_object
+from .listed import open_again
+from .parquet_input import ParquetInput
+from .rank import open_shards
+
+logger = logging.getLogger(__name__)
+
+_FACTS = ("bands", "pixel_scale", "zero_point")  # that a cutout may state
+
+
+def graded_cutouts(
+    labels: Sequence[str | os.PathLike],
+    scores: str | os.PathLike,
+    info: Mapping[str, Any],
+    held_out: Collection[str] = (),
+) -> tuple[CutoutTensors, torch.Tensor]:
+    """
+    Read the cutouts of graded objects again, from the input of the scores.
+
+    Args:
+        labels (`Sequence`): tables of grades, as [`read_grades`] takes them.
+        scores (`str` or `os.PathLike`): the folder that [`score`] wrote, with all graded ids.
+        info (`Mapping`): fields of `CutoutInfo`: the cutouts get its bands, pixel scale, zero point, stretch and size.
+        held_out (`Collection[str]`): ids that are left out.
+
+    Returns:
+        `tuple[CutoutTensors, torch.Tensor]`: the cutouts in the order of the input, and of each the share of graders
+        that see a lens, `(n,)` float32.
+
+    Raises:
+        [`InputError`]: unknown ids or grades, an input that is gone or changed, or a cutout that cannot be prepared.
+    """
+    grades, scores = read_grades(labels), Path(scores)
+    manifest = manifests.read(scores)
+    rows = _find_rows(scores, manifest, spellings(grades["id"].unique().tolist()))
+    share = votes_by_object(grades, rows.keys(), str(scores)).mean(axis=1)
+    is_held_out = share.index.isin(list(held_out))
+    if is_held_out.any():
+        logger.warning(f"{is_held_out.sum()} of {len(share)} graded objects are in validation or test: left out")
+    share = share[~is_held_out]
+    if share.empty:
+        raise InputError(f"all graded objects of {scores} are in the validation or test split: leave extra_labels out")
+    names = sorted(share.index, key=rows.__getitem__)
+    pixels = torch.from_numpy(_read([rows[name] for name in names], names, manifest, info))
+    votes = torch.tensor(share[names].to_numpy(), dtype=torch.float32)
+    return CutoutTensors(pixels, (votes > 0.5).long(), names, names, [""] * len(names)), votes
+
+
+def _find_rows(scores: Path, manifest: dict[str, Any], wanted: set[str]) -> dict[str, int]:
+    """The numbers of the rows with these ids, as text."""
+    found: dict[str, int] = {}
+    for table in open_shards(scores, manifest):
+        ids = table["id"].cast(pyarrow.string())
+        is_wanted = compute.is_in(ids, pyarrow.array(sorted(wanted), pyarrow.string()))
+        found |= zip(ids.filter(is_wanted).to_pylist(), table["row"].filter(is_wanted).to_pylist())
+    return found
+
+
+def _read(rows: list[int], names: list[str], manifest: dict[str, Any], info: Mapping[str, Any]) -> np.ndarray:
+    """Cutouts `(n, bands, size, size)` in the dataset's display units."""
+    try:
+        source, _ = open_again(manifest)
+    except (InputError, OSError) as error:
+        raise InputError(f"the graded cutouts cannot be read ({error}): put them back, or score again") from error
+    preparation = Preparation({name: info[name] for name in (*_FACTS, "stretch")}, len(info["bands"]), info["size"])
+    if isinstance(source, ParquetInput) and source.info:
+        source.check_against(preparation, "the dataset")
+    else:
+        _check_unstated(manifest, info)
+    asked = Asked([preparation], frozenset(manifest["stated"]))
+    found = [next(source.batches(row, row + 1, asked, 1)).crops[0] for row in rows]
+    for name, one in zip(names, found):
+        if isinstance(one, str):
+            raise InputError(f"the graded cutout {name} is not as the dataset needs it ({one}): leave it out")
+    return np.stack([one[0] for one in found])
+
+
+def _check_unstated(manifest: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        [`InputError`]: what the cutouts do not state was taken from the model, and the dataset has it otherwise.
+    """
+    known = manifest["models"][0]["cutouts"]
+    for name in _FACTS:
+        as_model, as_dataset = known.get(name), info[name]
+        if name.replace("_", " ") not in manifest["stated"] and as_model is not None and as_model != as_dataset:
+            raise InputError(
+                f"the cutouts of {manifest['input']['path']} state no {name}: they were scored with {as_model}, but "
+                f"the dataset has {as_dataset}: state it in the cutouts, or build the dataset like the model"
+            )

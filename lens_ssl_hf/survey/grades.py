@@ -1,0 +1,143 @@
+"""Tables of grades: which objects people call lenses, and how far they agree."""
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from sklearn.metrics import cohen_kappa_score
+
+from ..data.listing.table_files import read_table
+from ..errors import InputError
+from ..quoting import in_spreadsheet
+
+logger = logging.getLogger(__name__)
+
+POSITIVE = ("A", "B")
+_OTHER_GRADES = {"lens": True, "1": True, "1.0": True, "true": True}
+_OTHER_GRADES |= {"nonlens": False, "0": False, "0.0": False, "false": False}
+
+
+def read_grades(tables: Sequence[str | os.PathLike], positive: Sequence[str] = POSITIVE) -> pandas.DataFrame:
+    """
+    The votes in tables with the columns `id`, `grade` and perhaps `grader`; rows without a grade are left out.
+
+    Args:
+        tables (`Sequence`): files of the grading page, or others. One without graders is of a grader of its own.
+        positive (`Sequence[str]`): which of the grades A, B and C make a lens; X never does.
+
+    Returns:
+        `pandas.DataFrame`: `file`, `id`, `grader` (all `str`) and `vote` (1.0 lens, 0.0 no lens), one row for each
+        object and grader: the last one where a grader repeats.
+
+    Raises:
+        [`InputError`]: a table cannot be read, lacks a column, or has an unknown grade; or there is no grade at all.
+    """
+    lenses = {str(one).upper() for one in positive}
+    if not lenses or not lenses <= {"A", "B", "C"}:
+        raise InputError(f"positive is {' '.join(map(str, positive)) or 'empty'}: choose from A, B and C")
+    votes = {grade.lower(): grade in lenses for grade in "ABCX"} | _OTHER_GRADES
+    rows = [row for table in tables for row in _rows(Path(table), votes)]
+    if not rows:
+        raise InputError(f"{', '.join(map(str, tables)) or 'labels'} holds no grade: grade some objects first")
+    found = pandas.DataFrame(rows, columns=["file", "id", "grader", "vote"])
+    by_grader = found.groupby(["id", "grader"], sort=False)
+    if changed := int((by_grader["vote"].nunique() > 1).sum()):
+        logger.warning(f"{changed} objects were graded twice, and otherwise, by one grader: the last grade counts")
+    return found.loc[~found.duplicated(["id", "grader"], keep="last")].reset_index(drop=True)
+
+
+def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[str, str, str, float]]:
+    columns = {name.lower(): values for name, values in read_table(table).values.items()}
+    if missing := [name for name in ("id", "grade") if name not in columns]:
+        raise InputError(f"{table} has no column {missing[0]!r} (it has {', '.join(columns)}): add it")
+    graders = columns.get("grader", [None] * len(columns["id"]))
+    for number, (name, grade, grader) in enumerate(zip(columns["id"], columns["grade"], graders), start=1):
+        if grade is None:
+            continue
+        if name is None:
+            raise InputError(f"{table}, row {number} has a grade but no id: fill it")
+        vote = votes.get(str(grade).lower())
+        if vote is None:
+            raise InputError(f"{table}, row {number} has the grade {grade!r}: give A, B, C or X, or lens or nonlens")
+        yield str(table), str(name), str(grader or table), float(vote)
+
+
+def spellings(ids: Sequence[str]) -> set[str]:
+    """The ids, and what they are where a table for spreadsheets put a `'` in front of them."""
+    return {*ids, *(one[1:] for one in ids if one.startswith("'") and in_spreadsheet(one[1:]) == one)}
+
+
+def votes_by_object(grades: pandas.DataFrame, known: Collection[str], place: str) -> pandas.DataFrame:
+    """
+    What [`read_grades`] returned as a table of objects and graders.
+
+    Args:
+        known (`Collection[str]`): the ids that there are.
+        place (`str`): where, for errors.
+
+    Returns:
+        `pandas.DataFrame`: index `id`, a column for each grader; 1.0, 0.0, or NaN where a grader gave no grade.
+
+    Raises:
+        [`InputError`]: an id is unknown; names the first and its file.
+    """
+    names = [one if one in known else one[1:] if one in _quoted(known, one) else None for one in grades["id"]]
+    if None in names:
+        first = grades.iloc[names.index(None)]
+        raise InputError(
+            f"{first['file']} has a grade of {first['id']!r}, which {place} does not hold ({names.count(None)} such): "
+            "give the grades of these objects"
+        )
+    votes = grades.assign(id=names).drop_duplicates(["id", "grader"], keep="last")
+    return votes.pivot(index="id", columns="grader", values="vote")
+
+
+def _quoted(known: Collection[str], name: str) -> set[str]:
+    return {name} if spellings([name]) - {name} and name[1:] in known else set()
+
+
+def agreement(votes: pandas.DataFrame) -> dict[str, Any]:
+    """
+    How far graders agree on what is a lens.
+
+    Args:
+        votes (`pandas.DataFrame`): what [`votes_by_object`] returns.
+
+    Returns:
+        `dict`: `pairs`, each with the number of `shared` objects, the share of equal verdicts (`raw`) and Cohen's
+        (1960) `kappa`; and of three graders or more `fleiss`. A value that cannot be computed is null, with a reason.
+    """
+    pairs = [_pair(*two, votes[list(two)].dropna()) for two in combinations(votes.columns, 2)]
+    found: dict[str, Any] = {"graders": {name: int(column.count()) for name, column in votes.items()}, "pairs": pairs}
+    if len(votes.columns) > 2:
+        found["fleiss"] = _fleiss(votes.dropna().to_numpy())
+    return found
+
+
+def _pair(one: str, other: str, both: pandas.DataFrame) -> dict[str, Any]:
+    facts = {"graders": [one, other], "shared": len(both), "raw": None, "kappa": None}
+    if both.empty:
+        return facts | {"reason": "they share no object"}
+    facts["raw"] = float((both[one] == both[other]).mean())
+    if len(np.unique(both)) < 2:
+        return facts | {"reason": "both gave one verdict only"}
+    return facts | {"kappa": float(cohen_kappa_score(both[one], both[other]))}
+
+
+def _fleiss(votes: np.ndarray) -> dict[str, Any]:
+    """Kappa of Fleiss (1971) of `(objects, graders)` votes: of the objects that all have graded."""
+    facts: dict[str, Any] = {"shared": len(votes), "kappa": None}
+    if not len(votes):
+        return facts | {"reason": "no object was graded by all"}
+    graders, lenses = votes.shape[1], votes.sum(axis=1)
+    share = votes.mean()
+    if share in (0, 1):
+        return facts | {"reason": "all gave one verdict only"}
+    equal = (lenses * (lenses - 1) + (graders - lenses) * (graders - lenses - 1)) / (graders * (graders - 1))
+    chance = share**2 + (1 - share) ** 2
+    return facts | {"kappa": float((equal.mean() - chance) / (1 - chance))}

@@ -1,0 +1,127 @@
+"""Positions on tiles: the files of each tile, the tile of each position, and the cutouts around them."""
+
+import glob
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.coordinates import SkyCoord
+from scipy.spatial import cKDTree
+
+from ..data.files.fits_tiles import AT_THE_EDGE, open_tile
+from ..data.files.raw import RawCutout
+from ..data.listing.rows import Row
+from ..errors import InputError
+from ..inference.read_cutout import seen_side
+from .crops import Asked
+
+OFF_EVERY_TILE = "off every tile"
+NO_POSITION = "the table gives no position"
+CHUNK = 512  # rows for each of which a tile is not opened again
+_WILDCARD = r"(\*\*/?|\*|\?|\[.[^]]*\])"
+_MATCHED = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
+
+
+def find_tiles(pattern: str, bands: Sequence[str]) -> list[tuple[Path, ...]]:
+    """
+    The files of each tile, one for each of `bands` where the pattern holds `{band}`, else one; sorted by what stands
+    for the wildcards.
+
+    Raises:
+        [`InputError`]: no file fits the pattern, or a tile lacks one of the bands.
+    """
+    names = list(bands) if "{band}" in pattern else [""]
+    if not names:
+        raise InputError(f"the model does not name the bands that tiles {pattern!r} needs: give bands")
+    found = [_matches(pattern, name) for name in names]
+    for name, files in zip(names, found):
+        if not files:
+            of_band = f" of band {name}" if name else ""
+            raise InputError(f"tiles {pattern!r} fits no file{of_band}: correct it, or give bands as file names have")
+    keys = sorted(set().union(*found))
+    for key in keys:
+        lacking = [name for name, files in zip(names, found) if key not in files]
+        if lacking:
+            beside = next(files[key] for files in found if key in files)
+            raise InputError(f"the tile of {beside} has no file of band {lacking[0]}: add it, or leave the tile out")
+    return [tuple(files[key] for files in found) for key in keys]
+
+
+def _matches(pattern: str, band: str) -> dict[tuple[str, ...], Path]:
+    """The files that fit, by what stands for the wildcards."""
+    parts = re.split(_WILDCARD, pattern.replace("{band}", glob.escape(band)))
+    regex = "".join(_MATCHED.get(part, "([^/])") if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    paths = glob.glob("".join(parts), recursive=True)
+    return {match.groups(): Path(path) for path in paths if (match := re.fullmatch(regex, path))}
+
+
+def put_on_tiles(
+    rows: list[Row], tiles: list[tuple[Path, ...]], bands: Sequence[str] | None, hdu: str | None
+) -> np.ndarray:
+    """
+    Give each row the files of the tile in which it lies furthest from the edge, none where it is off every tile. Only
+    the headers of the tiles are read.
+
+    Args:
+        rows (`list[Row]`): positions in degrees (ICRS), or without one.
+        tiles (`list[tuple[Path, ...]]`): see [`find_tiles`].
+        bands (`Sequence[str]`, *optional*), hdu (`str`, *optional*): see [`open_tile`].
+
+    Returns:
+        `np.ndarray`: the numbers of the rows in the order of the tiles, in each along its rows of pixels; those that
+        are off every tile come last.
+    """
+    ra, dec = (np.array([getattr(row, key) for row in rows], dtype=float) for key in ("ra", "dec"))
+    known = np.flatnonzero(np.isfinite(ra))
+    sky = SkyCoord(ra[known], dec[known], unit="deg")
+    tree = cKDTree(sky.cartesian.xyz.value.T.reshape(-1, 3))
+    number, line, best = np.full(len(rows), len(tiles)), np.zeros(len(rows)), np.full(len(rows), -1.0)
+    for i, paths in enumerate(tiles):
+        with open_tile(paths, bands, hdu) as tile:
+            centre, radius = tile.circle()
+            chord = 2 * math.sin(math.radians(min(radius, 180)) / 2)
+            near = np.array(tree.query_ball_point(centre.cartesian.xyz.value, chord), dtype=int)
+            if len(near):
+                depth = np.round(tile.depth(sky[near]), 9)  # the last bits differ among machines
+                is_best = (depth >= 0) & (depth > best[known[near]])
+                chosen = known[near[is_best]]
+                number[chosen], best[chosen], line[chosen] = i, depth[is_best], tile.rows(sky[near[is_best]])
+    for row, i in zip(rows, number):
+        row.paths = tiles[i] if i < len(tiles) else ()
+    return np.lexsort((np.arange(len(rows)), line, number))
+
+
+def read_cutouts(rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:
+    """
+    The cutout around each position, or why there is none; rows that follow each other on one tile are read together.
+    Of the `settings` it takes `asked`, `bands` and `hdu`.
+    """
+    for paths, members in groupby(rows, key=lambda row: row.paths):
+        yield from _on_one_tile(paths, list(members), settings)
+
+
+def _on_one_tile(paths: tuple[Path, ...], rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:
+    if not paths:
+        yield from (NO_POSITION if row.ra is None else OFF_EVERY_TILE for row in rows)
+        return
+    try:
+        with open_tile(paths, settings.bands, settings.hdu) as tile:
+            side, least = (_side(one, tile.facts) for one in (settings.asked, replace(settings.asked, side=0)))
+            cutouts = tile.cutouts([row.ra for row in rows], [row.dec for row in rows], side)
+            for row, found in zip(rows, cutouts):
+                if found == AT_THE_EDGE and side > least:  # what the models see may still be inside
+                    found = next(tile.cutouts([row.ra], [row.dec], least))
+                yield found
+    except InputError as error:  # it cannot be opened any more
+        yield from [str(error)] * len(rows)
+
+
+def _side(asked: Asked, facts: RawCutout) -> int:
+    """Half more than what is asked for, for what masked pixels are filled from and resampling needs; even."""
+    sides = (seen_side(facts, one.cutouts, max(one.size, asked.side)) for one in asked.preparations)
+    return 2 * math.ceil(0.75 * max(sides))

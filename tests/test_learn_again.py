@@ -1,0 +1,201 @@
+"""Fine-tuning on graded objects of a survey, and which of them a ranking proposes to grade next."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow
+import pytest
+import torch
+from conftest import make_cutouts
+from safetensors.torch import load_file, save_file
+from tiny_runs import cutouts as cutouts_of
+from tiny_runs import write_classifier_run
+
+from lens_ssl_hf import InputError, finetune, grade, rank, read_cutout, score
+from lens_ssl_hf.data.tensors import center_crop
+from lens_ssl_hf.survey import proposals
+from lens_ssl_hf.survey.graded_cutouts import graded_cutouts
+
+SETTINGS = {"backbone": "vitt8", "precision": "fp32", "log_every": 1, "steps": 4, "eval_every": 2, "batch_size": 16}
+ASINH = {"kind": "asinh", "black": [-2.0] * 3, "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def survey():
+    """Scores of 12 files of flux, and the splits and facts of a dataset of another stretch."""
+    Path("cutouts").mkdir()
+    for i in range(12):
+        np.save(f"cutouts/{i}.npy", np.random.default_rng(i).normal(10, 9, (3, 50, 50)).astype("f4"))
+    run = write_classifier_run(Path("model"))
+    path = run / "model" / "config.json"
+    other = cutouts_of(3) | {"stretch": ASINH | {"softening": [3.0] * 3}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cutouts": other}))
+    score(str(run), "cutouts", "scores")
+    splits, info = make_cutouts()
+    return splits, info | {"stretch": ASINH}
+
+
+def write_grades(ids, grades, grader="ann", name="grades.csv"):
+    pandas.DataFrame({"id": ids, "grade": grades, "grader": grader}).to_csv(name, index=False)
+    return name
+
+
+def test_graded_cutouts_are_those_of_the_dataset_with_the_share_of_votes(survey, caplog):
+    _, info = survey
+    tables = [write_grades([f"{i}.npy" for i in (7, 3, 5, 1)], ["A", "X", "B", "A"])]
+    tables.append(write_grades(["3.npy", "7.npy"], ["A", "X"], "ben", "other.csv"))
+    tables.append(write_grades(["7.npy"], ["B"], "cy", "third.csv"))
+    found, share = graded_cutouts(tables, "scores", info, held_out={"1.npy", "0-1"})
+    assert found.ids == ["3.npy", "5.npy", "7.npy"] and share.tolist() == pytest.approx([0.5, 1, 2 / 3])
+    assert found.labels.tolist() == [0, 1, 1] and "1 of 4 graded objects are in validation or test" in caplog.text
+    like = {"cutouts": {name: info[name] for name in cutouts_of(3)}, "num_channels": 3, "image_size": 32}
+    config = type("Config", (), {"to_dict": lambda self: like})()
+    expected = [center_crop(read_cutout(f"cutouts/{i}.npy", config), info["size"]) for i in (3, 5, 7)]
+    assert torch.equal(found.pixels, torch.from_numpy(np.stack(expected)))
+
+
+def test_a_training_on_grades_goes_on_with_the_same_ones_only(survey):
+    grades = write_grades([f"{i}.npy" for i in range(12)], ["A", "X"] * 6)
+    other = write_grades(["0.npy", "4.npy"], ["X", "X"], "ben", "other.csv")
+    extra = {"extra_labels": [grades, Path(other)], "extra_scores": Path("scores")}
+    run = finetune(survey, "run", labels=20, **SETTINGS, **extra)
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["num_extra"] == 12 and facts["num_labels"] == facts["num_train_images"] == 32
+    shutil.copytree(run, "cut")
+    shutil.rmtree("cut/model")
+    Path("cut/checkpoints/step-00000004.safetensors").unlink()
+    for change in ({}, {"extra_labels": [grades], "extra_scores": "scores"}):
+        with pytest.raises(InputError, match=r"begun otherwise \(.*the extra labels or their cutouts are"):
+            finetune(survey, "cut", labels=20, resume="auto", **SETTINGS, **change)
+    shutil.copy(grades, "moved.csv")
+    extra["extra_labels"] = ["moved.csv", other]
+    resumed = finetune(survey, "cut", labels=20, resume="auto", **SETTINGS, **extra)
+    weights, expected = (load_file(one / "model" / "model.safetensors") for one in (resumed, run))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_graders_who_disagree_give_a_soft_label(survey):
+    """The loss is the cross entropy with both answers: of 0.5 each it is never below log 2."""
+    ids = [f"{i}.npy" for i in range(12)]
+    tables = [write_grades(ids, ["A"] * 12), write_grades(ids, ["X"] * 12, "ben", "other.csv")]
+    splits, info = survey
+    splits = splits | {"train": splits["train"].select(torch.tensor([0, 1]))}
+    settings = SETTINGS | {"steps": 60, "batch_size": 14, "eval_every": 60, "learning_rate": 1e-3}
+    run = finetune((splits, info), "run", extra_labels=tables, extra_scores="scores", **settings)
+    loss = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert min(one for one in loss if one is not None) > 12 / 14 * np.log(2) - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "match"),
+    [
+        (lambda: None, {"extra_scores": None}, "extra_labels and extra_scores need each other"),
+        (
+            lambda: write_grades(["99.npy"], ["A"]),
+            {},
+            r"grades.csv has a grade of '99.npy', which scores does not",
+        ),
+        (lambda: write_grades(["0.npy"], ["E"]), {}, r"grades.csv, row 1 has the grade 'E'"),
+        (
+            lambda: Path("cutouts/11.npy").unlink(),
+            {},
+            r"the graded cutouts cannot be read \(cutouts is not what",
+        ),
+        (lambda: shutil.rmtree("cutouts"), {}, r"the graded cutouts cannot be read \(cutouts does not exist"),
+        (lambda: None, {"extra_scores": "nowhere"}, "nowhere holds no readable manifest.json"),
+        (
+            lambda: None,
+            {"size": 64},
+            r"the graded cutout 0.npy is not as the dataset needs it \(.* 50 x 50 pixels",
+        ),
+        (lambda: None, {"bands": ["r", "g", "i"]}, r"the cutouts of cutouts state no bands: they were scored with"),
+    ],
+)
+def test_grades_that_cannot_be_trained_on_end_in_one_sentence(spoil, options, match, survey):
+    splits, info = survey
+    extra = {"extra_labels": write_grades(["0.npy", "1.npy"], ["A", "X"]), "extra_scores": "scores"}
+    spoil()
+    extra |= {name: value for name, value in options.items() if name in extra}
+    with pytest.raises(InputError, match=match) as error:
+        finetune((splits, info | options), "run", **SETTINGS, **extra)
+    assert "\n" not in str(error.value) and not Path("run").exists()
+
+
+@pytest.fixture
+def ensemble():
+    """Scores of noise by two models, with embeddings; and its rows."""
+    rng = np.random.default_rng(0)
+    flux = rng.normal(10, 9, (150, 3, 40, 40)).astype("f4")
+    flux[:, :, 16:24, 16:24] += rng.uniform(0, 60, (150, 3, 1, 1))
+    np.save("stack.npy", flux)
+    models = [str(write_classifier_run(Path(name))) for name in ("one", "two")]
+    for name, shift in zip(models, (-8, 8)):
+        weights = load_file(f"{name}/model/model.safetensors")
+        weights["classifier.bias"][1] += shift
+        save_file(weights, f"{name}/model/model.safetensors", {"format": "pt"})
+        config = json.loads(Path(name, "model/config.json").read_text())
+        config["cutouts"]["stretch"] = ASINH | {"softening": [3.0 + (shift > 0)] * 3}
+        Path(name, "model/config.json").write_text(json.dumps(config))
+    score(models, "stack.npy", "scores", shard_size=40, embeddings=True)
+    return pandas.concat(map(pandas.read_parquet, sorted(Path("scores").glob("*.parquet"))), ignore_index=True)
+
+
+def test_uncertain_rows_are_nearest_to_the_threshold_by_their_spread(ensemble):
+    facts = rank("scores", "ranking", top=20, audit=10, uncertain=15)
+    found = pandas.read_parquet("ranking/ranking.parquet")
+    listed, proposed = found[:30], found[30:]
+    rest = ensemble[~ensemble["id"].isin(listed["id"])]
+    order = (rest["logit"].abs() / rest["spread"]).argsort()
+    assert proposed["id"].to_list() == rest["id"].iloc[order[:15]].to_list() and facts["uncertain"] == 15
+    assert set(proposed["sample"]) == {"uncertain"}
+    assert proposed[["rank", "inclusion_probability"]].isna().all(axis=None)
+    tables = [write_grades(proposed["id"][:5], ["A"] * 5), write_grades(proposed["id"][5:8], ["X"] * 3, "b", "b.csv")]
+    rank("scores", "next", top=20, audit=10, uncertain=15, graded=tables)
+    again = pandas.read_parquet("next/ranking.parquet")[30:]
+    assert again["id"].to_list() == rest["id"].iloc[order[8:23]].to_list()
+
+
+def test_a_calibration_moves_the_threshold():
+    table = pyarrow.table({"logit": [-1.0, 0.0, 1.9, 4.0]})
+    assert proposals.doubt(table, None).argmax() == 1
+    assert proposals.doubt(table, {"a": 2.0, "b": -4.0}).argmax() == 2
+
+
+def test_diverse_rows_are_of_all_kinds_among_the_best(ensemble):
+    facts = rank("scores", "ranking", top=10, uncertain=3, diverse=4)
+    found = pandas.read_parquet("ranking/ranking.parquet")
+    assert found["sample"].to_list() == ["top"] * 10 + ["uncertain"] * 3 + ["diverse"] * 4
+    assert found["id"].is_unique and facts["diverse"] == 4 and "embedding" not in found
+    rest = ensemble[~ensemble["id"].isin(found["id"][:13])].sort_values("logit", ascending=False)
+    assert set(found["id"][13:]) <= set(rest["id"][: 4 * 20])
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(8, 2000, p=[0.86, *[0.02] * 7])
+    embeddings = 20 * np.eye(8)[kinds] + rng.normal(size=(2000, 8))
+    assert set(kinds[proposals.unlike(embeddings, 12, seed=0)]) == set(range(8))
+    assert len(set(kinds[:12])) < 5  # as many at random
+
+
+def test_grades_of_proposed_rows_change_no_estimate(ensemble):
+    rank("scores", "ranking", top=40, audit=30, uncertain=20)
+    found = pandas.read_parquet("ranking/ranking.parquet")
+    is_lens = (np.arange(len(found)) % 3 == 0) & (np.arange(len(found)) < 50)
+    grades = np.where(is_lens, "A", "X")
+    plain = grade("ranking", write_grades(found["id"][:70], grades[:70]), "plain")
+    more = grade("ranking", write_grades(found["id"], grades), "more")
+    for name in ("purity", "completeness", "calibration"):
+        assert plain[name] == more[name]
+    assert "20 graded rows were chosen by their scores" in Path("more/grading.md").read_text()
+
+
+def test_diverse_rows_need_embeddings(survey):
+    with pytest.raises(InputError, match="scores holds no embeddings: score again with --embeddings, or"):
+        rank("scores", "ranking", diverse=3)
+    assert not Path("ranking").exists()
