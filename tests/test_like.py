@@ -14,6 +14,7 @@ from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
 from lens_ssl_hf.commands.shared import load_dataset_like
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.options import DataArguments
+from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.evaluation.reports import evaluation_folder
 
 STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
@@ -142,8 +143,17 @@ def test_what_is_built_or_simulated_keeps_its_units(run):
     assert cutout_info(silent) == cutout_info(load_cutouts(folder, cache_dir="cache"))
     arguments = DataArguments("simulated", cache_dir="cache", train_size=4, validation_size=4, test_size=4, size=32)
     assert cutout_info(load_dataset_like(run, arguments)).bands == ["i", "r", "g"]
-    with pytest.raises(InputError, match="like has no meaning for simulated cutouts"):
-        load_cutouts("simulated", like=run)
+
+
+def test_cutouts_are_simulated_in_the_units_of_a_model(run):
+    sizes = {"train_size": 4, "validation_size": 4, "test_size": 4, "size": 32, "cache_dir": "cache", "num_proc": 1}
+    own, like = load_cutouts("simulated", **sizes), load_cutouts("simulated", like=run, **sizes)
+    assert cutout_info(like).stretch == STRETCH and cutout_info(like).bands == ["g", "r", "i"]
+    flux = Stretch.from_dict(cutout_info(own).stretch).invert(np.array(own["test"]["pixels"], dtype=np.float64))
+    seen, other = np.array(like["test"]["pixels"]), np.array(own["test"]["pixels"])[:, ::-1]
+    inside = (seen > 0) & (seen < 255) & (other > 0) & (other < 255)  # what neither has clipped
+    expected = np.stack([Stretch.from_dict(STRETCH).apply(one[::-1]) for one in flux])
+    np.testing.assert_allclose(seen[inside], expected[inside], atol=0.05)
 
 
 def test_the_scripts_that_score_set_it_by_themselves(run):

@@ -35,7 +35,7 @@ def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], Cutou
     splits = {split: islice(stream, count) for split, count in counts.items() if count}
     sample = list(islice(splits["train"], FIT_CUTOUTS))
     splits["train"] = chain(sample, splits["train"])
-    stretch = Stretch.fit((flux for flux, _ in sample), "asinh" if config.stretch == "auto" else config.stretch)
+    stretch = _stretch(config, [flux for flux, _ in sample])
     info = CutoutInfo(
         source="simulated",
         name="simulated lenses",
@@ -49,6 +49,16 @@ def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], Cutou
         simulator_version=SIMULATOR_VERSION,
     )
     return splits, info
+
+
+def _stretch(config: "CutoutsConfig", sample: list[np.ndarray]) -> Stretch:
+    """That of the model of `like`, or one that is fitted to training cutouts."""
+    if config.model is None:
+        return Stretch.fit(sample, "asinh" if config.stretch == "auto" else config.stretch)
+    stretch = Stretch.from_dict(config.model["stretch"])
+    if stretch.kind == "none":
+        raise InputError(f"{config.like} takes pictures without a stretch, which cannot be simulated: leave like out")
+    return stretch
 
 
 def _simulation(config: "CutoutsConfig") -> SimulationConfig:

@@ -43,8 +43,8 @@ class DataArguments:
     )
     like: str | None = option(
         None,
-        "Files: a run, a model's folder or Hub id; its bands, pixel scale, zero point and stretch are used, so that "
-        "it can score the cutouts.",
+        "A run, a model's folder or Hub id; its bands, pixel scale, zero point and stretch are used, so that it can "
+        "score the cutouts.",
     )
     data_seed: int = option(0, "Seed of the simulation and of the splits that are made.")
     cache_dir: str | None = option(None, "Where built data sets are kept; by default the cache of datasets.")
