@@ -1,8 +1,8 @@
 """
-Make the README's picture from the contact sheet of the demo, whose cutouts are simulated.
+Make the README's picture from a contact sheet, of simulated cutouts.
 
 ```bash
-python scripts/make_picture.py demo/dino-300/evaluation/contact_sheet.png docs/ranked_lenses.png
+python scripts/make_picture.py model_cards/lens-dino-vits8-classifier/contact_sheet.png docs/ranked_lenses.png
 ```
 """
 
