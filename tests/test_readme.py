@@ -59,7 +59,7 @@ def workplace(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("readme")
     (folder / "model_cards").symlink_to(ROOT / "model_cards")
-    flux = np.random.default_rng(0).uniform(0, 200, size=(3, 40, 40)).astype(np.float32)
+    flux = np.random.default_rng(0).uniform(0, 3, size=(3, 40, 40)).astype(np.float32)
     np.save(folder / "cutout.npy", flux)
     fits.writeto(folder / "cutout.fits", flux)
     (folder / "survey" / "field").mkdir(parents=True)

@@ -61,7 +61,7 @@ def main() -> None:
     if wants_all:
         print(*push_all(arguments.run or "model_cards", account, arguments.private, arguments.dry_run), sep="\n")
     elif not arguments.run or not arguments.repo_id:
-        missing = "repo_id" if arguments.run else "run"
+        missing = "--repo_id" if arguments.run else "run"
         raise InputError(f"{missing} is missing: see --help, or give --all for every model of a folder")
     else:
         print(push_to_hub(**options))
