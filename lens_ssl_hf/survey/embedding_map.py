@@ -31,7 +31,7 @@ from .ranking_tables import VIEWER
 
 logger = logging.getLogger(__name__)
 
-POINTS = 5_000  # at most about so many
+POINTS = 5_000  # at most
 PROJECTIONS = ("pca", "umap")
 
 
@@ -43,7 +43,7 @@ def draw_map(
     seed: int = 0,
 ) -> Path:
     """
-    Write a map of about `POINTS` random objects as map.png and map.html.
+    Write a map of up to `POINTS` random objects as map.png and map.html.
 
     Args:
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote, with embeddings.

@@ -34,15 +34,16 @@ def embeddings_of(table: pyarrow.Table) -> np.ndarray:
     return column.flatten().to_numpy().astype(np.float32).reshape(len(table), column.type.list_size)
 
 
-def sample(shards: Shards, number: int = SAMPLE, seed: int = 0) -> pyarrow.Table:
-    """About `number` random rows, as many of each of up to `SAMPLE_SHARDS` shards."""
-    chosen = list(spread(len(shards.paths), SAMPLE_SHARDS))
-    parts = []
-    for i in chosen:
+def sample(shards: Shards, number: int, seed: int = 0) -> pyarrow.Table:
+    """Up to `number` random rows of up to `SAMPLE_SHARDS` shards, in their order."""
+    parts, lots = [], []
+    for i in spread(len(shards.paths), SAMPLE_SHARDS):
         table = shards.read(i)
-        picked = np.random.default_rng([seed, i]).permutation(len(table))[: -(-number // len(chosen))]
-        parts.append(table.take(np.sort(picked)))
-    return pyarrow.concat_tables(parts)
+        lot = np.random.default_rng([seed, i]).random(len(table))
+        picked = np.sort(np.argsort(lot)[:number])
+        parts.append(table.take(picked))
+        lots.append(lot[picked])
+    return pyarrow.concat_tables(parts).take(np.sort(np.argsort(np.concatenate(lots))[:number]))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..data.storage import check_target
 from ..errors import InputError
 from . import manifest as manifests
 from .crops import text_array
-from .embeddings import Whitening, embeddings_of, open_embeddings, sample
+from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
 from .inputs import FileInput
 from .rank import Shards, best_of, write_ranking
 from .scorer import Scorer
@@ -80,7 +80,7 @@ def search(
     if not like:
         raise InputError("nothing is liked: give at least one id or file")
     manifest, shards = _open(scores, output, top, separation)
-    whiten = Whitening.fit(embeddings_of(sample(shards)))
+    whiten = Whitening.fit(embeddings_of(sample(shards, SAMPLE)))
     rows, embeddings = _look_up([str(one) for one in (*like, *unlike)], shards, manifest, device)
     found = whiten(embeddings)
     query = found[: len(like)].mean(axis=0)
@@ -113,7 +113,7 @@ def find_anomalies(
     if detector not in DETECTORS:
         raise InputError(f"detector is {detector}: choose from {', '.join(DETECTORS)}")
     manifest, shards = _open(scores, output, top, separation)
-    reference = sample(shards, seed=seed)
+    reference = sample(shards, SAMPLE, seed)
     measure = _distance if detector == "neighbours" else _isolation
     tables = _Measured(shards, "distance" if detector == "neighbours" else "isolation", measure(reference, seed))
     return _write(tables, manifest, output, top, separation, {"detector": detector, "reference": len(reference)}, seed)

@@ -1,0 +1,225 @@
+"""A scored survey searched by example, for anomalies and by a map."""
+
+import base64
+import csv
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+from browser import CHROMEDRIVER, CHROMIUM, open_browser
+from PIL import Image
+from pyarrow import parquet
+from tiny_runs import write_classifier_run
+
+from lens_ssl_hf import InputError, draw_map, find_anomalies, score, search
+from lens_ssl_hf.commands import search as command
+from lens_ssl_hf.evaluation.pictures import colour_image
+from lens_ssl_hf.survey import manifest as manifests
+from lens_ssl_hf.survey.embeddings import SHRINKAGE, Whitening, open_embeddings, sample
+from lens_ssl_hf.survey.search import DISLIKE, NEIGHBOUR
+
+COUNT = 120
+ODD = 77  # it looks like no other
+PIXELS = np.random.default_rng(0).uniform(90, 110, (COUNT, 3, 40, 40)).astype("float32")
+PIXELS[:, :, 14:26, 14:26] += np.random.default_rng(1).uniform(0, 140, (COUNT, 3, 1, 1)).astype("float32")
+PIXELS[ODD, :, ::2] = 0
+IDS = [f"</script>{i}" if i == 5 else f"object {i}" for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """The folder with a run, its input and the scores of shards of 50, which are never written to again."""
+    folder = tmp_path_factory.mktemp("survey")
+    datasets.disable_progress_bars()
+    write_classifier_run(folder / "run")
+    columns = {"id": IDS, "pixels": PIXELS.tolist(), "ra": np.arange(COUNT) * 1.0, "dec": np.zeros(COUNT)}
+    parquet.write_table(pyarrow.table(columns), folder / "input.parquet")
+    for name, options in (("scores", {"embeddings": True}), ("bare", {})):
+        score(str(folder / "run"), folder / "input.parquet", folder / name, shard_size=50, **options)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lens_ssl_hf.survey.rank.SHEET", 4)  # drawing more takes longer
+
+
+def embeddings(survey):
+    paths = sorted((survey / "scores").glob("*.parquet"))
+    return np.array(pyarrow.concat_tables(map(parquet.read_table, paths))["embedding"].to_pylist())
+
+
+def listed(folder):
+    return parquet.read_table(f"{folder}/ranking.parquet").to_pydict()
+
+
+def test_similar_objects_are_those_of_the_formula(survey):
+    """Cosines in the metric of the inverse covariance, by another way than axes and scales."""
+    deviations = embeddings(survey) - embeddings(survey).mean(axis=0)
+    covariance = np.cov(deviations.T, bias=True)
+    metric = np.linalg.inv(covariance + SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    units = deviations / np.sqrt(np.einsum("ni,ij,nj->n", deviations, metric, deviations))[:, None]
+    liked, disliked = [3, 8], [40, 60]
+    query = units[liked].mean(axis=0) - DISLIKE * units[disliked].mean(axis=0)
+    expected = units @ metric @ query / np.sqrt(query @ metric @ query)
+    expected[liked + disliked] = -2
+    order = np.argsort(-expected)[:10]
+    facts = search(survey / "scores", "out", [IDS[i] for i in liked], [IDS[i] for i in disliked], top=10)
+    found = listed("out")
+    assert found["id"] == [IDS[i] for i in order] and found["rank"] == list(range(1, 11))
+    assert found["similarity"] == pytest.approx(expected[order], abs=1e-4)
+    assert facts["like"] == [IDS[i] for i in liked] and json.loads(Path("out/ranking.json").read_text()) == facts
+    assert {path.name for path in Path("out").iterdir()} == {
+        "contact_sheet.png",
+        *[f"ranking.{suffix}" for suffix in ("csv", "fits", "json", "parquet", "vot")],
+    }
+    with open("out/ranking.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == found["id"]
+
+
+def test_a_file_is_embedded_as_the_survey_was(survey, tmp_path):
+    np.save("mine.npy", PIXELS[3])
+    search(survey / "scores", "file", "mine.npy", top=5)
+    search(survey / "scores", "id", IDS[3], top=4)
+    of_file, of_id = listed("file"), listed("id")
+    assert of_file["id"] == [IDS[3], *of_id["id"]] and of_file["similarity"][0] == pytest.approx(1, abs=1e-4)
+    assert of_file["similarity"][1:] == pytest.approx(of_id["similarity"], abs=1e-3)
+
+
+def test_what_varies_most_does_not_hide_the_classes():
+    rng = np.random.default_rng(0)
+    label = np.arange(600) % 2
+    features = rng.normal(size=(600, 16))
+    features[:, 0] += 3 * label
+    features[:, -2:] *= 100
+    whitened = Whitening.fit(features)(features)
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    purity = []
+    for one in (units, whitened):
+        order = np.argsort(-(one @ one.T), axis=1)[:, 1:11]
+        purity.append((label[order] == label[:, None]).mean())
+    assert purity[0] < 0.55 and purity[1] > 0.7
+    with pytest.raises(InputError, match="no two different embeddings"):
+        Whitening.fit(np.ones((5, 3)))
+
+
+@pytest.mark.parametrize("size", [40, COUNT])
+def test_the_distance_is_that_to_other_objects(survey, size, monkeypatch):
+    """Rows of the reference do not count themselves."""
+    monkeypatch.setattr("lens_ssl_hf.survey.search.SAMPLE", size)
+    facts = find_anomalies(survey / "scores", "out", top=COUNT)
+    shards = open_embeddings(survey / "scores", manifests.read(survey / "scores"))
+    reference = sample(shards, size, 0)["row"].to_numpy()
+    distances = np.linalg.norm(embeddings(survey)[:, None] - embeddings(survey)[None, reference], axis=2)
+    distances[reference, range(len(reference))] = np.inf
+    expected = dict(zip(IDS, np.sort(distances, axis=1)[:, NEIGHBOUR - 1]))
+    found = listed("out")
+    assert found["id"][0] == IDS[ODD] and found["distance"] == sorted(found["distance"], reverse=True)
+    assert found["distance"] == pytest.approx([expected[one] for one in found["id"]], abs=1e-3)
+    assert facts["reference"] == len(set(reference)) == size
+
+
+def test_a_forest_finds_the_odd_one(survey):
+    find_anomalies(survey / "scores", "out", top=3, detector="isolation_forest")
+    assert listed("out")["id"][0] == IDS[ODD]
+    assert listed("out")["isolation"] == sorted(listed("out")["isolation"], reverse=True)
+
+
+def page_data(folder):
+    page = Path(folder, "map.html").read_text()
+    assert page.count("</script>") == 2  # no id ends the script
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
+
+
+@pytest.mark.parametrize("column", ["logit", "source", "ra"])
+def test_a_map_shows_every_object_with_its_cutout(survey, column):
+    draw_map(survey / "scores", "map", column)
+    data = page_data("map")
+    assert sorted(data["id"]) == sorted(IDS) and data["column"] == column
+    place = data["id"].index(IDS[ODD])
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["picture"][place]))))
+    expected = colour_image(PIXELS[ODD, :, 4:36, 4:36], ["g", "r", "i"])
+    assert np.abs(picture.astype(float) - expected).mean() < 12
+    deviations = embeddings(survey) - embeddings(survey).mean(axis=0)
+    first = np.linalg.svd(deviations, full_matrices=False)[0][:, 0]
+    x = dict(zip(data["id"], data["x"]))
+    assert abs(np.corrcoef(first, [x[one] for one in IDS])[0, 1]) > 0.999
+    assert len(set(data["colour"])) == 1 if column == "source" else len(set(data["colour"])) > 50
+    image = Image.open("map/map.png")
+    assert image.width > 600 and np.asarray(image.convert("L")).std() > 5
+
+
+def test_a_map_without_its_input_has_no_cutouts(survey, caplog, monkeypatch):
+    source = survey / "input.parquet"
+    source.rename(survey / "moved")
+    try:
+        draw_map(survey / "scores", "map")
+    finally:
+        (survey / "moved").rename(source)
+    assert set(page_data("map")["picture"]) == {""} and "the page shows no cutouts" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_click_on_the_map_shows_the_nearest_cutout(survey, tmp_path):
+    if not (CHROMIUM and CHROMEDRIVER):
+        pytest.skip("no chromium and chromedriver: Debian's packages are chromium and chromium-driver")
+    draw_map(survey / "scores", "map", "ra")
+    with open_browser(tmp_path / "profile") as browser:
+        browser.open(f"file://{tmp_path}/map/map.html")
+        browser.run(
+            "const at = {clientX: left(7), clientY: top_(7)};"
+            "canvas.dispatchEvent(new MouseEvent('click', {...at, bubbles: true}));"
+        )
+        data = page_data("map")
+        assert browser.run("return document.getElementById('text').textContent").startswith(data["id"][7])
+        assert browser.wait("return document.querySelector('img').naturalWidth") == 32
+        browser.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
+        assert browser.run("return data.x[chosen]") > data["x"][7] or data["x"][7] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("bare --like object", "bare holds no embeddings: score again with --embeddings"),
+        ("scores", "nothing is given: give one of like, anomalies and map"),
+        ("scores --map score --anomalies 5", "anomalies and map is given: give one of"),
+        ("scores --map score --unlike x", "unlike is given without like"),
+        ("scores --like object_1", "holds no scored object object_1, and there is no such file"),
+        ("scores --like bad.npy", r"bad\.npy"),
+        ("scores --anomalies 0", "top is 0: give at least 1"),
+        ("scores --map colour", "the scores have no column 'colour' to colour by: choose from id, ra, dec"),
+        ("scores --map id", "column 'id' has 120 different texts: choose a column of numbers"),
+        ("scores --map score --projection umap", "umap-learn is not installed"),
+        ("scores --map score --output full", "full exists already"),
+    ],
+)
+def test_what_cannot_be_searched_ends_in_one_sentence(words, match, survey, monkeypatch, capsys):
+    Path("full").mkdir()
+    Path("full/file").touch()
+    np.save("bad.npy", np.full((3, 40, 40), np.nan, "float32"))
+    monkeypatch.setitem(sys.modules, "umap", None)
+    scores, *rest = words.split()
+    monkeypatch.setattr(sys, "argv", ["lens-ssl", str(survey / scores), "--output", "out", *rest])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2 and not Path("out").exists()
+    assert re.search(match, capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_a_file_is_not_compared_by_another_model(survey, tmp_path):
+    np.save("mine.npy", PIXELS[3])
+    config = survey / "run" / "model" / "config.json"
+    before = config.read_text()
+    config.write_text(before.replace('"zero_point": 27.0', '"zero_point": 26.0'))
+    try:
+        with pytest.raises(InputError, match=r"is not the model of the scores \(cutouts\): score again"):
+            search(survey / "scores", "out", "mine.npy")
+    finally:
+        config.write_text(before)
