@@ -1,0 +1,73 @@
+"""
+What whitening brings to lens-ssl search: the share of lenses among the 20 objects that are most similar to a lens, and
+to five of them, in a survey whose labels are known.
+
+```bash
+lens-ssl build --dataset simulated --train_size 2000 --test_size 8000 --lens_fraction 0.03 --data_seed 77 --output sim/
+lens-ssl score --model runs/dino-300 --input sim/ --output scores/ --embeddings
+python scripts/measure_search.py scores/ --dataset sim/ --output search.json
+```
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.data.options import option
+from lens_ssl_hf.errors import exit_on_input_error
+
+NEAREST = 20
+LIKED = 5
+DRAWS = 200
+
+
+@dataclass
+class MeasureArguments:
+    scores: str = option("", "The folder that lens-ssl score --embeddings wrote.")
+    dataset: str = option("", "The dataset that was scored, with labels.")
+    name: str = option("model", "How to call the model.")
+    output: str = option("search.json", "JSON file to write; its other models are kept.")
+
+
+@exit_on_input_error
+def main() -> None:
+    (arguments,) = parse(MeasureArguments, description=__doc__, positional=("scores",))
+    import pyarrow
+    from pyarrow import compute, dataset
+
+    from lens_ssl_hf.files import write_json
+    from lens_ssl_hf.survey.embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
+    from lens_ssl_hf.survey.manifest import read
+
+    shards = open_embeddings(Path(arguments.scores), read(Path(arguments.scores)))
+    table = pyarrow.concat_tables(list(shards))
+    known = dataset.dataset(Path(arguments.dataset) / "data").to_table(columns=["id", "label"])
+    is_lens = known["label"].take(compute.index_in(table["id"], known["id"])).to_numpy() == 1
+    found = embeddings_of(table)
+    whitened = Whitening.fit(embeddings_of(sample(shards, SAMPLE)))(found)
+    raw = found / np.linalg.norm(found, axis=1, keepdims=True)
+    facts = {"objects": len(table), "lenses": int(is_lens.sum()), "nearest": NEAREST, "liked": LIKED, "draws": DRAWS}
+    for name, vectors in (("raw", raw), ("whitened", whitened)):
+        facts[name] = {"of_one": share(vectors, is_lens, 1), "of_several": share(vectors, is_lens, LIKED)}
+    path = Path(arguments.output)
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, results | {arguments.name: facts})
+    print(json.dumps(facts, indent=2))
+
+
+def share(vectors: np.ndarray, is_lens: np.ndarray, number: int) -> float:
+    """The mean share of lenses among the `NEAREST` to the mean of `number` lenses, which are left out."""
+    rng, lenses, shares = np.random.default_rng(0), np.flatnonzero(is_lens), []
+    for _ in range(DRAWS):
+        liked = rng.choice(lenses, number, replace=False)
+        similarity = vectors @ vectors[liked].mean(axis=0)
+        similarity[liked] = -np.inf
+        shares.append(is_lens[np.argsort(-similarity)[:NEAREST]].mean())
+    return float(np.mean(shares))
+
+
+if __name__ == "__main__":
+    main()
