@@ -48,7 +48,7 @@ def survey(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lens_ssl_hf.survey.rank.SHEET", 4)  # drawing more takes longer
+    monkeypatch.setattr("lens_ssl_hf.survey.listed.SHEET", 4)  # drawing more takes longer
 
 
 def embeddings(survey):
