@@ -10,7 +10,7 @@ python scripts/measure_search.py scores/ --dataset sim/ --output search.json
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ DRAWS = 200
 
 @dataclass
 class MeasureArguments:
-    scores: str = option("", "The folder that lens-ssl score --embeddings wrote.")
-    dataset: str = option("", "The dataset that was scored, with labels.")
+    scores: str = option(MISSING, "The folder that lens-ssl score --embeddings wrote.")
+    dataset: str = option(MISSING, "The dataset that was scored, with labels.")
     name: str = option("model", "How to call the model.")
     output: str = option("search.json", "JSON file to write; its other models are kept.")
 

@@ -269,6 +269,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "export": ["x", "y"],
         "score": ["--model", "m", "--input", "x", "--output", "y"],
         "rank": ["x", "--output", "y"],
+        "search": ["x", "--output", "y"],
         "grade": ["x", "--labels", "y"],
         "study": data,
         "push": ["r", "--repo_id", "me/x"],
@@ -277,6 +278,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "space": ["x"],
         "make_picture": ["x", "y"],
         "make_tiles": ["--output", "x"],
+        "measure_search": ["x", "--dataset", "y"],
         "search_recipes": ["--trials", "x", "--log", "y"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}

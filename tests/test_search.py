@@ -78,6 +78,7 @@ def test_similar_objects_are_those_of_the_formula(survey):
     assert facts["like"] == [IDS[i] for i in liked] and json.loads(Path("out/ranking.json").read_text()) == facts
     assert {path.name for path in Path("out").iterdir()} == {
         "contact_sheet.png",
+        "page.html",
         *[f"ranking.{suffix}" for suffix in ("csv", "fits", "json", "parquet", "vot")],
     }
     with open("out/ranking.csv", newline="") as file:
