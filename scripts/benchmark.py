@@ -46,7 +46,7 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 ROOT = Path(__file__).parents[1]
 FINETUNING_BATCH = 64
 PIXEL_SCALE = 0.168  # arcsec, of the tiles
-PARTS = ("pretrain", "finetune", "scaling", "memory", "startup", "tiles")
+PARTS = ("pretrain", "finetune", "scaling", "memory", "startup", "tiles", "scoring")
 
 
 @dataclass
@@ -207,6 +207,15 @@ def measure_startup(arguments: BenchmarkArguments) -> dict[str, Any]:
     return {"import_seconds": times, "import_added_seconds": added, "help_seconds": helps}
 
 
+def measure_scoring(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """What `lens-ssl score` does per second on one core and on two, beside the bare forward and a plain loop."""
+    found = {cores: run_worker(arguments, "scoring", CORES=str(cores)) for cores in (1, 2)}
+    for cores, one in found.items():
+        rates = ", ".join(f"{name} {one[name]:.0f}" for name in ("parquet", "files", "one_file_at_a_time"))
+        print(f"    {cores} cores: {rates} cutouts/s; {one['parquet_over_forward']:.2f} of the bare forward in fp32")
+    return {f"{cores}_cores": one for cores, one in found.items()}
+
+
 def run_for(arguments: list[str]) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT)
@@ -254,7 +263,13 @@ def work_on_memory(arguments: BenchmarkArguments) -> dict[str, Any]:
     return {"device": "cpu", "peak_bytes": int(status.split("VmHWM:")[1].split()[0]) * 1024}
 
 
-WORKERS = {"step": work_on_steps, "memory": work_on_memory}
+def work_on_scoring(arguments: BenchmarkArguments) -> dict[str, Any]:
+    from benchmark_scoring import measure
+
+    return measure(int(os.environ["CORES"]), arguments.seconds)
+
+
+WORKERS = {"step": work_on_steps, "memory": work_on_memory, "scoring": work_on_scoring}
 
 
 # ---- scoring ----------------------------------------------------------------------------------------

@@ -1,0 +1,146 @@
+"""
+What `scripts/benchmark.py --parts scoring` measures in a process of its own, pinned to some cores: cutouts per second
+from Parquet and from FITS files, beside the bare forward and beside a loop that takes one file at a time.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODEL = Path(__file__).parents[1] / "model_cards" / "lens-dino-vits8-classifier"
+CUTOUTS, FILES, SIDE = 8192, 10_000, 64
+BATCH_SIZES = (32, 128, 256)
+
+
+def measure(cores: int, seconds: float) -> dict[str, Any]:
+    """Cutouts per second, all of the same model."""
+    import torch
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    torch.set_num_threads(cores)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"forward": forward_rates(seconds)}
+        found["parquet"] = scoring_rate(write_parquet(Path(folder)), cores)
+        files = write_files(Path(folder))
+        change = bf16_change(files)
+        found |= {"files": scoring_rate(files, cores), "one_file_at_a_time": loop_rate(files, seconds)}
+    return found | {
+        "bf16_changes_a_score_by": change,
+        "parquet_over_forward": found["parquet"] / max(found["forward"]["fp32"].values()),
+        "files_over_loop": found["files"] / found["one_file_at_a_time"],
+    }
+
+
+def classifier() -> Any:
+    from lens_ssl_hf.inference.classifier import Classifier
+
+    return Classifier.load(MODEL)
+
+
+def forward_rates(seconds: float) -> dict[str, dict[int, float]]:
+    """Of crops that are in memory, by way and batch size."""
+    import torch
+
+    model, size = classifier().model, classifier().crop_size
+    compiled = torch.compile(model)
+    rates: dict[str, dict[int, float]] = {"fp32": {}, "bf16": {}, "fp32, compiled": {}}
+    for batch_size in BATCH_SIZES:
+        images = torch.randn(batch_size, model.config.num_channels, size, size)
+        for name in rates:
+            one = compiled if "compiled" in name else model
+
+            @torch.inference_mode()
+            def forward(one: Any = one, name: str = name, images: Any = images) -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
+                    one(images)
+
+            rates[name][batch_size] = rate(forward, batch_size, seconds)
+    return rates
+
+
+def bf16_change(folder: Path) -> float:
+    """The largest change of a P(lens) by bf16, over 256 files."""
+    import torch
+
+    from lens_ssl_hf import read_cutout
+
+    model = classifier()
+    paths = sorted(folder.glob("*.fits"))[:256]
+    pixels = torch.stack([torch.from_numpy(read_cutout(path, like=model.model)) for path in paths])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        fast = model.logits(pixels, "cpu").float().softmax(dim=-1)[:, 1]
+    return float((fast - model.logits(pixels, "cpu").softmax(dim=-1)[:, 1]).abs().max())
+
+
+def rate(way: Callable[[], Any], count: int, seconds: float) -> float:
+    """Cutouts per second of a call that takes `count` of them, over at least some seconds."""
+    way()
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        way()
+        calls += 1
+    return count * calls / (time.perf_counter() - start)
+
+
+def scoring_rate(source: Path, cores: int) -> float:
+    """Of `lens-ssl score` from the first cutout that is read to the shard on the disk, without its start."""
+    from dataclasses import replace
+
+    from lens_ssl_hf.survey.inputs import Options, open_input
+    from lens_ssl_hf.survey.score import score_shard
+    from lens_ssl_hf.survey.scorer import Scorer
+
+    scorer = Scorer([MODEL])
+    opened = open_input(source, Options(), scorer.bands, cores)
+    asked = replace(scorer.asked, stated=frozenset())
+    with tempfile.TemporaryDirectory() as folder:
+        score_shard(scorer, opened.batches(0, 256, asked, 256), Path(folder) / "warm.parquet")
+        start = time.perf_counter()
+        score_shard(scorer, opened.batches(0, len(opened), asked, 256), Path(folder) / "scores.parquet")
+        return len(opened) / (time.perf_counter() - start)
+
+
+def loop_rate(folder: Path, seconds: float) -> float:
+    """Of a loop that opens, crops, stretches and scores one file after the other."""
+    import torch
+
+    from lens_ssl_hf import read_cutout
+
+    model, paths = classifier(), sorted(folder.glob("*.fits"))
+    turns = iter(paths * 1000)
+    return rate(lambda: model.logits(torch.from_numpy(read_cutout(next(turns), like=model.model))[None]), 1, seconds)
+
+
+def flux(number: int) -> np.ndarray:
+    """Sky noise with a source in it, `(3, SIDE, SIDE)`, in the model's units."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    source = np.exp(-(x**2 + y**2) / rng.uniform(8, 60))
+    return (0.1 * rng.normal(size=(3, SIDE, SIDE)) + rng.uniform(1, 8, (3, 1, 1)) * source).astype(np.float32)
+
+
+def write_parquet(folder: Path) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    path, kind = folder / "cutouts.parquet", pyarrow.list_(pyarrow.list_(pyarrow.list_(pyarrow.float32())))
+    with parquet.ParquetWriter(path, pyarrow.schema({"pixels": kind})) as writer:
+        for first in range(0, CUTOUTS, 256):
+            pixels = pyarrow.array([flux(i).tolist() for i in range(first, first + 256)], kind)
+            writer.write_table(pyarrow.table({"pixels": pixels}))
+    return path
+
+
+def write_files(folder: Path) -> Path:
+    from astropy.io import fits
+
+    files = folder / "cutouts"
+    files.mkdir()
+    for i in range(FILES):
+        fits.writeto(files / f"{i:05d}.fits", flux(i))
+    return files
