@@ -138,7 +138,7 @@ def _page(table: pyarrow.Table, places: np.ndarray, colours: list[str], column: 
         "viewer": [None if None in at else VIEWER.format(*at) for at in positions],
         "picture": _pictures(table["row"].to_numpy(), manifest),
     }
-    template = files(__package__).joinpath("map.html").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("templates", "map.html").read_text(encoding="utf-8")
     return template.replace("{{ data }}", json.dumps(data).replace("<", "\\u003c"))  # no text ends the script
 
 
