@@ -34,7 +34,7 @@ from .step_graph import StepGraph
 COMPILED_FROM = 1_000_000
 # Share of the time that saving may take, and parameters below which every checkpoint is saved. On a GPU, 50 steps of
 # fine-tuning a ViT take less time than saving the weights, the optimizer and the best weights.
-SAVING_SHARE, SMALL_MODEL = 0.1, 1_000_000
+SAVING_SHARE, SMALL_MODEL = 0.1, 10_000_000
 Batch = Mapping[str, torch.Tensor]
 Number = float | torch.Tensor  # on a GPU a 0-dim tensor, which a graph can be given anew
 
