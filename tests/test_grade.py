@@ -185,6 +185,16 @@ def test_too_few_lenses_give_no_calibration_but_all_else(survey):
     assert "no likelier lenses where the model scores them higher" in found["calibration"]["reason"]
 
 
+def test_rows_that_were_not_chosen_by_their_logit_give_no_calibration(survey):
+    """As in a folder of `search`: the share of lenses at a logit is not that of the survey."""
+    path = Path("ranking/ranking.parquet")
+    table = pandas.read_parquet(path)
+    table["logit"] = table["logit"].to_numpy()[[*reversed(range(TOP)), *range(TOP, TOP + AUDIT)]]
+    table.to_parquet(path)
+    assert "not chosen by their logit" in grade("ranking", graded(survey[:TOP]), "top")["calibration"]["reason"]
+    assert "reason" not in grade("ranking", graded(survey), "all")["calibration"]
+
+
 def test_another_prevalence_multiplies_the_odds(survey):
     here = grade("ranking", graded(survey), "here")["calibration"]
     there = grade("ranking", "grades.csv", "there", prevalence=1e-4)["calibration"]

@@ -1,6 +1,8 @@
 """Fine-tuning on graded objects of a survey, and which of them a ranking proposes to grade next."""
 
+import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pandas
 import pyarrow
 import pytest
 import torch
-from conftest import make_cutouts
+from conftest import make_cutouts, save_toy
 from safetensors.torch import load_file, save_file
 from tiny_runs import cutouts as cutouts_of
 from tiny_runs import write_classifier_run
@@ -62,6 +64,20 @@ def test_graded_cutouts_are_those_of_the_dataset_with_the_share_of_votes(survey,
     assert torch.equal(found.pixels, torch.from_numpy(np.stack(expected)))
 
 
+def test_graded_cutouts_of_a_saved_dataset_are_its_own_and_its_test_split_is_left_out(caplog):
+    splits, info = make_cutouts()
+    score(str(write_classifier_run(Path("model"))), save_toy((splits, info), Path("data")), "scores")
+    grades = write_grades(["0-3", "0-90", "2-1", "1-5"], ["A", "X", "A", "A"])
+    held_out = {*splits["validation"].ids, *splits["test"].ids}
+    found, share = graded_cutouts([grades], "scores", info, held_out)
+    assert found.ids == ["0-3", "0-90"] and share.tolist() == [1, 0] and "2 of 4 graded objects" in caplog.text
+    assert torch.equal(found.pixels, splits["train"].pixels[[3, 90]])
+    run = finetune("data", "run", extra_labels=[grades], extra_scores="scores", **SETTINGS)
+    assert json.loads((run / "run.json").read_text())["num_extra"] == 2
+    with pytest.raises(InputError, match="all graded objects of scores are in the validation or test split"):
+        finetune("data", "x", extra_labels=write_grades(["2-1"], ["A"]), extra_scores="scores", **SETTINGS)
+
+
 def test_a_training_on_grades_goes_on_with_the_same_ones_only(survey):
     grades = write_grades([f"{i}.npy" for i in range(12)], ["A", "X"] * 6)
     other = write_grades(["0.npy", "4.npy"], ["X", "X"], "ben", "other.csv")
@@ -71,7 +87,7 @@ def test_a_training_on_grades_goes_on_with_the_same_ones_only(survey):
     assert facts["num_extra"] == 12 and facts["num_labels"] == facts["num_train_images"] == 32
     shutil.copytree(run, "cut")
     shutil.rmtree("cut/model")
-    Path("cut/checkpoints/step-00000004.safetensors").unlink()
+    Path("cut/checkpoints/step-00000004.safetensors").unlink(missing_ok=True)
     for change in ({}, {"extra_labels": [grades], "extra_scores": "scores"}):
         with pytest.raises(InputError, match=r"begun otherwise \(.*the extra labels or their cutouts are"):
             finetune(survey, "cut", labels=20, resume="auto", **SETTINGS, **change)
@@ -199,3 +215,17 @@ def test_diverse_rows_need_embeddings(survey):
     with pytest.raises(InputError, match="scores holds no embeddings: score again with --embeddings, or"):
         rank("scores", "ranking", diverse=3)
     assert not Path("ranking").exists()
+
+
+def test_the_experiment_says_what_its_curves_do(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(root / "scripts")
+    needed = importlib.import_module("active_learning").needed
+    assert needed({"grades": [5, 9, 13], "completeness": [0.5, 0.6, 0.55]}) == 9
+    assert needed({"grades": [5], "completeness": [0.5]}) is None
+    found = json.loads((root / "model_cards/results/active_learning.json").read_text())
+    text = (root / "docs/survey.md").read_text()
+    for name, one in found["strategies"].items():
+        assert one["grades_needed"] == list(map(needed, one["curves"]))
+        low, high = (f"{limit(one['grades_needed']):,}" for limit in (min, max))
+        assert re.search(rf"\b{low}\s+to\s+{high}\b", text), name

@@ -117,6 +117,8 @@ def _calibrate(rows: pandas.DataFrame, beyond: dict[str, Any], prevalence: float
             f"prevalence is {prevalence}, but the share of lenses in this survey is unknown "
             f"({beyond.get('reason', 'no audit')}): grade an audit sample, or leave prevalence out"
         )
+    if not is_audit.any() and not used["logit"].is_monotonic_decreasing:
+        return {"reason": "the first rows were not chosen by their logit, and no audit sample stands for the others"}
     lenses = int(used["is_lens"].sum())
     facts = {"graded": len(used), "lenses": lenses, "audit": int(is_audit.sum())}
     if lenses < calibrations.LEAST_LENSES or lenses == len(used):

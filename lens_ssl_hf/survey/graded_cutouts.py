@@ -85,7 +85,7 @@ def _read(rows: list[int], names: list[str], manifest: dict[str, Any], info: Map
     else:
         _check_unstated(manifest, info)
     asked = Asked([preparation], frozenset(manifest["stated"]))
-    found = [next(source.batches(row, row + 1, asked, 1)).crops[0] for row in rows]
+    found = list(source.pick(rows, asked))
     for name, one in zip(names, found):
         if isinstance(one, str):
             raise InputError(f"the graded cutout {name} is not as the dataset needs it ({one}): leave it out")
