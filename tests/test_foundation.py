@@ -39,7 +39,7 @@ def tuned(request, tiny_cutouts, tmp_path_factory):
 
 
 def test_plain_transformers_gives_the_same_scores(tuned, tiny_cutouts, tmp_path):
-    kind, init, run = tuned
+    kind, _, run = tuned
     facts = json.loads((run / "run.json").read_text())
     assert (facts["image_mean"], facts["image_std"]) == (MEAN, STD)
     assert facts["model_class"] == f"{kind}ForImageClassification" and facts["init_method"] == "pretrained"
@@ -60,7 +60,7 @@ def test_plain_transformers_gives_the_same_scores(tuned, tiny_cutouts, tmp_path)
 
 
 def test_a_linear_probe_trains_the_classifier_on_the_resampled_encoder(tuned, tiny_cutouts, tmp_path):
-    kind, init, _ = tuned
+    _, init, _ = tuned
     run = finetune(tiny_cutouts, tmp_path / "run", init=init, linear_probe=True, **SETTINGS)
     model, info = AutoModelForImageClassification.from_pretrained(run / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.patch_size == 8

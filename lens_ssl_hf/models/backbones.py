@@ -176,7 +176,8 @@ def compile_layers(model: torch.nn.Module) -> None:
 
 def load_encoder(source: str | os.PathLike) -> PreTrainedModel:
     """
-    The stock ViT, without pooler, or other encoder of `VITS`, of a run, an exported folder, an SSL checkpoint or a Hub id.
+    The encoder, without pooler, of a run, an exported folder, an SSL checkpoint or a Hub id: a stock ViT, or another
+    type of `VITS`.
 
     Args:
         source (`str` or `os.PathLike`): a run directory, a folder written by `save_pretrained`, or a Hub id.
@@ -193,8 +194,8 @@ def load_encoder(source: str | os.PathLike) -> PreTrainedModel:
 
 def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str], patch_size: int) -> PreTrainedModel:
     """
-    [`load_encoder`] for images of another size. Of a model that this package did not make, the patches are resampled to
-    `patch_size` pixels, and `config.cutouts` is its own normalisation.
+    [`load_encoder`] for images of another size. Where this package did not make the model, patches are resampled to
+    `patch_size` pixels, and `config.cutouts` becomes its own normalisation.
 
     Raises:
         [`InputError`]: as [`load_encoder`]; or it was made for other bands than these.

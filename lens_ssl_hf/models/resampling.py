@@ -37,9 +37,9 @@ def resample(encoder: PreTrainedModel, image_size: int, patch_size: int) -> PreT
 
 def resize_patches(weight: torch.Tensor, size: int) -> torch.Tensor:
     """
-    Weights of a patch embedding for patches of another size: those whose products with bilinearly interpolated patches
-    are nearest to the products of `weight` with the patches themselves, by the pseudo-inverse of the interpolation. For
-    larger patches the products are the same. PI-resize of FlexiViT (Beyer et al. 2023, section 3.4).
+    Weights of a patch embedding for patches of another size, by the pseudo-inverse of bilinear interpolation: the
+    PI-resize of FlexiViT (Beyer et al. 2023, section 3.4). Their products with interpolated patches are nearest to
+    those of `weight` with the patches themselves; for larger patches they are the same.
 
     Args:
         weight (`torch.Tensor` of shape `(hidden_size, bands, side, side)`): square kernels.

@@ -21,7 +21,7 @@ class Scores:
     Args:
         logits (`np.ndarray` of shape `(n, models)`):
             Logit of the lens minus that of the non-lens, float64; NaN where a cutout cannot be scored.
-        embeddings (`np.ndarray` of shape `(n, width)`, *optional*): what the classifier of the first model reads, float16.
+        embeddings (`np.ndarray` of shape `(n, width)`, *optional*): features of the first model, float16.
         flags (`list[str | None]`): why a cutout cannot be scored.
     """
 
@@ -35,7 +35,7 @@ class Scorer:
     Args:
         models (`Sequence`): what [`Classifier.load`] takes; several are an ensemble.
         views (`int`): 1, or 8 for the mean over all flips and quarter rotations.
-        with_embeddings (`bool`): whether the first model's features are kept: [CLS] of a ViT.
+        with_embeddings (`bool`): whether the features that the first model classifies are kept, of a ViT [CLS].
         batch_size (`int`): cutouts per forward pass.
         device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
 
