@@ -62,7 +62,11 @@ def test_a_shard_that_was_removed_is_made_again_whatever_datatrove_remembers():
 @pytest.mark.parametrize(
     ("words", "missing", "match"),
     [
-        ("--executor local", "datatrove", r"needs datatrove, which is not installed: pip install 'lens-ssl-hf\[survey"),
+        (
+            "--executor local",
+            "datatrove",
+            r"needs datatrove, which is not installed: pip install 'lens-ssl-hf\[survey",
+        ),
         ("--executor ray", "ray", "needs ray, which is not installed: pip install ray"),
         ("--executor slurm --slurm_options partition=main", None, "Slurm needs a partition and a time limit"),
         ("--executor local --slurm_options time=1", None, "slurm_options has no meaning for the executor local"),
