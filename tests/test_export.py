@@ -242,7 +242,7 @@ def test_a_cnn_is_published_with_its_code(tiny_cutouts, tmp_path):
     card = (Path(folder) / "README.md").read_text()
     assert "a small convolutional network" in card and "a Vision Transformer" not in card and "- cnn\n" in card
     assert 'model="me/lens-cnn-classifier", trust_remote_code=True)' in card
-    with pytest.raises(InputError, match="is a CNN, which has no attention to show"):
+    with pytest.raises(InputError, match="is no stock ViT, whose attention a Space shows"):
         push_space(folder, tiny_cutouts, "me/lens-space", dry_run=tmp_path / "space")
     with pytest.raises(InputError, match="is a CNN, which has no tokens"):
         load_encoder(folder)

@@ -11,7 +11,8 @@ from transformers.models.vit.modeling_vit import ViTAttention
 
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.models import METHODS, backbone_config
-from lens_ssl_hf.models.backbones import load_encoder, resize_positions, use_fast_attention
+from lens_ssl_hf.models.backbones import load_encoder, use_fast_attention
+from lens_ssl_hf.models.resampling import resample
 
 HEADS = {
     "simsiam": {"projection_size": 32, "prediction_hidden_size": 8},
@@ -283,7 +284,7 @@ def test_load_encoder_of_stock_models(tmp_path):
         assert torch.equal(encoder.layers[0].mlp.fc1.weight, vit.layers[0].mlp.fc1.weight)
     with pytest.raises(InputError, match="cannot load a model"):
         load_encoder(tmp_path / "missing")
-    resized = resize_positions(encoder, 64)
+    resized = resample(encoder, 64, 8)
     assert resized.config.image_size == 64 and resized(torch.randn(1, 3, 64, 64)).last_hidden_state.shape[1] == 65
 
 

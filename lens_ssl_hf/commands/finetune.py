@@ -6,7 +6,8 @@ lens-ssl finetune --init runs/dino --labels 300 --dataset my_cutouts/ --output_d
 lens-ssl finetune --backbone vits8 --labels 300 --dataset my_cutouts/ --output_dir runs/scratch-300
 ```
 
-`--init` is a pretraining run, an exported folder, the Hub id of a stock ViT, or scratch (the default).
+`--init` is a pretraining run, an exported folder, the Hub id of a ViT, DINOv2 or I-JEPA, or scratch (the
+default).
 `--push_to_hub me/lens-dino-vits8-classifier` evaluates and publishes the run when it is done; given again with
 `--resume auto`, that of a finished run.
 """

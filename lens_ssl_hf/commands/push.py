@@ -46,7 +46,10 @@ class ModelArguments(PushArguments):
     base_model: str | None = field(
         default=None, metadata={"help": "Hub id of the backbone that a classifier was fine-tuned from, for the card."}
     )
-    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights, as the Hub names it."})
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights, as the Hub names it; apache-2.0 where they are ours."},
+    )
 
 
 @exit_on_input_error

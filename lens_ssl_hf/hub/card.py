@@ -42,7 +42,8 @@ class CardFacts:
         monitor (`dict`): last kNN values of a pretraining on the validation split.
         pictures (`list[str]`): file names of the pictures beside the card.
         base_model (`str`, *optional*): Hub id of the backbone that was fine-tuned.
-        license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
+        license (`str`, *optional*): the Hub's name of the licence of the weights; by default `"apache-2.0"` where they
+            are ours.
         has_heads (`bool`, *optional*, defaults to `False`):
             Whether the SSL checkpoint with its heads lies beside the card, in `pretraining/`.
         study (`str`, *optional*): Markdown on what a study measured with this backbone.
@@ -54,7 +55,7 @@ class CardFacts:
     monitor: dict[str, float] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
     base_model: str | None = None
-    license: str = "apache-2.0"
+    license: str | None = None
     has_heads: bool = False
     study: str = ""
 
@@ -91,6 +92,19 @@ class CardFacts:
         return self.run["backbone"] == "cnn"
 
     @property
+    def runs(self) -> list[dict[str, Any]]:
+        """run.json of the run, and of those before it that its weights come from."""
+        runs = [self.run]
+        while "init_run" in runs[-1]:
+            runs.append(runs[-1]["init_run"])
+        return runs
+
+    @property
+    def begun_elsewhere(self) -> bool:
+        """Whether the weights began as those of a model that this package did not make."""
+        return self.runs[-1].get("init_method") == "pretrained"
+
+    @property
     def method(self) -> str:
         """How the weights began: `DINO`, `iBOT`, `SimSiam`, or for classifiers also `from scratch`."""
         method = self.run.get("method") or self.run.get("init_method") or "scratch"
@@ -104,10 +118,7 @@ class CardFacts:
     @property
     def dataset_ids(self) -> list[str]:
         """The Hub ids of what it was trained on, the pretrainings before included."""
-        runs = [self.run]
-        while "init_run" in runs[-1]:
-            runs.append(runs[-1]["init_run"])
-        names = [run["data"]["name"] for run in runs]
+        names = [run["data"]["name"] for run in self.runs]
         return sorted({name for name in names if re.fullmatch(HUB_ID, name)})
 
     @property
@@ -131,7 +142,7 @@ class CardFacts:
             tags += ["self-supervised-learning", str(self.run.get("method") or self.run.get("init_method"))]
         tags += ["simulated-data"] if self.data["simulated"] else []
         return ModelCardData(
-            license=self.license,
+            license=self.license or (None if self.begun_elsewhere else "apache-2.0"),
             library_name="transformers",
             pipeline_tag="image-classification" if self.is_classifier else "image-feature-extraction",
             tags=tags if bands == 3 else [*tags, f"{bands}-bands"],

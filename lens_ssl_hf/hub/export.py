@@ -36,14 +36,14 @@ def export(
     folder: str | os.PathLike,
     base_model: str | None = None,
     name: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     with_heads: bool = False,
     half: bool = False,
 ) -> Path:
     """
     Export a run as a stock transformers model that loads as float32: a pretraining run as a `ViTModel` whose
-    `pooler_output` is the [CLS] feature, a fine-tuning run as a `ViTForImageClassification`, or as a
-    [`LensCnnForImageClassification`] with its code beside it.
+    `pooler_output` is the [CLS] feature, a fine-tuning run as a `ViTForImageClassification` (of another `init` as what
+    transformers has for its type), or as a [`LensCnnForImageClassification`] with its code beside it.
 
     Args:
         run (`str` or `os.PathLike`): a finished run directory.
@@ -53,7 +53,9 @@ def export(
             Hub id of the backbone that a classifier was fine-tuned from, for the card's metadata; by default `--init`
             of the run where that was a Hub id.
         name (`str`, *optional*): what the card loads the model by, such as its Hub id; by default the folder's name.
-        license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
+        license (`str`, *optional*):
+            The Hub's name of the licence of the weights; by default `"apache-2.0"`, and none where they began as those
+            of a model that this package did not make, whose licence holds.
         with_heads (`bool`, *optional*, defaults to `False`):
             Also write the SSL checkpoint of a pretraining run, with its heads, to `pretraining/`.
         half (`bool`, *optional*, defaults to `False`):

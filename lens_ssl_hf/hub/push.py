@@ -43,7 +43,7 @@ def push_to_hub(
     private: bool = False,
     revision: str | None = None,
     base_model: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     with_heads: bool = False,
     dry_run: str | os.PathLike | None = None,
 ) -> str:
@@ -58,7 +58,7 @@ def push_to_hub(
         private (`bool`, *optional*, defaults to `False`): for a new repository, whether others cannot see it.
         revision (`str`, *optional*): branch to commit to, made from main where it is missing; main by default.
         base_model (`str`, *optional*): Hub id of the backbone that a classifier was fine-tuned from.
-        license (`str`, *optional*, defaults to `"apache-2.0"`): the Hub's name of the licence of the weights.
+        license (`str`, *optional*): the Hub's name of the licence of the weights; by default as [`export`] has it.
         with_heads (`bool`, *optional*, defaults to `False`): also publish the SSL checkpoint, in `pretraining/`.
         dry_run (`str` or `os.PathLike`, *optional*): write what would be published to this folder, publish nothing.
 

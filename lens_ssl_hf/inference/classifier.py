@@ -19,10 +19,10 @@ from .inputs import choose_split
 @dataclass
 class Classifier:
     """
-    A stock ViT classifier and what its image processor does, so that batches are prepared in torch alone.
+    A classifier and what its image processor does, so that batches are prepared in torch alone.
 
     Args:
-        model (`ViTForImageClassification`): float32, label 1 is the lens.
+        model (`PreTrainedModel`): a stock classifier of `VITS`, or our CNN; float32, label 1 is the lens.
         crop_size (`int`): side of the centre crop.
         mean, std (`list[float]`): per band, after division by 255.
         name (`str`): how to call it in messages.

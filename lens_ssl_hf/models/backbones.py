@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTModel
+from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from ..errors import InputError
-from .loading import load_any_vit
+from .loading import VITS, load_any_vit, read_normalisation
+from .resampling import resample
 
 # name -> (hidden size, attention heads); all have 12 layers (Dosovitskiy et al. 2021; Touvron et al. 2021 for T and S)
 BACKBONES = {"vitt8": (192, 3), "vits8": (384, 6), "vitb8": (768, 12)}
@@ -59,12 +60,16 @@ def backbone_config(
     )
 
 
-def backbone_name(config: ViTConfig) -> str:
-    """`"vits8"` for what [`backbone_config`] makes of that name, `"vits4"` for 4-pixel patches, else the sizes."""
+def backbone_name(config: PreTrainedConfig) -> str:
+    """
+    `"vits8"` for what [`backbone_config`] makes of that name, `"vits4"` for 4-pixel patches, else the sizes; of other
+    models than stock ViTs behind their type: `"dinov2-vits8"`.
+    """
+    kind = "" if config.model_type == "vit" else f"{config.model_type}-"
     for name, (hidden_size, heads) in BACKBONES.items():
         if (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (hidden_size, heads, 12):
-            return f"{name[:-1]}{config.patch_size}"
-    return f"vit-{config.num_hidden_layers}x{config.hidden_size}-patch{config.patch_size}"
+            return f"{kind}{name[:-1]}{config.patch_size}"
+    return f"{kind}vit-{config.num_hidden_layers}x{config.hidden_size}-patch{config.patch_size}"
 
 
 def vit_config(config: ViTConfig | dict | None) -> ViTConfig:
@@ -123,7 +128,7 @@ def use_fast_attention(model: torch.nn.Module) -> None:
     transformers makes in vain for a CUDA graph.
     """
     for module in model.modules():
-        if isinstance(module, ViTModel):
+        if isinstance(module, PreTrainedModel) and module.config.model_type in VITS:
             kind = "eager" if module.device.type == "cpu" else "unmasked"
             if can_compile(module.device):
                 from .short_attention import attend  # needs Triton
@@ -169,9 +174,10 @@ def compile_layers(model: torch.nn.Module) -> None:
             module.compile(dynamic=False)
 
 
-def load_encoder(source: str | os.PathLike) -> ViTModel:
+def load_encoder(source: str | os.PathLike) -> PreTrainedModel:
     """
-    The stock ViT, without pooler, of a run, an exported folder, an SSL checkpoint or a Hub id.
+    The encoder, without pooler, of a run, an exported folder, an SSL checkpoint or a Hub id: a stock ViT, or another
+    type of `VITS`.
 
     Args:
         source (`str` or `os.PathLike`): a run directory, a folder written by `save_pretrained`, or a Hub id.
@@ -186,45 +192,29 @@ def load_encoder(source: str | os.PathLike) -> ViTModel:
     return encoder
 
 
-def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str]) -> ViTModel:
+def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str], patch_size: int) -> PreTrainedModel:
     """
-    [`load_encoder`] for images of another size.
+    [`load_encoder`] for images of another size. Where this package did not make the model, patches are resampled to
+    `patch_size` pixels, and `config.cutouts` becomes its own normalisation.
 
     Raises:
         [`InputError`]: as [`load_encoder`]; or it was made for other bands than these.
     """
-    encoder = resize_positions(load_encoder(source), image_size)
-    known = getattr(encoder.config, "cutouts", None) or {}
+    encoder = load_encoder(source)
+    known = getattr(encoder.config, "cutouts", None)
     if encoder.config.num_channels != len(bands):
         raise InputError(
             f"{source} takes {encoder.config.num_channels} bands but the data set has {len(bands)}: choose --bands"
         )
+    if known is None:
+        encoder.config.cutouts = read_normalisation(source, len(bands))
+        return resample(encoder, image_size, patch_size)
     if known.get("bands") and known["bands"] != bands:
         raise InputError(
             f"{source} takes the bands {', '.join(known['bands'])} but the data set has "
             f"{', '.join(bands)}: choose --bands {' '.join(known['bands'])}"
         )
-    return encoder
-
-
-def resize_positions(encoder: ViTModel, image_size: int) -> ViTModel:
-    """The encoder for another image size: position embeddings are interpolated bicubically, the rest is kept."""
-    if encoder.config.image_size == image_size:
-        return encoder
-    if image_size % encoder.config.patch_size:
-        raise InputError(
-            f"crop_size {image_size} is not a multiple of the model's patch size {encoder.config.patch_size}"
-        )
-    config = ViTConfig(**{**encoder.config.to_dict(), "image_size": image_size})
-    resized = ViTModel(config, add_pooling_layer=False, use_mask_token=encoder.embeddings.mask_token is not None)
-    state = encoder.state_dict()
-    with torch.no_grad():
-        tokens = torch.zeros(1, 1 + (image_size // config.patch_size) ** 2, config.hidden_size)
-        state["embeddings.position_embeddings"] = encoder.embeddings.interpolate_pos_encoding(
-            tokens, image_size, image_size
-        )
-    resized.load_state_dict(state)
-    return resized
+    return resample(encoder, image_size, encoder.config.patch_size)
 
 
 @torch.no_grad()

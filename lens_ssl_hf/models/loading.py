@@ -17,8 +17,6 @@ from transformers import (
     MODEL_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
-    ViTForImageClassification,
-    ViTModel,
 )
 from transformers.utils import cached_file, logging
 
@@ -27,6 +25,8 @@ from ..data.stretch import Stretch
 from ..errors import InputError
 from ..files import looks_local
 
+# The types of models that are fine-tuned: ViTs with patch and position embeddings, and classifiers in transformers.
+VITS = ("vit", "dinov2", "dinov2_with_registers", "ijepa")
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 MAX_JSON = 10_000_000  # bytes
 # Nothing is built of what a config.json says before these bounds: a number in a file can be any.
@@ -56,17 +56,17 @@ def load_classifier(
     """
     name, hub = locate(source, "finetune"), {"revision": revision, "token": token}
     config = _config(name, source, hub)
-    if config.model_type != "lens_cnn" and config.architectures != ["ViTForImageClassification"]:
+    cls = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if cls is None or (config.model_type != "lens_cnn" and config.architectures != [cls.__name__]):
         raise InputError(f"{source} is no ViT classifier but {config.architectures}: give one")
     processor = _read_json(_file(name, PROCESSOR, source, hub), PROCESSOR, source)
     check_classifier(config, processor, source)
-    cls = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     return _load(cls, config, name, source, hub, **options), processor
 
 
 def load_any_vit(source: str | os.PathLike) -> PreTrainedModel:
     """
-    The stock ViT (`ViTModel` without pooler, or `ViTForImageClassification`) or the SSL model that `source` holds, in
+    The model of `VITS` (the encoder without pooler, or the classifier) or the SSL model that `source` holds, in
     float32.
 
     Raises:
@@ -79,11 +79,28 @@ def load_any_vit(source: str | os.PathLike) -> PreTrainedModel:
     cutouts = getattr(config, "cutouts", None) or {}
     if "image_mean" in cutouts:
         _check_statistics(cutouts, _vit_config(config).num_channels, f"{CONFIG} of {source}")
-    if config.model_type != "vit":
-        return _load(MODEL_MAPPING[type(config)], config, name, source, hub)
-    if "ViTForImageClassification" in (config.architectures or []):
-        return _load(ViTForImageClassification, config, name, source, hub)
-    return _load(ViTModel, config, name, source, hub, add_pooling_layer=False)
+    classifier = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if classifier is not None and classifier.__name__ in (config.architectures or []):
+        return _load(classifier, config, name, source, hub)
+    options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    return _load(MODEL_MAPPING[type(config)], config, name, source, hub, **options)
+
+
+def read_normalisation(source: str | os.PathLike, num_bands: int) -> dict[str, list[float]]:
+    """
+    `image_mean` and `image_std` of a model's image processor, of display units / 255; nothing where it has none.
+
+    Raises:
+        [`InputError`]: it does not divide by 255 and normalise, or not with numbers for so many bands.
+    """
+    path = _file(locate(source), PROCESSOR, source, {})
+    if path is None:
+        return {}
+    values = _read_json(path, PROCESSOR, source)
+    if not _does(values, "do_rescale", "do_normalize"):
+        raise InputError(f"{PROCESSOR} of {source} does not divide by 255 and normalise: give another model")
+    mean, std = _check_statistics(values, num_bands, f"{PROCESSOR} of {source}")
+    return {"image_mean": mean, "image_std": std}
 
 
 def read_config(source: str | os.PathLike) -> PreTrainedConfig:
@@ -160,8 +177,8 @@ def _config(name: str, source: Any, hub: Mapping[str, Any]) -> PreTrainedConfig:
     kind = values.get("model_type")
     if not isinstance(kind, str):
         raise _fault(source, f"{CONFIG} has no model_type")
-    if kind != "vit" and not (kind.startswith("lens_") and kind in CONFIG_MAPPING):
-        raise InputError(f"{source} is a {kind} model: give a ViT")
+    if kind not in VITS and not (kind.startswith("lens_") and kind in CONFIG_MAPPING):
+        raise InputError(f"{source} is a {kind} model: give a ViT, DINOv2 (with or without registers) or I-JEPA")
     if values.get("quantization_config"):
         raise _fault(source, "its weights are quantised", "give one with float weights")
     for part in (values, values.get("backbone_config")):
@@ -210,9 +227,7 @@ def check_classifier(
         raise InputError(f"{source} has the labels {', '.join(labels.values())}: give one with nonlens, lens")
     if config.problem_type not in (None, "single_label_classification"):
         raise InputError(f"{source} is made for {config.problem_type}: give one with nonlens, lens")
-    skipped = [step for step in ("do_center_crop", "do_rescale", "do_normalize") if not processor.get(step, True)]
-    factor = processor.get("rescale_factor", 1 / 255)
-    if skipped or processor.get("do_resize") or not _is_number(factor) or not math.isclose(factor, 1 / 255):
+    if processor.get("do_resize") or not _does(processor, "do_center_crop", "do_rescale", "do_normalize"):
         raise InputError(
             f"the image processor of {source} does not crop, divide by 255 and normalise as ours does: "
             "export the model again"
@@ -251,6 +266,12 @@ def check_cutouts(cutouts: Mapping[str, Any], num_bands: int | None, source: Any
         is_sound = False
     if not is_sound:
         raise _fault(source, f"cutouts in {CONFIG} does not say the model's bands and stretch", "export it again")
+
+
+def _does(processor: Mapping[str, Any], *steps: str) -> bool:
+    """Whether an image processor takes these steps, and rescales by 1 / 255."""
+    factor = processor.get("rescale_factor", 1 / 255)
+    return all(processor.get(step, True) for step in steps) and _is_number(factor) and math.isclose(factor, 1 / 255)
 
 
 def _check_statistics(values: Mapping[str, Any], num_bands: int, where: str) -> tuple[list[float], list[float]]:

@@ -87,7 +87,7 @@ def build_space(model: str | Path, cutouts: Any, folder: str | Path, split: str 
             f"{model} does not say how its cutouts were made (config.cutouts): export it with this package"
         )
     if not hasattr(classifier.model, "vit"):
-        raise InputError(f"{model} is a CNN, which has no attention to show: give a ViT classifier")
+        raise InputError(f"{model} is no stock ViT, whose attention a Space shows: give a ViT classifier")
     splits, info = splits_and_info(cutouts, "train", split)
     train, held_out = (_labelled(splits, name) for name in ("train", split))
     scores = predict(classifier, (splits, info), split=split)

@@ -21,7 +21,7 @@ class Scores:
     Args:
         logits (`np.ndarray` of shape `(n, models)`):
             Logit of the lens minus that of the non-lens, float64; NaN where a cutout cannot be scored.
-        embeddings (`np.ndarray` of shape `(n, width)`, *optional*): the [CLS] tokens of the first model, float16.
+        embeddings (`np.ndarray` of shape `(n, width)`, *optional*): features of the first model, float16.
         flags (`list[str | None]`): why a cutout cannot be scored.
     """
 
@@ -35,12 +35,12 @@ class Scorer:
     Args:
         models (`Sequence`): what [`Classifier.load`] takes; several are an ensemble.
         views (`int`): 1, or 8 for the mean over all flips and quarter rotations.
-        with_embeddings (`bool`): whether the [CLS] tokens of the first model are kept.
+        with_embeddings (`bool`): whether the features that the first model classifies are kept, of a ViT [CLS].
         batch_size (`int`): cutouts per forward pass.
         device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
 
     Raises:
-        [`InputError`]: a model cannot be loaded; or it has no [CLS] token, where embeddings are asked for.
+        [`InputError`]: a model cannot be loaded; or it is a CNN, where embeddings are asked for.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Scorer:
         self.preparations = [_preparation(one) for one in self.classifiers]
         distinct = [one for i, one in enumerate(self.preparations) if one not in self.preparations[:i]]
         self.asked = Asked(distinct)
-        first = self.classifiers[0].model.config
-        if with_embeddings and first.model_type != "vit":
+        first = self.classifiers[0].model
+        if with_embeddings and first.config.model_type == "lens_cnn":
             raise InputError(f"{self.classifiers[0].name} is no ViT and has no [CLS]: leave embeddings out")
-        self.width = first.hidden_size if with_embeddings else None
+        self.width = first.classifier.in_features if with_embeddings else None
 
     @property
     def bands(self) -> list[str]:

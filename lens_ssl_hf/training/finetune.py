@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn import functional as F
-from transformers import PreTrainedModel, ViTForImageClassification
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from ..data.listing.labels import LABELS
 from ..data.processor_config import save_processor
@@ -28,7 +28,7 @@ from ..data.tensors import (
 )
 from ..data.views import Counter, Views
 from ..errors import InputError
-from ..models import LensCnnConfig, LensCnnForImageClassification, backbone_config
+from ..models import LensCnnConfig, backbone_config
 from ..models.backbones import backbone_name, load_encoder_for
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
@@ -54,12 +54,13 @@ def finetune(
         cutouts (`DatasetDict`, or path of a directory): from [`load_cutouts`] or [`save_cutouts`].
         output_dir (`str` or `os.PathLike`): the run directory to write.
         init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
-            A pretraining run, an exported folder, the Hub id of a stock ViT, or `"scratch"`.
+            A pretraining run, an exported folder, the Hub id of a ViT, DINOv2 or I-JEPA, or `"scratch"`.
         labels (`int` or `str`, *optional*, defaults to `"all"`): how many labelled cutouts to train on.
         settings: fields of [`FinetuneArguments`].
 
     Returns:
-        `Path`: the run directory. Its `model/` is a stock `ViTForImageClassification` with its image processor.
+        `Path`: the run directory. Its `model/` is a stock `ViTForImageClassification`, or what transformers has for
+            the type of `init`, with its image processor.
 
     Raises:
         [`InputError`]: a setting, the data, `init` or the output directory cannot be used.
@@ -77,7 +78,7 @@ def finetune(
     facts |= {"backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config)}
     facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
     facts |= {"num_parameters": sum(p.numel() for p in model.parameters())}
-    facts |= extra | origin(arguments.init, getattr(model, "vit", None))
+    facts |= {"model_class": type(model).__name__} | extra | origin(arguments.init, model.base_model)
     model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
     task = Finetuning(model, subset, targets, validation, batch_size, arguments, accelerator.device)
     return train(task, facts, accelerator)
@@ -164,7 +165,7 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     elif arguments.init == "scratch":
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
     else:
-        encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"])
+        encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"], arguments.patch_size)
         config = encoder.config
         known = getattr(config, "cutouts", None) or {}
         if known.get("stretch") and known["stretch"] != info["stretch"]:
@@ -181,10 +182,13 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     config.label2id = {name: number for number, name in enumerate(LABELS)}
     config.cutouts = {name: info[name] for name in ("bands", "pixel_scale", "zero_point", "stretch")}
     config.cutouts |= {"image_mean": mean, "image_std": std}
-    model = (LensCnnForImageClassification if arguments.backbone == "cnn" else ViTForImageClassification)(config)
+    model = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)](config)
     if encoder is not None:
-        state = {name: value for name, value in encoder.state_dict().items() if not name.endswith("mask_token")}
-        model.vit.load_state_dict(state)
+        own = model.base_model.state_dict()  # with a mask token or without
+        model.base_model.load_state_dict({name: one for name, one in encoder.state_dict().items() if name in own})
+    for name, parameter in model.named_parameters():
+        if name.endswith("mask_token"):  # which a classifier does not use: its gradient never comes
+            parameter.requires_grad_(False)
     return model
 
 
@@ -219,7 +223,7 @@ class Finetuning(Task):
     ):
         self.model, self.arguments = model, arguments
         if arguments.linear_probe:
-            model.vit.requires_grad_(False)
+            model.base_model.requires_grad_(False)
         self.steps = arguments.steps
         self.section = self.evaluate_every = self.save_every = arguments.eval_every
         self.statistics = (model.config.cutouts["image_mean"], model.config.cutouts["image_std"])

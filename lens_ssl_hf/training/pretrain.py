@@ -63,7 +63,11 @@ def pretrain(
     set_seed(arguments.seed)
     encoder = None
     if arguments.init != "scratch":
-        encoder = load_encoder_for(arguments.init, arguments.crop_size, data.info["bands"])
+        encoder = load_encoder_for(arguments.init, arguments.crop_size, data.info["bands"], arguments.patch_size)
+        if not isinstance(encoder, ViTModel):
+            raise InputError(
+                f"{arguments.init} is a {encoder.config.model_type} model: pretrain a ViT, or fine-tune it"
+            )
     model = _make_model(arguments, data, encoder)
     facts = {"task": "pretrain", "method": method, "backbone": backbone_name(model.encoder.config), "data": data.info}
     facts |= {"num_train_images": len(data.images), "num_train_labels": data.num_labels}
