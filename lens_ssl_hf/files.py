@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         `OSError`: the folder cannot be written, or the disk is full; what was there before is untouched then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(path)
+    remove_dead(path)
     with _locked_folder(path) as folder:
         new = folder / path.name
         yield new
@@ -133,7 +133,7 @@ def remove_leftovers(folder: Path) -> None:
 def temporary_folder(name: str) -> Iterator[Path]:
     """A folder where the system keeps temporary files, removed at the end; those of killed processes go first."""
     place = Path(tempfile.gettempdir()) / name
-    _remove_dead(place)
+    remove_dead(place)
     with _locked_folder(place) as folder:
         yield folder
 
@@ -157,7 +157,7 @@ def _replace_folder(new: Path, path: Path) -> None:
         raise
 
 
-def _remove_dead(path: Path) -> None:
+def remove_dead(path: Path) -> None:
     """
     Remove the partial folders for `path` whose writer is gone; where locks do not work, nobody knows, and they stay.
     What one of them had taken away to replace it is put back.

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from ..data.files.raw import RawCutout
 from ..errors import InputError
-from ..files import make_folder, write_json, writing
+from ..files import make_folder, remove_dead, write_json, writing
 from . import calibration as calibrations
 from . import manifest as manifests
 from .crops import Batch, facts_of, text_array
@@ -100,6 +100,8 @@ def score(
     key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
     own = shards_of(task, tasks, len(paths)) if task is not None else []
     done = {i for i in own if is_done(paths[i], key)}
+    for i in done:
+        remove_dead(paths[i])  # of a process that was killed between writing a shard and tidying up
     sizes = [min(shard_size, len(source) - i * shard_size) for i in range(len(paths))]
     total, before = sum(sizes[i] for i in own), sum(sizes[i] for i in done)
     with datasets.utils.tqdm(desc="Scoring", unit=" cutouts", total=total, initial=before) as progress:
