@@ -34,6 +34,7 @@ from .plan import RECORDED, Cell, Plan, read_record, weight
 logger = logging.getLogger(__name__)
 
 LARGE_SPLIT = "test_large"
+KEPT_SOURCES = 6  # whose features are kept, some 40 MB each
 # What cell.json takes over from the run.json of a training.
 _KEPT = ("seconds", "precision", "device", "num_processes", "num_labels", "num_train_images", "num_parameters")
 _KEPT += ("validation_auc", "best_step", "versions", "git_revision")
@@ -50,7 +51,7 @@ class Study(Plan):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.failures: dict[Cell, str] = {}
-        self._kept: tuple[Cell, Callable[[str], np.ndarray]] | None = None
+        self._kept: dict[Cell, Callable[[str], np.ndarray]] = {}
 
     def run(self) -> list[dict[str, Any]]:
         """
@@ -187,10 +188,10 @@ class Study(Plan):
         return {"num_labels": len(chosen), **self._test(self.directory(cell), predictions_of)}
 
     def _features_of(self, cell: Cell) -> Callable[[str], np.ndarray]:
-        """What a regression sees of a split; kept for the next cells of the same pretraining and fold."""
+        """What a regression sees of a split; kept, since cells of other methods come in between."""
         source = cell.pretraining or Cell("profiles", "", "none", 0, 0, cell.fold)
-        if self._kept is not None and self._kept[0] == source:
-            return self._kept[1]
+        if source in self._kept:
+            return self._kept[source]
         splits, _ = self.data[cell.fold]
         if cell.pretraining is None:
             crop_size = self.crop_size(cell)
@@ -205,8 +206,10 @@ class Study(Plan):
             def features(split: str) -> np.ndarray:
                 return extract_features(encoder, splits[split], facts["image_mean"], facts["image_std"]).numpy()
 
-        self._kept = source, lru_cache(features)
-        return self._kept[1]
+        while len(self._kept) >= KEPT_SOURCES:
+            del self._kept[next(iter(self._kept))]
+        self._kept[source] = lru_cache(features)
+        return self._kept[source]
 
     def records(self) -> list[dict[str, Any]]:
         """What the finished cells wrote, those of earlier commands on the same directory too: pretrainings first."""
