@@ -34,15 +34,19 @@ RESULTS = ROOT / "model_cards" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What sets an older simulator apart from today's; no table of version 1 is left.
 OLD_SIMULATORS = {"2": "its depth is 0.45 mag shallower than version 3's and than it says"}
-# The columns of the short table, and its rows: a study and its label budgets.
+# The columns of the short table, and its rows: a study, the pretraining that stands for it, and its label budgets.
 SUMMARY_METHODS = {
     "supervised": "ViT from scratch",
     "supervised-long": "the same, equal compute",
-    "ibot": "iBOT, fine-tuned",
-    "ibot-linear": "iBOT, frozen",
+    "{}": "pretrained, fine-tuned",
+    "{}-linear": "pretrained, frozen",
     "cnn": "small CNN from scratch",
 }
-SUMMARY_ROWS = {"simulated": ("simulated", ("100", "300", "all")), "cfhtls": ("real, CFHTLS", ("all",))}
+SUMMARY_ROWS = {
+    "simulated_vits8": ("simulated; ViT-S/8, DINO", "dino", ("100", "300", "all")),
+    "simulated": ("simulated; ViT-Ti/8, iBOT", "ibot", ("100", "300", "all")),
+    "cfhtls": ("real, CFHTLS; ViT-Ti/8, iBOT", "ibot", ("all",)),
+}
 
 
 def speed_table(results: dict) -> str:
@@ -123,14 +127,14 @@ def summary_table() -> str:
     """A few ROC AUCs of the studies on simulated and on real cutouts, side by side."""
     lines = [["cutouts", "labels", *SUMMARY_METHODS.values()], ["---"] * (2 + len(SUMMARY_METHODS))]
     note = "ROC AUC with 95 % intervals, and seeds x label subsets. Round brackets: over the test set alone."
-    for study, (title, budgets) in SUMMARY_ROWS.items():
+    for study, (title, ssl, budgets) in SUMMARY_ROWS.items():
         results = json.loads((RESULTS / study / "results.json").read_text())
         if version := results["data"].get("simulator_version"):
-            note += f" Simulator version {version}."
+            note += f" {title.split('; ')[-1]}: simulator version {version}."
         for budget in budgets:
             found = {row["method"]: row for row in results["rows"] if row["labels"] == budget}
             labels = f"all ({found['supervised']['num_labels']:,})" if budget == "all" else budget
-            lines.append([title, labels, *(_auc(found.get(method)) for method in SUMMARY_METHODS)])
+            lines.append([title, labels, *(_auc(found.get(method.format(ssl))) for method in SUMMARY_METHODS)])
     return f"{_as_markdown(lines)}\n\n{note}"
 
 
