@@ -100,14 +100,14 @@ simulate() {  # FOLDER SIZES...: unless it is there
 
 run_study() {  # BACKBONE
     if [ $SECONDS -ge "$STUDY_SECONDS" ]; then return; fi
-    share_cells study "*-$1-*" "$(planned_cells)" --dataset "$WORK/study_data" --methods $METHODS --backbones "$1" \
+    share_cells study "$1" "$(planned_cells)" --dataset "$WORK/study_data" --methods $METHODS --backbones "$1" \
         --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" --epochs "$EPOCHS"
 }
 
 run_real() {
     local table="--dataset $TABLE --bands i r g --subclass_column kind --validation_fraction 0.2"
     METHODS=$REAL_METHODS LABELS=all
-    share_cells real "*" "$(($(planned_cells) * $(wc -w <<< "$FOLDS")))" $table --folds $FOLDS --methods $METHODS \
+    share_cells real "${BACKBONES// /|}" "$(($(planned_cells) * $(wc -w <<< "$FOLDS")))" $table --folds $FOLDS --methods $METHODS \
         --backbones $BACKBONES --labels all --seeds "$SEEDS" --subsets "$SUBSETS" \
         ${LENS_SSL_REHEARSE:+--epochs 1} $([[ $METHODS != *continued* ]] || echo "--earlier_study $WORK/study")
     (cd "$WORK/real" && pack real */*)
@@ -122,8 +122,8 @@ END
     fi
 }
 
-share_cells() {  # FOLDER PATTERN PLANNED OPTIONS...: until STUDY_SECONDS, or so many cells of this pattern are done
-    local worker folder=$1 pattern=$2 planned=$3
+share_cells() {  # FOLDER BACKBONES PLANNED OPTIONS...: until STUDY_SECONDS, or so many of the cells are done
+    local worker folder=$1 backbones=$2 planned=$3
     shift 3
     for worker in $(seq "$STUDY_WORKERS"); do
         background "$WORK/$folder-worker$worker.log" study "$@" --output_dir "$WORK/$folder" --steps "$STEPS" \
@@ -133,10 +133,13 @@ share_cells() {  # FOLDER PATTERN PLANNED OPTIONS...: until STUDY_SECONDS, or so
     kill $(jobs -p) 2> /dev/null || true  # a training saves a checkpoint first; the report is made elsewhere
     wait
     tail -n 2 "$WORK/$folder-worker"*.log
-    echo "$folder $pattern: $(done_cells) of $planned cells are done"
+    echo "$folder, $backbones: $(done_cells) of $planned cells are done"
 }
 
-done_cells() { find "$WORK/$folder" -name cell.json -path "$pattern" 2> /dev/null | wc -l; }
+done_cells() {  # of METHODS and LABELS
+    local cells="(${METHODS// /|})(-($backbones))?-seed[0-9]+(-labels(${LABELS// /|})-subset[0-9]+)?/cell.json"
+    find "$WORK/$folder" -name cell.json 2> /dev/null | grep -cE "/(fold[0-9]+-)?$cells" || true
+}
 
 planned_cells() {
     local name own=$(($(wc -w <<< "$METHODS") * $(wc -w <<< "$LABELS") * SEEDS * SUBSETS))
