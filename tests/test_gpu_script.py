@@ -9,8 +9,10 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModel
 
@@ -76,6 +78,29 @@ def test_study(tmp_path):
         folder = unpack(files, f"{kind}.tar.gz", tmp_path / kind)
         names[kind] = sorted({path.parent.name.split("-")[0] for path in folder.glob("*/*/cell.json")})
     assert names == {"study": ["supervised"], "unfinished": ["dino", "ibot", "simsiam"]}
+
+
+def write_table(folder):
+    """Pictures of lenses and other galaxies in two folds, and of some without a label."""
+    rng, rows = np.random.default_rng(0), ["file,label,kind,fold,group"]
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        label, kind = (("lens", ""), ("nonlens", "hard_nonlens"), ("", ""))[i % 3]
+        rows.append(f"{i}.png,{label},{kind},{i % 2},group{i}")
+    (folder / "table.csv").write_text("\n".join(rows))
+    return folder / "table.csv"
+
+
+def test_real_cutouts_go_on_from_the_study(tmp_path):
+    files = rehearse("study", tmp_path, METHODS="supervised dino", LABELS="16", EXPORT="dino-vitt8-seed0")
+    backbone = unpack(files, "lens-dino-vitt8.tar", tmp_path / "exported") / "lens-dino-vitt8"
+    assert AutoModel.from_pretrained(backbone).dtype == torch.float32
+    methods = "supervised dino-continued dino-continued-linear"
+    options = {"TABLE": str(write_table(tmp_path)), "FOLDS": "0 1", "REAL_METHODS": methods}
+    files = rehearse("real", tmp_path, **options, REAL_EXPORT="dino-vitt8-seed0")
+    home = unpack(files, "real.tar.gz", tmp_path / "home")
+    assert len(list(home.glob("*/*/cell.json"))) == 2 * 4
+    assert any(name.startswith("lens-dino-vitt8-seed0-cfhtls.tar.") for name in files)
 
 
 def test_train_goes_on_after_a_kill(tmp_path):
