@@ -93,6 +93,26 @@ def gpu_table(results: dict) -> str:
     return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(levers)}"
 
 
+def scoring_table(results: dict) -> str:
+    """What scripts/benchmark.py --parts scoring wrote, as Markdown, and what it means for surveys."""
+    measured = {cores: results["scoring"][f"{cores}_cores"] for cores in (1, 2)}
+    names = {"parquet": "Parquet", "files": "FITS files", "one_file_at_a_time": "FITS files, one at a time"}
+    lines = [["cutouts/s", "one core", "two cores"], ["---"] * 3]
+    for key, title in names.items():
+        lines.append([title, *(f"{one[key]:.0f}" for one in measured.values())])
+    for precision in ("fp32", "bf16"):
+        rates = (f"{max(one['forward'][precision].values()):.0f}" for one in measured.values())
+        lines.append([f"the forward alone, {precision}", *rates])
+    costs = [["cutouts", "from Parquet on two cores"], ["---"] * 2]
+    for power in (6, 8, 9):
+        hours = 10**power / measured[2]["parquet"] / 3600
+        time = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
+        costs.append([f"10^{power}", time])
+    machine = results["machine"]
+    text = f"lens-dino-vits8-classifier, {machine['device']}, torch {machine['torch']}; bf16 is not used."
+    return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(costs)}"
+
+
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
@@ -160,7 +180,7 @@ def make(name: str) -> str:
         return summary_table()
     if (RESULTS / name / "results.json").is_file():
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
-    kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table}
+    kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
