@@ -166,6 +166,8 @@ def test_rows_without_a_grade_widen_the_intervals_and_too_many_end_the_claim(sur
     half = grade("ranking", graded(survey[::2]), "half")
     assert half["purity"][-1]["reason"] == "50 of 100 have no grade" and not half["completeness"]
     assert "of the audit sample have no grade" in half["beyond"]["reason"]
+    audit = grade("ranking", graded(survey[TOP:]), "audit")
+    assert all("reason" in one for one in audit["purity"]) and Path("audit/purity_completeness.png").is_file()
     none = grade("ranking", graded(survey[:TOP]), "none")
     assert "Completeness is not measured: no row of an audit sample" in Path("none/grading.md").read_text()
     assert none["calibration"]["lowest_logit"] == survey["logit"][:TOP].min() and none["purity"][-1]["purity"]
@@ -175,7 +177,7 @@ def test_rows_without_a_grade_widen_the_intervals_and_too_many_end_the_claim(sur
 
 def test_too_few_lenses_give_no_calibration_but_all_else(survey):
     found = grade("ranking", write_grades(survey["id"], ["A"] * 9 + ["X"] * (TOP + AUDIT - 9)))
-    assert "9 lenses of 10" in found["calibration"]["reason"] and found["purity"][-1]["purity"] == 0.09
+    assert "the grades have 9 lenses" in found["calibration"]["reason"] and found["purity"][-1]["purity"] == 0.09
     assert (
         not Path("grading/calibration.json").exists() and "There is none: a" in Path("grading/grading.md").read_text()
     )

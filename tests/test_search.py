@@ -189,8 +189,8 @@ def test_a_click_on_the_map_shows_the_nearest_cutout(survey, tmp_path):
     ("words", "match"),
     [
         ("bare --like object", "bare holds no embeddings: score again with --embeddings"),
-        ("scores", "nothing is given: give one of like, anomalies and map"),
-        ("scores --map score --anomalies 5", "anomalies and map is given: give one of"),
+        ("scores", "give one of like, anomalies and map, not none"),
+        ("scores --map score --anomalies 5", "give one of like, anomalies and map, not anomalies and map"),
         ("scores --map score --unlike x", "unlike is given without like"),
         ("scores --like object_1", "holds no scored object object_1, and there is no such file"),
         ("scores --like bad.npy", r"bad\.npy"),

@@ -43,7 +43,7 @@ def main() -> None:
     (one,) = parse(SearchArguments, description=__doc__, positional=("scores",))
     given = [name for name in ("like", "anomalies", "map") if getattr(one, name) is not None]
     if len(given) != 1:
-        raise InputError(f"{' and '.join(given) or 'nothing'} is given: give one of like, anomalies and map")
+        raise InputError(f"give one of like, anomalies and map, not {' and '.join(given) or 'none'}")
     if one.unlike and not one.like:
         raise InputError("unlike is given without like: add what the objects are to look like")
     from .. import draw_map, find_anomalies, search

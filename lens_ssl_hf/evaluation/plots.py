@@ -104,7 +104,7 @@ def contact_sheet(
     }
     is_labelled = bool((predictions.label >= 0).any())
     if not is_labelled:
-        name = "Highest scores" if value == "P(lens)" else f"Highest {value}"
+        name = "Highest scores" if value in ("P(lens)", "score") else f"Highest {value}"
         sections = {name: ranked[: 10 * columns]}
     rows = sum(-(-len(chosen) // columns) for chosen in sections.values())
     # In inches from the top: a header, then per section a heading, then rows of cutouts with three lines of text each.

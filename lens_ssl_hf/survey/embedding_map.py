@@ -118,7 +118,7 @@ def _draw(places: np.ndarray, colours: list[str], legend: Any, column: str, proj
             axes.scatter([], [], c=colour, s=20, label=in_figure(name))
         axes.legend(title=in_figure(column), fontsize=8)
     else:
-        figure.colorbar(ScalarMappable(legend, "viridis"), ax=axes, label=in_figure(column))
+        figure.colorbar(ScalarMappable(legend, "viridis"), ax=axes, label=in_figure(column), extend="both")
     save_figure(figure, path)
 
 

@@ -122,14 +122,17 @@ def _calibrate(rows: pandas.DataFrame, beyond: dict[str, Any], prevalence: float
     lenses = int(used["is_lens"].sum())
     facts = {"graded": len(used), "lenses": lenses, "audit": int(is_audit.sum())}
     if lenses < calibrations.LEAST_LENSES or lenses == len(used):
-        lacking = "no non-lens" if lenses == len(used) else f"{lenses} lenses of {calibrations.LEAST_LENSES}"
-        return facts | {"reason": f"a calibration needs {calibrations.LEAST_LENSES} lenses and non-lenses: {lacking}"}
+        least, have = calibrations.LEAST_LENSES, "no non-lens" if lenses == len(used) else f"{lenses} lenses"
+        return facts | {"reason": f"a calibration needs {least} lenses and a non-lens, and the grades have {have}"}
     sizes = np.where(is_audit, beyond["rest"], (rows["sample"] == "top").sum())
     weights = sizes / np.where(is_audit, is_audit.sum(), (~is_audit).sum())
     logits, share = used["logit"].to_numpy(), used["share"].to_numpy()
     fitted = calibrations.fit(logits, share, weights)
     if not fitted["a"] > 0:
         return facts | {"reason": "the graded objects are no likelier lenses where the model scores them higher"}
+    if fitted["a_error"] > 0.5 * fitted["a"]:
+        slope = f"{fitted['a']:.3f} +- {fitted['a_error']:.3f}"
+        return facts | {"reason": f"its slope, {slope}, is uncertain by more than half of itself: grade more objects"}
     fitted |= {"prevalence": float(weights @ share / weights.sum()) if is_audit.any() else None}
     fitted |= {"lowest_logit": None if is_audit.any() else float(logits.min())}
     return facts | (fitted if prevalence is None else calibrations.shift(fitted, prevalence))

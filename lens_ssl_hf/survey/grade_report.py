@@ -69,13 +69,14 @@ def _calibration(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"There is none: {found['reason']}."
         return
     yield (
-        f"P(lens) = 1 / (1 + exp(-({found['a']:.3f} logit {found['b']:+.3f}))), from {found['lenses']} lenses among "
+        f"P(lens) = 1 / (1 + exp(-({found['a']:.3f} x logit {'+' if found['b'] >= 0 else '-'} {abs(found['b']):.3f}))), from {found['lenses']} lenses among "
         f"{found['graded']} objects (standard errors {found['a_error']:.3f} and {found['b_error']:.3f})."
     )
     if "fitted_prevalence" in found:
         yield f"It was moved from a prevalence of {found['fitted_prevalence']:.3g} to {found['prevalence']:.3g}."
     elif found["prevalence"] is not None:
-        yield f"The graded survey has a prevalence of {found['prevalence']:.3g}."
+        yield f"The weighted votes give this survey a share of lenses of {found['prevalence']:.3g}, known no better than"
+        yield "the number of lenses beyond the first rows."
 
 
 def doubts(found: Mapping[str, Any]) -> Iterator[str]:
@@ -89,7 +90,7 @@ def doubts(found: Mapping[str, Any]) -> Iterator[str]:
     elif beyond["low"] != beyond["high"] and not beyond["lenses"]:
         yield (
             f"No lens is in the audit sample: up to {beyond['high']} may be beyond the first rows, so that "
-            "completeness has a lower bound only."
+            "completeness has bounds only, no value."
         )
     elif beyond["low"] != beyond["high"] and beyond["lenses"] < FEW:
         yield f"The audit sample has few lenses ({beyond['lenses']}): use the interval of completeness, not its value."
@@ -118,9 +119,8 @@ def _doubts_on_calibration(found: Mapping[str, Any], beyond: Mapping[str, Any]) 
     if found["lowest_logit"] is not None:
         yield f"The calibration holds above a logit of {found['lowest_logit']:.2f}; below it p_lens stays empty."
     elif beyond["lenses"] < FEW and beyond["rest"]:
-        yield "Few lenses of low scores were graded: there the calibration follows from its form, not from data."
-    if found["a_error"] > 0.5 * found["a"]:
-        yield "The slope of the calibration is uncertain by more than half of itself: probabilities are rough."
+        yield "Few lenses of low scores were graded: the calibration extrapolates there."
+    yield "The calibration is for this survey; for another one with another share of lenses, see --prevalence."
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -133,6 +133,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         label = name if any(one[name] is not None for one in known) or not known else f"{name}: bounds only"
         _curve(axes, ranks, [one[name] for one in known], colour, label if known else f"{name}: not measured")
         axes.fill_between(ranks, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlim(0.8, 1.25 * max(found["top"], 1))  # a logarithmic axis needs it where nothing is known
     axes.set(xscale="log", xlabel="First rows of the ranking", ylabel="Share", ylim=(-0.02, 1.02))
     axes.grid(color="0.92")
     axes.legend(fontsize=8, framealpha=0.95)

@@ -81,7 +81,7 @@ def _read(rows: list[int], names: list[str], manifest: dict[str, Any], info: Map
         raise InputError(f"the graded cutouts cannot be read ({error}): put them back, or score again") from error
     preparation = Preparation({name: info[name] for name in (*_FACTS, "stretch")}, len(info["bands"]), info["size"])
     if isinstance(source, ParquetInput) and source.info:
-        source.check_against(preparation, "the dataset")
+        _check_units(source, preparation, info)
     else:
         _check_unstated(manifest, info)
     asked = Asked([preparation], frozenset(manifest["stated"]))
@@ -90,6 +90,21 @@ def _read(rows: list[int], names: list[str], manifest: dict[str, Any], info: Map
         if isinstance(one, str):
             raise InputError(f"the graded cutout {name} is not as the dataset needs it ({one}): leave it out")
     return np.stack([one[0] for one in found])
+
+
+def _check_units(source: ParquetInput, preparation: Preparation, info: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        [`InputError`]: a saved dataset was scored, whose display units or size the training dataset does not have.
+    """
+    try:
+        source.check_against(preparation, "the dataset")
+    except InputError as error:
+        raise InputError(
+            f"{source.name}, which was scored, holds cutouts of {source.info['size']} pixels with a stretch of its "
+            f"own, and the dataset has {info['size']} pixels or another stretch: build the dataset with "
+            f"--size {source.info['size']} and --like the model that scored them"
+        ) from error
 
 
 def _check_unstated(manifest: Mapping[str, Any], info: Mapping[str, Any]) -> None:

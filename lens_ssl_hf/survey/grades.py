@@ -91,7 +91,7 @@ def votes_by_object(grades: pandas.DataFrame, known: Collection[str], place: str
         first = grades.iloc[names.index(None)]
         raise InputError(
             f"{first['file']} has a grade of {first['id']!r}, which {place} does not hold ({names.count(None)} such): "
-            "give the grades of these objects"
+            "give grades of the objects in it"
         )
     votes = grades.assign(id=names).drop_duplicates(["id", "grader"], keep="last")
     return votes.pivot(index="id", columns="grader", values="vote")

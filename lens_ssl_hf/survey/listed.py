@@ -85,4 +85,4 @@ def _draw_sheet(
     score = table[by].to_numpy()[list(crops)]
     predictions = Predictions(names, np.full(len(names), -1), names, ranks, score)
     facts = preparation.cutouts.get("bands"), None, "", preparation.cutouts.get("pixel_scale")
-    contact_sheet(np.stack(list(crops.values())), predictions, path, *facts, value="P(lens)" if by == "score" else by)
+    contact_sheet(np.stack(list(crops.values())), predictions, path, *facts, value=by)

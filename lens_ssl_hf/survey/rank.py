@@ -110,6 +110,8 @@ def rank(
     for name, value, least in (("top", top, 1), *((name, value, 0) for name, value in numbers.items())):
         if not value >= least:
             raise InputError(f"{name} is {value}: give at least {least}")
+    if graded and not (uncertain or diverse):
+        raise InputError("graded leaves objects out of uncertain and diverse: add one of these, or leave graded out")
     done = spellings(read_grades(graded)["id"].to_list()) if graded else []
     scores, output = Path(scores), Path(output)
     check_target(output)

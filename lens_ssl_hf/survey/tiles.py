@@ -42,7 +42,9 @@ def find_tiles(pattern: str, bands: Sequence[str]) -> list[tuple[Path, ...]]:
     for name, files in zip(names, found):
         if not files:
             of_band = f" of band {name}" if name else ""
-            raise InputError(f"tiles {pattern!r} fits no file{of_band}: correct it, or give bands as file names have")
+            raise InputError(
+                f"tiles {pattern!r} fits no file{of_band}: correct it, or give --bands as they stand in the names of the files"
+            )
     keys = sorted(set().union(*found))
     for key in keys:
         lacking = [name for name, files in zip(names, found) if key not in files]

@@ -114,6 +114,10 @@ def _add_graded(
     together = CutoutTensors(
         torch.cat([subset.pixels, graded.pixels]), torch.cat([subset.labels, graded.labels]), *texts
     )
+    soft = int(((share > 0) & (share < 1)).sum())
+    logger.warning(
+        "%d graded cutouts, %d with soft labels, join the %d of the dataset", len(graded), soft, len(subset)
+    )
     fingerprint = checksum(repr((graded.ids, share.tolist())), {"pixels": graded.pixels})
     return together, torch.stack([1 - lens, lens], 1), {"num_extra": len(graded), "extra_fingerprint": fingerprint}
 
