@@ -68,15 +68,16 @@ def _calibration(found: Mapping[str, Any]) -> Iterator[str]:
     if "reason" in found:
         yield f"There is none: {found['reason']}."
         return
+    sign, size = "-" if found["b"] < 0 else "+", abs(found["b"])
     yield (
-        f"P(lens) = 1 / (1 + exp(-({found['a']:.3f} x logit {'+' if found['b'] >= 0 else '-'} {abs(found['b']):.3f}))), from {found['lenses']} lenses among "
+        f"P(lens) = 1 / (1 + exp(-({found['a']:.3f} x logit {sign} {size:.3f}))), from {found['lenses']} lenses among "
         f"{found['graded']} objects (standard errors {found['a_error']:.3f} and {found['b_error']:.3f})."
     )
     if "fitted_prevalence" in found:
         yield f"It was moved from a prevalence of {found['fitted_prevalence']:.3g} to {found['prevalence']:.3g}."
     elif found["prevalence"] is not None:
-        yield f"The weighted votes give this survey a share of lenses of {found['prevalence']:.3g}, known no better than"
-        yield "the number of lenses beyond the first rows."
+        yield f"The weighted votes give this survey a share of lenses of {found['prevalence']:.3g}. It is known no"
+        yield "better than the number of lenses beyond the first rows."
 
 
 def doubts(found: Mapping[str, Any]) -> Iterator[str]:

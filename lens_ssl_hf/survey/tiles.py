@@ -42,9 +42,8 @@ def find_tiles(pattern: str, bands: Sequence[str]) -> list[tuple[Path, ...]]:
     for name, files in zip(names, found):
         if not files:
             of_band = f" of band {name}" if name else ""
-            raise InputError(
-                f"tiles {pattern!r} fits no file{of_band}: correct it, or give --bands as they stand in the names of the files"
-            )
+            fix = "correct it, or give --bands as they stand in the names of the files"
+            raise InputError(f"tiles {pattern!r} fits no file{of_band}: {fix}")
     keys = sorted(set().union(*found))
     for key in keys:
         lacking = [name for name, files in zip(names, found) if key not in files]
