@@ -66,6 +66,7 @@ def test_study(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in home.glob("*/*/*")}
     options = "--methods supervised simsiam dino ibot --backbones vitt8 --labels 16 all --seeds 1 --subsets 1"
     options += f" --epochs 1 --steps 2 --precision bf16 --dataset {tmp_path}/work/study_data"
+    options += f" --recipes {tmp_path}/work/recipes.yaml"
     command = [sys.executable, "-m", "lens_ssl_hf", "study", *options.split(), "--output_dir", home]
     report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert report.returncode == 0, report.stderr
