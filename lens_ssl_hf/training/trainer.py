@@ -256,9 +256,11 @@ class Trainer:
 
     def _is_to_save(self, done: int, score: float | None) -> bool:
         """Whether a checkpoint is due, and is one with a score or does not come too soon after the last one."""
+        if not self._is_due(done, self.task.save_every):
+            return False
         is_small = sum(parameter.numel() for parameter in self.task.model.parameters()) < SMALL_MODEL
         is_late = time.perf_counter() - self.saved_at >= self.saving_takes / SAVING_SHARE
-        return self._is_due(done, self.task.save_every) and (score is not None or is_late or is_small)
+        return score is not None or is_late or is_small
 
     def _save(self, done: int, score: float | None) -> None:
         begun = time.perf_counter()
