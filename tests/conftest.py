@@ -75,6 +75,13 @@ def save_toy(cutouts: tuple[dict, dict], directory: Path) -> Path:
     return directory
 
 
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    """The working directory is the test's own, and no bar is drawn."""
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+
+
 @pytest.fixture(scope="session")
 def tiny_cutouts() -> tuple[dict, dict]:
     """[`make_cutouts`], made once."""

@@ -28,14 +28,10 @@ from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import channel_statistics, splits_and_info
 from lens_ssl_hf.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = {"train_size": 8, "validation_size": 4, "test_size": 4, "lens_fraction": 0.5, "num_proc": 1}
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
 
 
 def load(source, **options):

@@ -25,12 +25,9 @@ from lens_ssl_hf.survey.estimates import completeness, lens_interval, lenses_bey
 from lens_ssl_hf.survey.grades import agreement, read_grades, votes_by_object
 from lens_ssl_hf.survey.inputs import Options
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 ROWS, TOP, AUDIT = 2000, 100, 400
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def write_scores(logits, ids=None, folder="scores"):

@@ -21,13 +21,10 @@ from lens_ssl_hf.data.tensors import center_crop
 from lens_ssl_hf.survey import proposals
 from lens_ssl_hf.survey.graded_cutouts import graded_cutouts
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 SETTINGS = {"backbone": "vitt8", "precision": "fp32", "log_every": 1, "steps": 4, "eval_every": 2, "batch_size": 16}
 ASINH = {"kind": "asinh", "black": [-2.0] * 3, "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -17,14 +16,10 @@ from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.evaluation.reports import evaluation_folder
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
 SCALE = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CD1_1": -0.1 / 3600, "CD2_2": 0.1 / 3600}
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -23,11 +22,7 @@ from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
 from lens_ssl_hf.data.tensors import as_tensors, read_split
 from lens_ssl_hf.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def ids(data):

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow
 import pytest
@@ -33,6 +32,8 @@ from lens_ssl_hf.survey.inputs import Options, open_input
 from lens_ssl_hf.survey.known import completeness
 from lens_ssl_hf.survey.page import curves, encode, write_page
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 COUNT, SIZE, SIDE = 60, 32, 45  # the model sees the middle 32 of 45 pixels
 ENTER, ESCAPE, CONTROL, SHIFT, LEFT = "\ue007", "\ue00c", "\ue009", "\ue008", "\ue012"
 BANDS = ["g", "r", "i"]
@@ -50,12 +51,6 @@ NASTY = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("models") / "run")
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
 
 
 def make_flux():

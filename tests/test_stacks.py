@@ -2,7 +2,6 @@
 
 import csv
 
-import datasets
 import h5py
 import numpy as np
 import pytest
@@ -12,14 +11,10 @@ from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 COUNT = 30
 PIXELS = np.stack([flux(i) for i in range(COUNT)])
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
 
 
 def write_hdf5(pixels=PIXELS, columns=None, group="", **options):

@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import h5py
 import numpy as np
 import pyarrow
@@ -28,6 +27,8 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, rank, score
 from lens_ssl_hf.commands import score as command
 from lens_ssl_hf.inference.classifier import Classifier
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
 COUNT = 20
@@ -53,12 +54,6 @@ def write_run(path, bands=3, stretch=STRETCH):
         model.classifier.bias[1] -= 0.5 * float(np.mean(np.log(found) - np.log1p(-np.array(found))))
     model.save_pretrained(path / "model")
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
 
 
 def make_flux(seed, size=40):

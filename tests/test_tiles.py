@@ -5,7 +5,6 @@ import runpy
 from collections import namedtuple
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow
 import pytest
@@ -25,6 +24,8 @@ from lens_ssl_hf.survey import tiles
 from lens_ssl_hf.survey.crops import Asked, Preparation
 from lens_ssl_hf.survey.inputs import Options, open_input
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 BANDS = ("g", "r", "i")
 SHAPE = (260, 300)
 CENTRES = [(150.0, 2.0), (150.01, 2.0), (150.2, 2.0)]  # the first two overlap
@@ -37,12 +38,6 @@ IDS = [2**60 + i for i in range(30)]
 def run(tmp_path_factory):
     """It takes g r i of 0.168 arcsec and zero point 27, and sees 32 pixels."""
     return write_run(tmp_path_factory.mktemp("models") / "run")
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    datasets.disable_progress_bars()
 
 
 def wcs_at(ra, dec, scale=0.168, shape=SHAPE, frame="RA---TAN DEC--TAN"):
