@@ -243,7 +243,7 @@ def measure_usual(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, A
 
 def measure_finetune(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, Any]]:
     for backbone in ("vitt8",) if arguments.tiny else ("vits8", "vitb8"):
-        for processes in (1, 2) if arguments.tiny else (1, 6):
+        for processes in (1, 2):
             steps = 10 if arguments.tiny else 1200
 
             def measure() -> dict[str, Any]:
@@ -256,7 +256,7 @@ def measure_finetune(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str
 def measure_scoring(arguments: GPUArguments, clock: Clock) -> Iterator[dict[str, Any]]:
     """Forward passes of classifiers over cutouts of 32 pixels that are on the device."""
     for backbone in ("vitt8",) if arguments.tiny else ("vits8", "vitb8"):
-        for name in ("fp32", "tf32", "bf16", "bf16, compiled"):
+        for name in ("fp32", "tf32", "bf16", "bf16, few tokens", "bf16, few tokens, compiled"):
 
             def measure() -> dict[str, Any]:
                 return scoring_rate(backbone, name, arguments)
@@ -357,11 +357,13 @@ def scoring_rate(backbone: str, precision: str, arguments: GPUArguments) -> dict
     from transformers import ViTForImageClassification
 
     from lens_ssl_hf.models import backbone_config
-    from lens_ssl_hf.models.backbones import compile_layers
+    from lens_ssl_hf.models.backbones import compile_layers, use_fast_attention
     from lens_ssl_hf.training.accelerator import autocast
 
     batch = 32 if arguments.tiny else 4096
     model = ViTForImageClassification(backbone_config(backbone)).to(device()).eval()
+    if "few tokens" in precision:
+        use_fast_attention(model)
     if "compiled" in precision:
         compile_layers(model)
     images = torch.randn(batch, 3, 32, 32, device=device())

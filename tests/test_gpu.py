@@ -222,9 +222,10 @@ def test_scores_are_those_of_the_cpu(classifier, tiny_cutouts):
 @pytest.mark.parametrize("precision", ["bf16"] if REHEARSES else ["bf16", "fp32"])
 @pytest.mark.parametrize("training", ["simsiam", "dino", "ibot", "finetune", "cnn"])
 def test_trainings_learn(training, precision, tiny_cutouts, tmp_path):
-    run = train(training, tiny_cutouts, tmp_path / "run", precision=precision)
+    longer = {"epochs": 8} if training == "simsiam" else {}  # its cosines begin at 0, with as much noise as slope
+    run = train(training, tiny_cutouts, tmp_path / "run", precision=precision, **longer)
     found = losses(run)
-    assert len(found) == 9 and all(map(math.isfinite, found))
+    assert len(found) == (24 if longer else 9) and all(map(math.isfinite, found))
     assert sum(found[-3:]) < sum(found[:3])
     facts = json.loads((run / "run.json").read_text())
     assert (facts["device"], facts["precision"], facts["skipped_steps"]) == (DEVICE, precision, 0)
@@ -321,7 +322,8 @@ def test_attention_over_few_tokens_is_that_of_float64(tokens, compiled):
         return short_attention(query, key, value, 0.125)
 
     expected = results(lambda *qkv: scaled_dot_product_attention(*qkv, scale=0.125), torch.float64, "cpu")
-    once, again = (results(torch.compile(few) if compiled else few, torch.bfloat16, "cuda") for _ in range(2))
+    attend = torch.compile(few, dynamic=False) if compiled else few  # as compile_layers does it
+    once, again = (results(attend, torch.bfloat16, "cuda") for _ in range(2))
     for wanted, found, repeated in zip(expected, once, again):
         assert (found.double().cpu() - wanted).norm() < 0.01 * wanted.norm()
         assert torch.equal(found, repeated)

@@ -1,0 +1,151 @@
+"""
+A simulated survey in which one cutout in a thousand is a lens, as Parquet files; and how many of its lenses the first
+rows of several rankings hold.
+
+```bash
+python scripts/simulated_survey.py --output survey/
+lens-ssl score --model model_cards/lens-dino-vits8-classifier --input survey/cutouts --output survey/scores-one
+python scripts/simulated_survey.py --output survey/ --rankings one=survey/scores-one --result lenses_found.json
+```
+
+A command that was stopped goes on where it was: files that are there are not made again. `truth.parquet` says which ids
+are lenses. Scores never see it.
+"""
+
+from dataclasses import MISSING, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet
+from tqdm.auto import tqdm
+
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.data.options import option
+from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.files import replacing, write_json
+
+PER_FILE = 5_000
+FIRST = (200, 1_000, 5_000)
+FIELD = (150.0, 2.0, 4.0)  # ra and dec of a corner, and the side, in degrees
+
+
+@dataclass
+class Arguments:
+    """The survey, and the rankings that are compared."""
+
+    output: str = option(MISSING, "The folder of the survey.")
+    cutouts: int = option(200_000, "Its cutouts.")
+    prevalence: float = option(1e-3, "Share of lenses.")
+    seed: int = option(2026, "Seed of the simulation: another one than that of the training cutouts.")
+    num_proc: int | None = option(None, "Processes; by default one per CPU core.")
+    rankings: list[str] | None = option(None, "NAME=FOLDER of lens-ssl score each; NAME may have underscores for spaces.")
+    profiles: str | None = option(None, "A dataset; rank by radial profiles, too, learned from 300 of its labels.")
+    result: str = option("model_cards/results/simulated_survey.json", "The JSON file to write.")
+    picture: str = option("docs/simulated_survey.png", "The PNG to write.")
+
+
+@exit_on_input_error
+def main() -> None:
+    (arguments,) = parse(Arguments, description=__doc__)
+    folder = Path(arguments.output)
+    facts = truth(arguments.cutouts, arguments.prevalence, arguments.seed)
+    make(folder / "cutouts", facts, arguments.seed, arguments.num_proc)
+    if not arguments.rankings:
+        print(f"{len(facts['id']):,} cutouts, {facts['is_lens'].sum()} of them lenses: {folder / 'cutouts'}")
+        return
+    logits = {}
+    for one in arguments.rankings:
+        name, _, scores = one.partition("=")
+        logits[name.replace("_", " ")] = logits_of(Path(scores), facts["id"])
+    if arguments.profiles:
+        logits["radial profiles"] = profile_logits(folder / "cutouts", arguments.profiles)
+    found = {name: lenses_among(values, facts["is_lens"]) for name, values in logits.items()}
+    result = {"simulated": True, "cutouts": arguments.cutouts, "lenses": int(facts["is_lens"].sum())}
+    result |= {"simulation_seed": arguments.seed, "lenses_among_the_first": found}
+    write_json(Path(arguments.result), result)
+    draw(logits, facts["is_lens"], Path(arguments.picture))
+    for name, counts in found.items():
+        print(f"{name:32}", "  ".join(f"{number} of {first:,}" for first, number in zip(FIRST, counts)))
+
+
+def truth(count: int, prevalence: float, seed: int) -> dict[str, np.ndarray]:
+    """Ids, positions and which of the cutouts are lenses."""
+    rng = np.random.default_rng(seed)
+    is_lens = rng.permutation(count) < round(prevalence * count)
+    ra, dec = (start + rng.uniform(0, FIELD[2], count) for start in FIELD[:2])
+    return {"id": 10**9 + np.arange(count), "ra": ra, "dec": dec, "is_lens": is_lens}
+
+
+def make(folder: Path, facts: dict[str, np.ndarray], seed: int, num_proc: int | None) -> None:
+    """Write the files of cutouts that are not there."""
+    from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutouts
+
+    count = len(facts["id"])
+    starts = range(0, count, PER_FILE)
+    names = [folder / f"cutouts-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
+    todo = [(start, name) for start, name in zip(starts, names) if not name.is_file()]
+    rows = [np.arange(start, min(start + PER_FILE, count)) for start, _ in todo]
+    if not rows:
+        return
+    asked = np.concatenate(rows)
+    config = SimulationConfig(size=48)
+    pixels = simulate_cutouts(seed, asked.tolist(), facts["is_lens"][asked].tolist(), config, num_proc)
+    with tqdm(total=len(asked), desc="simulate") as bar:
+        for members, (_, name) in zip(rows, todo):
+            flux = []
+            for one, _ in islice(pixels, len(members)):
+                flux.append(one)
+                bar.update()
+            stacked = np.stack(flux)[:, ::-1]  # i, r, g, as the models of this project have their bands
+            cutouts = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(stacked, np.float32))
+            columns = {key: facts[key][members] for key in ("id", "ra", "dec")}
+            with replacing(name) as partial:
+                parquet.write_table(pyarrow.table({**columns, "pixels": cutouts}), partial, row_group_size=500)
+
+
+def logits_of(scores: Path, ids: np.ndarray) -> np.ndarray:
+    """Of each id; minus infinity for those without a score."""
+    table = pyarrow.concat_tables(
+        parquet.read_table(one, columns=["id", "logit"]) for one in sorted(scores.glob("scores-*.parquet"))
+    )
+    order = np.argsort(table["id"].to_numpy())
+    if not np.array_equal(table["id"].to_numpy()[order], ids):
+        raise InputError(f"{scores} does not hold the scores of this survey: score all of its cutouts")
+    return np.nan_to_num(table["logit"].to_numpy().astype(float)[order], nan=-np.inf)
+
+
+def profile_logits(cutouts: Path, dataset: str, labels: int = 300) -> np.ndarray:
+    """Logistic regression on radial profiles, as the study has it."""
+    import torch
+
+    from lens_ssl_hf.data.dataset import load_splits
+    from lens_ssl_hf.evaluation.probes import fit_probe, radial_profiles
+    raise NotImplementedError
+
+
+def lenses_among(logits: np.ndarray, is_lens: np.ndarray) -> list[int]:
+    found = np.cumsum(is_lens[np.argsort(-logits, kind="stable")])
+    return [int(found[min(first, len(found)) - 1]) for first in FIRST]
+
+
+def draw(logits: dict[str, np.ndarray], is_lens: np.ndarray, path: Path) -> None:
+    from lens_ssl_hf.evaluation.plots import COLOURS, new_figure, save_figure
+
+    figure = new_figure((6.4, 4.2))
+    axes = figure.subplots()
+    ranks = np.arange(1, len(is_lens) + 1)
+    for (name, values), colour in zip(logits.items(), COLOURS):
+        axes.plot(ranks, np.cumsum(is_lens[np.argsort(-values, kind="stable")]) / is_lens.sum(), color=colour, label=name)
+    axes.plot(ranks, ranks / len(ranks), color="0.6", linestyle=":", label="random order")
+    axes.plot(ranks, np.minimum(1, ranks / is_lens.sum()), color="0.6", linestyle="--", label="all lenses first")
+    axes.set(xscale="log", xlim=(10, len(is_lens)), ylim=(0, 1), xlabel="First rows of the ranking")
+    axes.set_ylabel(f"Share of the {is_lens.sum()} lenses among them (simulated)")
+    axes.grid(color="0.92")
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    main()
