@@ -90,7 +90,16 @@ def gpu_table(results: dict) -> str:
     for row in results["levers"]["rows"]:
         numbers = [str(row["batch_size"]), f"{row['predicted']:.2f}", f"{row['measured']:.2f}"]
         levers.append([row["lever"], row["attention"], *numbers])
-    return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(levers)}"
+    rates = [["fine-tuning", "processes", "steps/s, batches of 64"], ["---"] * 3]
+    for row in results["finetune"]["rows"]:
+        rates.append([row["backbone"], str(row["processes"]), f"{row['steps_per_second']:.0f}"])
+    rows = results["scoring"]["rows"]
+    kinds = list(dict.fromkeys(row["precision"] for row in rows))
+    scored = [["scoring, cutouts/s", *kinds], ["---"] * (1 + len(kinds))]
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        found = {row["precision"]: row["cutouts_per_second"] for row in rows if row["backbone"] == backbone}
+        scored.append([backbone, *(f"{found[kind]:,.0f}" for kind in kinds)])
+    return "\n\n".join([_as_markdown(lines), text, *map(_as_markdown, (levers, rates, scored))])
 
 
 def scoring_table(results: dict) -> str:
