@@ -4,12 +4,15 @@ rows of several rankings hold.
 
 ```bash
 python scripts/simulated_survey.py --output survey/
-lens-ssl score --model model_cards/lens-dino-vits8-classifier --input survey/cutouts --output survey/scores-one
-python scripts/simulated_survey.py --output survey/ --rankings one=survey/scores-one --result lenses_found.json
+lens-ssl score --model model_cards/lens-dino-vits8-classifier --input survey/cutouts --output survey/one
+python scripts/simulated_survey.py --output survey/ --best_of survey/one
+lens-ssl score --model model_cards/lens-dino-vits8-classifier --input survey/best --output survey/views --views 8
+python scripts/simulated_survey.py --output survey/ --rankings one_model=survey/one eight_views=survey/views
 ```
 
-A command that was stopped goes on where it was: files that are there are not made again. `truth.parquet` says which ids
-are lenses. Scores never see it.
+A command that was stopped goes on where it was: files that are there are not made again. The seed decides which ids
+are lenses; no file says so. Scores of the best 20,000 cutouts alone rank these; the others follow in the order of the
+first ranking.
 """
 
 from dataclasses import MISSING, dataclass
@@ -26,8 +29,10 @@ from lens_ssl_hf.data.options import option
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.files import replacing, write_json
 
+MODEL = Path(__file__).parents[1] / "model_cards" / "lens-dino-vits8-classifier"
 PER_FILE = 5_000
 FIRST = (200, 1_000, 5_000)
+BEST = 20_000
 FIELD = (150.0, 2.0, 4.0)  # ra and dec of a corner, and the side, in degrees
 
 
@@ -40,7 +45,8 @@ class Arguments:
     prevalence: float = option(1e-3, "Share of lenses.")
     seed: int = option(2026, "Seed of the simulation: another one than that of the training cutouts.")
     num_proc: int | None = option(None, "Processes; by default one per CPU core.")
-    rankings: list[str] | None = option(None, "NAME=FOLDER of lens-ssl score each; NAME may have underscores for spaces.")
+    rankings: list[str] | None = option(None, "NAME=FOLDER of lens-ssl score each, that of all cutouts first.")
+    best_of: str | None = option(None, "A folder of scores: copy the cutouts that it ranks first to best/.")
     profiles: str | None = option(None, "A dataset; rank by radial profiles, too, learned from 300 of its labels.")
     result: str = option("model_cards/results/simulated_survey.json", "The JSON file to write.")
     picture: str = option("docs/simulated_survey.png", "The PNG to write.")
@@ -52,15 +58,23 @@ def main() -> None:
     folder = Path(arguments.output)
     facts = truth(arguments.cutouts, arguments.prevalence, arguments.seed)
     make(folder / "cutouts", facts, arguments.seed, arguments.num_proc)
-    if not arguments.rankings:
+    if arguments.best_of:
+        copy_best(folder, logits_of(Path(arguments.best_of), facts["id"]))
+    elif not arguments.rankings:
         print(f"{len(facts['id']):,} cutouts, {facts['is_lens'].sum()} of them lenses: {folder / 'cutouts'}")
-        return
-    logits = {}
-    for one in arguments.rankings:
+    else:
+        compare(arguments, facts)
+
+
+def compare(arguments: Arguments, facts: dict[str, np.ndarray]) -> None:
+    """Write, draw and print how many lenses each ranking has among its first rows."""
+    logits: dict[str, np.ndarray] = {}
+    for one in arguments.rankings or []:
         name, _, scores = one.partition("=")
-        logits[name.replace("_", " ")] = logits_of(Path(scores), facts["id"])
+        first = next(iter(logits.values()), None)
+        logits[name.replace("_", " ")] = logits_of(Path(scores), facts["id"], first)
     if arguments.profiles:
-        logits["radial profiles"] = profile_logits(folder / "cutouts", arguments.profiles)
+        logits["radial profiles"] = profile_logits(Path(arguments.output) / "cutouts", arguments.profiles)
     found = {name: lenses_among(values, facts["is_lens"]) for name, values in logits.items()}
     result = {"simulated": True, "cutouts": arguments.cutouts, "lenses": int(facts["is_lens"].sum())}
     result |= {"simulation_seed": arguments.seed, "lenses_among_the_first": found}
@@ -105,24 +119,49 @@ def make(folder: Path, facts: dict[str, np.ndarray], seed: int, num_proc: int | 
                 parquet.write_table(pyarrow.table({**columns, "pixels": cutouts}), partial, row_group_size=500)
 
 
-def logits_of(scores: Path, ids: np.ndarray) -> np.ndarray:
-    """Of each id; minus infinity for those without a score."""
+def logits_of(scores: Path, ids: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+    """Of each id; minus infinity without a score. Ids that are not in the folder come last, in the order of first."""
     table = pyarrow.concat_tables(
         parquet.read_table(one, columns=["id", "logit"]) for one in sorted(scores.glob("scores-*.parquet"))
     )
-    order = np.argsort(table["id"].to_numpy())
-    if not np.array_equal(table["id"].to_numpy()[order], ids):
-        raise InputError(f"{scores} does not hold the scores of this survey: score all of its cutouts")
-    return np.nan_to_num(table["logit"].to_numpy().astype(float)[order], nan=-np.inf)
+    logits = np.full(len(ids), -np.inf) if first is None else first - 1e6
+    logits[table["id"].to_numpy() - ids[0]] = np.nan_to_num(table["logit"].to_numpy().astype(float), nan=-np.inf)
+    if first is None and len(table) != len(ids):
+        raise InputError(f"{scores} does not hold the scores of all cutouts of this survey: score them all")
+    return logits
 
 
-def profile_logits(cutouts: Path, dataset: str, labels: int = 300) -> np.ndarray:
-    """Logistic regression on radial profiles, as the study has it."""
+def copy_best(folder: Path, logits: np.ndarray) -> None:
+    best = set(np.argsort(-logits, kind="stable")[:BEST].tolist())
+    with replacing(folder / "best") as partial:
+        partial.mkdir(parents=True)
+        for number, path in enumerate(sorted((folder / "cutouts").glob("*.parquet"))):
+            mask = [PER_FILE * number + row in best for row in range(parquet.ParquetFile(path).metadata.num_rows)]
+            parquet.write_table(parquet.read_table(path).filter(mask), partial / path.name, row_group_size=500)
+    print(f"the best {len(best):,} cutouts: {folder / 'best'}")
+
+
+def profile_logits(cutouts: Path, dataset: str) -> np.ndarray:
+    """Of each row: a logistic regression on radial profiles, with as many labels as the model of the box had."""
     import torch
 
-    from lens_ssl_hf.data.dataset import load_splits
-    from lens_ssl_hf.evaluation.probes import fit_probe, radial_profiles
-    raise NotImplementedError
+    from lens_ssl_hf.data.tensors import CutoutTensors, splits_and_info
+    from lens_ssl_hf.evaluation.probes import linear_probe, radial_profiles
+    from lens_ssl_hf.survey.inputs import Options, open_input
+    from lens_ssl_hf.survey.scorer import Scorer
+    from lens_ssl_hf.training.finetune import label_subset
+
+    splits, _ = splits_and_info(dataset, "train", "validation")
+    train = splits["train"].select(label_subset(splits["train"].labels, "300", seed=0))
+    scorer = Scorer([MODEL])
+    rows, size = open_input(cutouts, Options(), scorer.bands, 1), scorer.asked.preparations[0].size
+    profiles = []
+    for batch in rows.batches(0, len(rows), scorer.asked, 500):
+        pixels = torch.from_numpy(np.stack([crops[0] for crops in batch.crops]))
+        profiles.append(radial_profiles(CutoutTensors(pixels, pixels, [], [], []), size))
+    sets = [(radial_profiles(one, size), one.labels.numpy()) for one in (train, splits["validation"])]
+    scores, _ = linear_probe(*sets[0], *sets[1], np.concatenate(profiles))
+    return np.log(scores) - np.log1p(-scores)
 
 
 def lenses_among(logits: np.ndarray, is_lens: np.ndarray) -> list[int]:
@@ -137,7 +176,9 @@ def draw(logits: dict[str, np.ndarray], is_lens: np.ndarray, path: Path) -> None
     axes = figure.subplots()
     ranks = np.arange(1, len(is_lens) + 1)
     for (name, values), colour in zip(logits.items(), COLOURS):
-        axes.plot(ranks, np.cumsum(is_lens[np.argsort(-values, kind="stable")]) / is_lens.sum(), color=colour, label=name)
+        axes.plot(
+            ranks, np.cumsum(is_lens[np.argsort(-values, kind="stable")]) / is_lens.sum(), color=colour, label=name
+        )
     axes.plot(ranks, ranks / len(ranks), color="0.6", linestyle=":", label="random order")
     axes.plot(ranks, np.minimum(1, ranks / is_lens.sum()), color="0.6", linestyle="--", label="all lenses first")
     axes.set(xscale="log", xlim=(10, len(is_lens)), ylim=(0, 1), xlabel="First rows of the ranking")

@@ -280,6 +280,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "make_tiles": ["--output", "x"],
         "measure_search": ["x", "--dataset", "y"],
         "search_recipes": ["--trials", "x", "--log", "y"],
+        "simulated_survey": ["--output", "x"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}
     known = {"help", "config", "config_file", "num_processes"}
