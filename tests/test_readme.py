@@ -280,6 +280,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "make_tiles": ["--output", "x"],
         "measure_search": ["x", "--dataset", "y"],
         "search_recipes": ["--trials", "x", "--log", "y"],
+        "second_sky": ["--output", "x"],
         "simulated_survey": ["--output", "x"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}
