@@ -124,6 +124,30 @@ def scoring_table(results: dict) -> str:
     return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(costs)}"
 
 
+def survey_table(results: dict) -> str:
+    """What scripts/simulated_survey.py counted, as Markdown."""
+    first = results["first"]
+    lines = [["ranked by", *(f"lenses in the first {number:,}" for number in first)], ["---"] * (1 + len(first))]
+    lines += [[name, *map(str, found)] for name, found in results["lenses_among_the_first"].items()]
+    share = results["lenses"] / results["cutouts"]
+    lines.append(["random order, on average", *(f"{number * share:g}" for number in first)])
+    return f"{_as_markdown(lines)}\n\n{results['cutouts']:,} simulated cutouts, {results['lenses']} of them lenses."
+
+
+def sky_table(results: dict) -> str:
+    """What scripts/second_sky.py measured, as Markdown."""
+    kinds = list(next(iter(results["roc_auc"].values()))[0]["against"])
+    lines = [["on the second sky", "ROC AUC", *(f"against {kind}" for kind in kinds)], ["---"] * (2 + len(kinds))]
+    for way, found in results["roc_auc"].items():
+        values = [one["value"] for one in found]
+        total = f"{fmean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
+        lines.append([way, total, *(f"{fmean(one['against'][kind] for one in found):.3f}" for kind in kinds)])
+    text = (
+        f"{results['test']:,} test cutouts, half of them lenses; {results['steps']} steps of fine-tuning. In brackets "
+    )
+    return f"{_as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
+
+
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
@@ -192,6 +216,7 @@ def make(name: str) -> str:
     if (RESULTS / name / "results.json").is_file():
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
     kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
+    kinds |= {"simulated_survey": survey_table, "second_sky": sky_table}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 

@@ -77,7 +77,7 @@ def compare(arguments: Arguments, facts: dict[str, np.ndarray]) -> None:
         logits["radial profiles"] = profile_logits(Path(arguments.output) / "cutouts", arguments.profiles)
     found = {name: lenses_among(values, facts["is_lens"]) for name, values in logits.items()}
     result = {"simulated": True, "cutouts": arguments.cutouts, "lenses": int(facts["is_lens"].sum())}
-    result |= {"simulation_seed": arguments.seed, "lenses_among_the_first": found}
+    result |= {"simulation_seed": arguments.seed, "first": FIRST, "lenses_among_the_first": found}
     write_json(Path(arguments.result), result)
     draw(logits, facts["is_lens"], Path(arguments.picture))
     for name, counts in found.items():
