@@ -247,7 +247,7 @@ def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
     if names["file"] is None and stack is None and names["ra"] and names["dec"]:
         raise InputError(
             f"{table} has positions but no column {options.file_column!r} (it has {', '.join(columns.values)}): give "
-            "the tiles that hold them with tiles, or name the column of files with file_column"
+            "tiles, such as '{band}/*.fits', or name the column of files with file_column"
         )
     for key in ("ra", "dec") if options.tiles else ():
         if names[key] is None:
