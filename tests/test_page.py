@@ -478,7 +478,7 @@ def test_two_thousand_candidates_load_in_seconds(page, tmp_path):
     before = time.monotonic()
     start(page, path)
     page.wait("return document.getElementById('large').firstElementChild.width == 64")
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 10  # 1 on an idle machine
     page.press("m")
     page.wait("return [...document.querySelectorAll('#cells canvas')].every((one) => one.width == 64)")
     assert page.run("return document.querySelectorAll('#cells canvas').length") >= 70
