@@ -1,6 +1,7 @@
 """Estimates from grades against simulation and brute force; calibrations that score finds; bad input."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from scipy.special import expit
 from scipy.stats import hypergeom
 from tiny_runs import write_classifier_run
 
-from lens_ssl_hf import InputError, grade, rank, score
+from lens_ssl_hf import InputError, export, grade, rank, score
 from lens_ssl_hf.commands import grade as command
 from lens_ssl_hf.inference.classifier import Classifier
 from lens_ssl_hf.survey import calibration as calibrations
@@ -132,13 +133,19 @@ def test_purity_and_completeness_by_rank(survey):
     low, high = lens_interval(int(audit.sum()), AUDIT, rest)
     assert found["completeness"][-1]["low"] == top.sum() / (top.sum() + high)
     assert found["completeness"][-1]["high"] == top.sum() / (top.sum() + low)
+    share = found["survey"]["prevalence"]
+    assert share == pytest.approx(
+        {"value": (top.sum() + others) / ROWS, "low": (top.sum() + low) / ROWS, "high": (top.sum() + high) / ROWS}
+    )
     calibration = json.loads(Path("grading/calibration.json").read_text())
     assert abs(calibration["a"] - 1) < 3 * calibration["a_error"] and calibration["lowest_logit"] is None
-    assert calibration["prevalence"] == pytest.approx((top.sum() + others) / ROWS)
+    assert calibration["prevalence"] == share["value"]
     assert json.loads(Path("grading/grading.json").read_text()) == found
     assert Path("grading/purity_completeness.png").stat().st_size > 10_000
     text = Path("grading/grading.md").read_text()
     assert f"| 100 | 100 | {top.sum()} | {p:.3f} [" in text and "One person graded" in text
+    numbers = "{value:.3g} [{low:.3g}, {high:.3g}]".format(**share)
+    assert f"[{top.sum() + low}, {top.sum() + high}] lenses among 2000 rows, a prevalence of {numbers}." in text
 
 
 def test_without_a_lens_in_the_audit_sample_completeness_has_a_bound_only(survey):
@@ -154,12 +161,18 @@ def test_rows_without_a_grade_widen_the_intervals_and_too_many_end_the_claim(sur
     whole = grade("ranking", graded(survey), "whole")
     few = grade("ranking", graded(survey.drop([20, 21, TOP + 10])), "few")
     assert few["graded"] == TOP - 2 and few["beyond"]["ungraded"] == 1
+    lenses, of_whole = few["survey"]["lenses"], whole["survey"]["lenses"]
+    assert lenses["low"] < of_whole["low"] and lenses["high"] > of_whole["high"]
+    assert few["calibration"]["prevalence"] == few["survey"]["prevalence"]["value"]
     for name in ("purity", "completeness"):
         assert few[name][-1]["low"] < whole[name][-1]["low"] and few[name][-1]["high"] > whole[name][-1]["high"]
     assert "2 of the first rows have no grade" in Path("few/grading.md").read_text()
     shorter = grade("ranking", graded(survey[: TOP + 50]), "shorter")
     assert shorter["beyond"]["ungraded"] == 0 and shorter["beyond"]["graded"] == 50
     assert shorter["beyond"]["value"] == survey["is_lens"][TOP : TOP + 50].sum() * (ROWS - TOP) / 50
+    begun = grade("ranking", graded(survey[:37]), "begun")["purity"]
+    assert [one["rank"] for one in begun] == [1, 2, 5, 10, 20, 37, 50, 100]
+    assert ["reason" in one for one in begun] == [False] * 6 + [True] * 2 and begun[5]["graded"] == 37
     half = grade("ranking", graded(survey[::2]), "half")
     assert half["purity"][-1]["reason"] == "50 of 100 have no grade" and not half["completeness"]
     assert "of the audit sample have no grade" in half["beyond"]["reason"]
@@ -224,6 +237,13 @@ def test_graders_are_averaged_and_compared(survey):
     ids = survey["id"][:TOP]
     write_grades(ids, ["A"] * TOP, "all.csv")
     found = grade("ranking", [graded(survey[:TOP]), "all.csv"])
+    # What two of three call a lens is one, for the numbers and for the calibration alike.
+    write_grades(ids, ["X"] * TOP, "none.csv")
+    alone = grade("ranking", "grades.csv", "alone")
+    third = grade("ranking", ["grades.csv", "all.csv", "none.csv"], "third")
+    for name in ("purity", "completeness", "survey"):
+        assert alone[name] == third[name]
+    assert alone["calibration"]["a"] == third["calibration"]["a"]
     assert found["ties"] == TOP - found["lenses"] == TOP - survey["is_lens"][:TOP].sum()
 
 
@@ -304,6 +324,52 @@ def test_a_stored_calibration_fills_p_lens_and_scores_without_it_are_refused(cap
         score(run, "data", "scores")
     score(run, "data", "views", views=8)
     assert read("views")["p_lens"].isna().all() and "a calibration of other views: p_lens stays empty" in caplog.text
+
+
+def test_a_calibration_says_where_it_was_made_and_its_use_elsewhere_is_warned_of(caplog):
+    run = str(write_classifier_run(Path("run")))
+    splits, info = make_cutouts()
+    save_toy((splits, info), Path("here"))
+    save_toy(({name: splits[name] for name in ("train", "validation")}, info), Path("there"))
+    score(run, "here", "scores")
+    numbers = grade_by_score("scores", "grading", store_in=run)
+    score(run, "here", "again")
+    assert "was made on" not in caplog.text
+    score(run, "there", "elsewhere")
+    assert f"was made on here ({numbers['input']['cutouts']} cutouts), and p_lens is wrong here if" in caplog.text
+    caplog.clear()
+    grade("grading-ranking", "grades.csv", "moved", prevalence=1e-3)
+    score(run, "there", "moved-scores", calibration="moved/calibration.json")
+    Path("old.json").write_text(json.dumps({key: value for key, value in numbers.items() if key != "input"}))
+    score(run, "there", "old-scores", calibration="old.json")
+    assert "was made on" not in caplog.text and not read("old-scores")["p_lens"].isna().any()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_export_keeps_p_lens(half):
+    save_toy(make_cutouts(), Path("data"))
+    run = str(write_classifier_run(Path("run")))
+    score(run, "data", "scores")
+    grade_by_score("scores", "grading", store_in=run)
+    score(run, "data", "calibrated")
+    export(run, "exported", half=half)
+    export(run, "exported", half=half)  # it is taken for an export, and replaced
+    score("exported", "data", "of-export")
+    found, expected = (read(name)["p_lens"].to_numpy() for name in ("of-export", "calibrated"))
+    assert found == pytest.approx(expected, abs=1e-2 if half else 1e-12) and np.ptp(expected) > 0.05
+    text = Path("exported/calibration.json").read_text()
+    assert json.loads(text)["models"] == [manifests.weights_sha256("exported")] and str(Path.cwd()) not in text
+
+
+def test_the_calibration_of_other_weights_is_not_exported(caplog):
+    save_toy(make_cutouts(), Path("data"))
+    run = str(write_classifier_run(Path("run")))
+    score(run, "data", "scores")
+    grade_by_score("scores", "grading", store_in=run)
+    shutil.copy(Path(write_other_run("other"), "model/model.safetensors"), "run/model")
+    export(run, "exported")
+    assert not Path("exported/calibration.json").exists()
+    assert "run/model/calibration.json is a calibration of other models: it is not exported" in caplog.text
 
 
 def test_the_calibration_of_an_ensemble_is_given_by_its_file():

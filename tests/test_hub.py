@@ -1,8 +1,10 @@
 """Pushing to a Hub and pulling from it, with the real clients, over the server of hub_server.py."""
 
 import _thread
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -41,6 +43,7 @@ from lens_ssl_hf.hub.export import is_of_export
 from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
 from lens_ssl_hf.models import METHODS
 from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.survey import calibration as calibrations
 
 ROOT = Path(__file__).parents[1]
 BACKBONE, CLASSIFIER = "me/lens-dino-vitt8", "me/lens-dino-vitt8-classifier"
@@ -130,6 +133,19 @@ def test_the_card_is_read_back_and_uses_the_repository(hub, runs):
         f'pipeline("{CLASSIFIER}")(["object.png", "object.npy"])',
     ):
         assert code in str(card)
+
+
+def test_a_calibration_is_published_with_its_classifier_and_found_there(hub, runs, tmp_path):
+    run = shutil.copytree(runs["classifier"], tmp_path / "run")
+    own = hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest()
+    numbers = {"a": 0.5, "b": -3.0, "lowest_logit": None, "models": [own], "views": 1, "ranking": str(tmp_path / "r")}
+    push_to_hub(run, CLASSIFIER)
+    digest = hashlib.sha256(hub.model(CLASSIFIER).files()["model.safetensors"]).hexdigest()
+    manifest = {"models": [{"weights_sha256": digest}], "options": {"views": 1}, "input": {}}
+    assert calibrations.find(None, [CLASSIFIER], manifest) is None
+    (run / "model" / "calibration.json").write_text(json.dumps(numbers))
+    push_to_hub(run, CLASSIFIER)
+    assert calibrations.find(None, [CLASSIFIER], manifest) == numbers | {"models": [digest], "ranking": "r"}
 
 
 def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, capsys):

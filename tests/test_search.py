@@ -152,7 +152,15 @@ def test_a_map_shows_every_object_with_its_cutout(survey, column):
     first = np.linalg.svd(deviations, full_matrices=False)[0][:, 0]
     x = dict(zip(data["id"], data["x"]))
     assert abs(np.corrcoef(first, [x[one] for one in IDS])[0, 1]) > 0.999
-    assert len(set(data["colour"])) == 1 if column == "source" else len(set(data["colour"])) > 50
+    if column == "source":
+        assert set(data["colour"]) == set(data["legend"]["names"].values()) and not data["legend"]["bar"]
+    else:
+        low, high = (float(one.split()[1]) for one in data["legend"]["ends"])
+        values = [float(one) for one in data["value"]]
+        assert [low, high] == pytest.approx(np.percentile(values, [1, 99]), rel=1e-3)
+        assert len(set(data["colour"])) > 50 and not data["legend"]["names"]
+        for colour, limit in zip(data["legend"]["bar"][:: len(data["legend"]["bar"]) - 1], (min, max)):
+            assert data["colour"][values.index(limit(values))] == colour
     image = Image.open("map/map.png")
     assert image.width > 600 and np.asarray(image.convert("L")).std() > 5
 
@@ -179,7 +187,12 @@ def test_a_click_on_the_map_shows_the_nearest_cutout(survey, tmp_path):
             "canvas.dispatchEvent(new MouseEvent('click', {...at, bubbles: true}));"
         )
         data = page_data("map")
-        assert browser.run("return document.getElementById('text').textContent").startswith(data["id"][7])
+        assert browser.run("return document.getElementById('text').textContent") == (
+            f"{data['id'][7]}: logit {data['logit'][7]:.2f}, ra {data['value'][7]}"
+        )
+        width, height = browser.run("return [bar.clientWidth, bar.clientHeight]")  # the element with this id
+        assert width > 200 and height > 10 and browser.run("return legend.innerText").split("\n")[0] == "ra"
+        assert browser.run("return bar.nextSibling.textContent") == "".join(data["legend"]["ends"])
         assert browser.wait("return document.querySelector('img').naturalWidth") == 32
         browser.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
         assert browser.run("return data.x[chosen]") > data["x"][7] or data["x"][7] == 1

@@ -368,6 +368,7 @@ def with_table(text):
             with_table("id,dec\n1,2\n"),
             r"positions.csv has no column 'ra' \(it has id, dec\): name yours with ra_column",
         ),
+        (lambda: {"tiles": None}, r"has positions but no column 'file' \(it has id, ra, dec, name\): give tiles, "),
         (with_table("id,ra,dec\n1,10,2\n2,,\n"), "no position of positions.csv lies on one of the tiles"),
         (with_table("id,ra,dec\n1,150,2\n1,150,2\n"), "has the id '1' in rows 1 and 2"),
         (with_table("id,ra,dec\n1,150,2\n2,150,\n"), "positions.csv, row 2 has no dec: add it"),

@@ -26,7 +26,7 @@ class RankArguments:
     audit: int = option(0, "Rows to draw from all others at random.")
     uncertain: int = option(0, "Rows to grade next: those of which the model is least sure.")
     diverse: int = option(0, "Rows to grade next: good ones that are unlike each other (needs embeddings).")
-    graded: list[str] | None = option(None, "Tables of grades: uncertain and diverse leave these objects out.")
+    graded: list[str] | None = option(None, "Tables of grades, which the ranking shows and does not propose again.")
     separation: float = option(1.0, "Rows closer than this to a better one (arcsec) are the same object; 0: none are.")
     seed: int = option(0, "Seed of the draw, and of the order on the grading page.")
     known: str | None = option(None, "Known lenses to look for: a table with ra and dec, or lenscat.")
@@ -42,6 +42,8 @@ def main() -> None:
     print(f"{found['top']} candidates ({found['merged']} further rows at their places), {found['audit']} of the rest")
     if known := found.get("known"):
         print(f"{known['scored']} of {known['lenses']} known lenses were scored")
+    if "graded" in found:
+        print(f"{found['graded']} of the listed rows are graded already")
     for name in ("uncertain", "diverse"):
         if name in found:
             print(f"{found[name]} {name} rows to grade next")

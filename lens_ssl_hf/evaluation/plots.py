@@ -104,7 +104,7 @@ def contact_sheet(
     }
     is_labelled = bool((predictions.label >= 0).any())
     if not is_labelled:
-        name = "Highest scores" if value in ("P(lens)", "score") else f"Highest {value}"
+        name = "Highest scores" if value == "P(lens)" else f"Highest {value}"
         sections = {name: ranked[: 10 * columns]}
     rows = sum(-(-len(chosen) // columns) for chosen in sections.values())
     # In inches from the top: a header, then per section a heading, then rows of cutouts with three lines of text each.
@@ -125,14 +125,16 @@ def contact_sheet(
             row, column = divmod(place, columns)
             left, bottom = gap + column * (cell + gap), top + row * (cell + text) + cell
             axes = figure.add_axes((left / width, 1 - bottom / height, cell / width, cell / height))
-            _draw_cutout(axes, colour_image(pixels[index], bands), predictions, int(index), crop_size)
+            _draw_cutout(axes, colour_image(pixels[index], bands), predictions, int(index), crop_size, value)
             if pixel_scale and place == 0:
                 _draw_scale_bar(axes, pixels.shape[-1], pixel_scale)
         top += -(-len(chosen) // columns) * (cell + text)
     return save_figure(figure, path)
 
 
-def _draw_cutout(axes: Any, image: np.ndarray, predictions: Predictions, index: int, crop_size: int | None) -> None:
+def _draw_cutout(
+    axes: Any, image: np.ndarray, predictions: Predictions, index: int, crop_size: int | None, value: str
+) -> None:
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     is_lens = predictions.label[index] == 1
@@ -143,9 +145,9 @@ def _draw_cutout(axes: Any, image: np.ndarray, predictions: Predictions, index: 
         corner = ((size - crop_size) // 2 - 0.5,) * 2
         axes.add_patch(Rectangle(corner, crop_size, crop_size, fill=False, color="w", alpha=0.45, linewidth=0.7))
     kind = predictions.subclass[index] or ("lens" if is_lens else "non-lens")
-    axes.set_xlabel(
-        f"{format_score(predictions.score[index])}\n{in_figure(shorten(kind, 17))}", fontsize=7, labelpad=2
-    )
+    score = float(predictions.score[index])
+    number = format_score(score) if value == "P(lens)" else f"{score:.2f}" if value == "logit" else f"{score:.3f}"
+    axes.set_xlabel(f"{number}\n{in_figure(shorten(kind, 17))}", fontsize=7, labelpad=2)
     name = in_figure(shorten_id(predictions.id[index], 20))
     axes.annotate(name, (0.5, 0), (0, -19.5), "axes fraction", "offset points", fontsize=6, ha="center", va="top")
 

@@ -26,7 +26,7 @@ from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
 _FILES = r"(preprocessor_)?config\.json|((lens_)?image_processor|flux|cnn)\.py|README\.md|"
-_FILES += r"model.*\.safetensors(\.index\.json)?|"
+_FILES += r"calibration\.json|model.*\.safetensors(\.index\.json)?|"
 _FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
 RECIPE, METRICS, HEADS = "recipe.json", "metrics.json", "pretraining"
 
@@ -64,7 +64,8 @@ def export(
     Returns:
         `Path`: the folder, with weights, config.json, preprocessor_config.json (for other than three bands also
         image_processor.py and flux.py, for a CNN cnn.py), README.md, pictures, recipe.json (the run's run.json) and,
-        where the run was evaluated on its own dataset, metrics.json; the last two without local paths.
+        where there are any, metrics.json of its evaluation on its own dataset and the calibration.json of its scores;
+        the last three without local paths.
 
     Raises:
         [`InputError`]: the run has not finished, or `folder` holds something else or cannot be written.
@@ -82,6 +83,7 @@ def export(
             _halve(partial / SAFE_WEIGHTS_NAME)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
         write_json(partial / RECIPE, without_local_paths(facts))
+        _add_calibration(run, partial)
         _add_evaluation(run, partial)
         if with_heads:
             shutil.copytree(run / "model", partial / HEADS)
@@ -109,6 +111,15 @@ def _check(run: Path, folder: Path, base_model: str | None, with_heads: bool) ->
     if folder.exists() and not _may_be_replaced(folder):
         raise InputError(f"{folder} holds something else than an earlier export: choose another folder")
     return facts
+
+
+def _add_calibration(run: Path, folder: Path) -> None:
+    """The calibration of the run's scores, for the weights in the folder."""
+    if (run / "model" / "calibration.json").is_file():
+        from ..survey import calibration  # with it all of the survey, which others need not wait for
+
+        if (found := calibration.carry(run, folder)) is not None:
+            write_json(folder / calibration.NAME, without_local_paths(found))
 
 
 def _add_evaluation(run: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
+from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..files import write_json
@@ -29,8 +30,8 @@ def fit(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str
     separates the classes, and a rare class keeps its prevalence.
 
     Args:
-        logits, labels, weights (`np.ndarray` of shape `(n,)`): of graded objects; a label is the share of graders
-            that see a lens, a weight the inverse of the inclusion probability.
+        logits, labels, weights (`np.ndarray` of shape `(n,)`): of graded objects; a label is 1 for a lens and 0 for
+            none, a weight the inverse of the inclusion probability.
 
     Returns:
         `dict`: `a` and `b` with their standard errors (of the sandwich estimator, for weighted samples).
@@ -102,9 +103,24 @@ def check_store(models: Sequence[str], model: str | os.PathLike) -> Path:
     return folder / NAME
 
 
+def carry(run: str | os.PathLike, folder: str | os.PathLike) -> dict[str, Any] | None:
+    """
+    The calibration of a run for an export of its weights, which may be rounded to float16: that moves logits by far
+    less than a calibration is uncertain. `None` where the run has none, or one of other weights, as a warning says.
+    """
+    if (path := _beside(run)) is None:
+        return None
+    found = _read(path)
+    if found["models"] != [weights_sha256(run)]:
+        logger.warning(f"{path} is a calibration of other models: it is not exported")
+        return None
+    return found | {"models": [weights_sha256(folder)]}
+
+
 def find(given: str | os.PathLike | None, models: Sequence[Any], manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """
-    The calibration for a run of `score`: the file that is `given`, or the one in the folder of its only model.
+    The calibration for a run of `score`: the file that is `given`, or the one beside the weights of its only model.
+    Where it was made on another input, a warning says so.
 
     Args:
         models (`Sequence`): as `score` takes them.
@@ -115,19 +131,37 @@ def find(given: str | os.PathLike | None, models: Sequence[Any], manifest: Mappi
     """
     if given is None and len(models) > 1:
         return None
-    path = Path(locate(models[0])) / NAME if given is None else Path(given)
-    if given is None and not path.is_file():
+    path = _beside(models[0]) if given is None else Path(given)
+    if path is None:
         return None
     found = _read(path)
     own = {"models": [one["weights_sha256"] for one in manifest["models"]], "views": manifest["options"]["views"]}
     differing = [name for name, value in own.items() if found[name] != value]
     if not differing:
+        _warn_of_another_survey(found, manifest["input"], path)
         return found
     problem = f"{path} is a calibration of other {' and '.join(differing)}"
     if given is not None:
         raise InputError(f"{problem}: give one made from scores of these models and views")
     logger.warning(f"{problem}: p_lens stays empty")
     return None
+
+
+def _beside(model: Any) -> Path | None:
+    """The calibration beside the weights of a run, a folder or a model of the Hub, where there is one."""
+    mute = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    path = cached_file(locate(model), NAME, **mute)
+    return None if path is None else Path(path)
+
+
+def _warn_of_another_survey(found: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    """Of a calibration that was neither made on the input that is `given` nor moved to another prevalence."""
+    own = found.get("input")  # files of earlier versions lack it
+    if own and "fitted_prevalence" not in found and own["fingerprint"] != given["fingerprint"]:
+        logger.warning(
+            f"{path} was made on {own['path']} ({own['cutouts']} cutouts), and p_lens is wrong here if the share of "
+            "lenses is another: give lens-ssl grade that of this input as --prevalence"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

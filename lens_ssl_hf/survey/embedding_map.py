@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..data.storage import check_target
 from ..errors import InputError
-from ..evaluation.pictures import colour_image, format_score
+from ..evaluation.pictures import colour_image
 from ..evaluation.plots import COLOURS, new_figure, save_figure
 from ..files import replacing
 from ..quoting import in_figure
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 POINTS = 5_000  # at most
 PROJECTIONS = ("pca", "umap")
+UNKNOWN = "#bbbbbb"  # colour of objects without a value
 
 
 def draw_map(
@@ -73,7 +74,8 @@ def draw_map(
         with replacing(output) as new:
             new.mkdir()
             _draw(places, colours, legend, column, projection, new / "map.png")
-            (new / "map.html").write_text(_page(table, places, colours, column, manifest), encoding="utf-8")
+            page = _page(table, places, colours, legend, column, manifest)
+            (new / "map.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
     return output
@@ -104,7 +106,7 @@ def _colours(values: pyarrow.ChunkedArray, column: str) -> tuple[list[str], Any]
     low, high = np.percentile(numbers[is_known], [1, 99]) if is_known.any() else (0.0, 1.0)
     scale = Normalize(low, high, clip=True)
     found = map(to_hex, colormaps["viridis"](scale(numbers)))
-    return [colour if known else "#bbbbbb" for colour, known in zip(found, is_known)], scale
+    return [colour if known else UNKNOWN for colour, known in zip(found, is_known)], scale
 
 
 def _draw(places: np.ndarray, colours: list[str], legend: Any, column: str, projection: str, path: Path) -> None:
@@ -122,7 +124,9 @@ def _draw(places: np.ndarray, colours: list[str], legend: Any, column: str, proj
     save_figure(figure, path)
 
 
-def _page(table: pyarrow.Table, places: np.ndarray, colours: list[str], column: str, manifest: dict[str, Any]) -> str:
+def _page(
+    table: pyarrow.Table, places: np.ndarray, colours: list[str], legend: Any, column: str, manifest: dict[str, Any]
+) -> str:
     """The page, with all that it shows inside."""
     low, extent = places.min(axis=0), np.ptp(places, axis=0).clip(1e-12)
     x, y = ((places - low) / extent).round(4).T.tolist()
@@ -131,8 +135,9 @@ def _page(table: pyarrow.Table, places: np.ndarray, colours: list[str], column: 
         "x": x,
         "y": y,
         "colour": colours,
+        "legend": _legend_of_page(legend, UNKNOWN in colours),
         "id": [str(one) for one in table["id"].to_pylist()],
-        "score": [format_score(one) for one in table["score"].to_pylist()],
+        "logit": table["logit"].to_numpy().round(2).tolist(),
         "column": column,
         "value": [f"{one:.6g}" if isinstance(one, float) else str(one) for one in table[column].to_pylist()],
         "viewer": [None if None in at else VIEWER.format(*at) for at in positions],
@@ -140,6 +145,15 @@ def _page(table: pyarrow.Table, places: np.ndarray, colours: list[str], column: 
     }
     template = files(__package__).joinpath("templates", "map.html").read_text(encoding="utf-8")
     return template.replace("{{ data }}", json.dumps(data).replace("<", "\\u003c"))  # no text ends the script
+
+
+def _legend_of_page(legend: Any, has_unknown: bool) -> dict[str, Any]:
+    """The colours of a bar from left to right with the numbers at its ends, or none; and colours by what they mean."""
+    if isinstance(legend, dict):
+        return {"bar": None, "ends": None, "names": legend}
+    ends = [f"\N{LESS-THAN OR EQUAL TO} {legend.vmin:.4g}", f"\N{GREATER-THAN OR EQUAL TO} {legend.vmax:.4g}"]
+    bar = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, 17))]
+    return {"bar": bar, "ends": ends, "names": {"no value": UNKNOWN} if has_unknown else {}}
 
 
 def _pictures(rows: np.ndarray, manifest: dict[str, Any]) -> list[str]:

@@ -32,10 +32,12 @@ def lens_interval(found: int, drawn: int, population: int, ungraded: int = 0) ->
     return least + low, least + above - 1
 
 
-def ranks_to_report(top: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50, ... and `top`."""
-    steps = (digit * 10**power for power in range(len(str(top))) for digit in (1, 2, 5))
-    return [*(rank for rank in steps if rank < top), top]
+def ranks_to_report(top: pandas.DataFrame) -> list[int]:
+    """1, 2, 5, 10, 20, 50, ..., the rank of the last row with a grade, and that of the last row."""
+    count = len(top)
+    steps = (digit * 10**power for power in range(len(str(count))) for digit in (1, 2, 5))
+    last = int(np.flatnonzero(top["is_lens"].notna()).max(initial=-1)) + 1
+    return sorted({*(rank for rank in steps if rank < count), last or count, count})
 
 
 def purity(top: pandas.DataFrame, rank: int) -> dict[str, Any]:
@@ -80,6 +82,28 @@ def lenses_beyond(top: pandas.DataFrame, audit: pandas.DataFrame, rest: int) -> 
         return facts | {"reason": f"{lacking} of the first {len(top)} rows have no grade"}
     low, high = lens_interval(lenses, drawn, rest, ungraded)
     return facts | {"value": lenses * rest / max(graded, 1), "low": low, "high": high}
+
+
+def lenses_of_survey(top: pandas.DataFrame, beyond: dict[str, Any]) -> dict[str, Any]:
+    """
+    The lenses among all rows of a survey, which are those of the ranking and those from which the audit sample was
+    drawn: the estimate, and the ends of its 95 % interval, which takes ungraded first rows as non-lenses or lenses.
+
+    Args:
+        top (`pandas.DataFrame`): as in [`purity`]; not all without grade.
+        beyond (`dict`): what [`lenses_beyond`] returns, without `reason`.
+
+    Returns:
+        `dict`: `rows`, and `lenses` and `prevalence`, their share of the rows, each with `value`, `low` and `high`.
+    """
+    votes, rows = top["is_lens"], len(top) + beyond["rest"]
+    first = int(votes.sum())
+    lenses = {
+        "value": float(votes.mean() * len(top) + beyond["value"]),
+        "low": first + beyond["low"],
+        "high": first + int(votes.isna().sum()) + beyond["high"],
+    }
+    return {"rows": rows, "lenses": lenses, "prevalence": {name: one / rows for name, one in lenses.items()}}
 
 
 def completeness(top: pandas.DataFrame, beyond: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from ..data.storage import check_target
 from ..errors import InputError
 from ..files import replacing, write_json, write_text
 from . import calibration as calibrations
-from .estimates import completeness, lenses_beyond, purity, ranks_to_report
+from .estimates import completeness, lenses_beyond, lenses_of_survey, purity, ranks_to_report
 from .grade_report import describe, draw
 from .grades import POSITIVE, agreement, read_grades, votes_by_object
 
 _COLUMNS = ["id", "rank", "logit", "sample"]
-_FACTS = ("models", "rest", "top", "options")
+_FACTS = ("models", "rest", "top", "input", "options")
 
 
 def grade(
@@ -35,8 +35,7 @@ def grade(
     Measure a search by the grades of its ranking, and calibrate its scores: writes grading.json, grading.md,
     purity_completeness.png and calibration.json.
 
-    An object is a lens where more than half of its graders say so. Purity and completeness count these; the
-    calibration takes the share of the graders.
+    An object is a lens where more than half of its graders say so.
 
     Args:
         ranking (`str` or `os.PathLike`): the folder that [`rank`] wrote.
@@ -69,9 +68,9 @@ def grade(
     rows["is_lens"] = (rows["share"] > 0.5).where(rows["share"].notna()).astype(float)
     source = {"ranking": str(ranking), "labels": [str(one) for one in tables], "positive": [*map(str, positive)]}
     found = source | _measure(rows, facts["rest"]) | {"agreement": agreement(votes)}
-    calibration = _calibrate(rows, found["beyond"], prevalence)
+    calibration = _calibrate(rows, found, prevalence)
     if "reason" not in calibration:
-        calibration |= {"models": hashes, "views": facts["options"]["views"], **source}
+        calibration |= {"models": hashes, "views": facts["options"]["views"], "input": facts["input"], **source}
     found["calibration"] = calibration
     _write(found, output)
     if store_in is not None and "reason" not in calibration:
@@ -94,21 +93,23 @@ def _read_ranking(folder: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
 def _measure(rows: pandas.DataFrame, rest: int) -> dict[str, Any]:
     """Purity, and completeness where the audit sample allows it, at some ranks."""
     top, audit = rows[rows["sample"] == "top"], rows[rows["sample"] == "audit"]
-    ranks = ranks_to_report(len(top))
+    ranks = ranks_to_report(top)
     beyond = lenses_beyond(top, audit, rest)
     found = {"top": len(top), "graded": int(top["share"].notna().sum()), "lenses": int(top["is_lens"].sum())}
     proposed = ~rows["sample"].isin(["top", "audit"]) & rows["share"].notna()
     found |= {"proposed": int(proposed.sum()), "ties": int((rows["share"] == 0.5).sum())}
     found |= {"purity": [purity(top, rank) for rank in ranks]}
     known = "reason" not in beyond
-    return found | {"beyond": beyond, "completeness": [completeness(top, beyond, rank) for rank in ranks if known]}
+    found |= {"beyond": beyond, "survey": lenses_of_survey(top, beyond) if known else None}
+    return found | {"completeness": [completeness(top, beyond, rank) for rank in ranks if known]}
 
 
-def _calibrate(rows: pandas.DataFrame, beyond: dict[str, Any], prevalence: float | None) -> dict[str, Any]:
+def _calibrate(rows: pandas.DataFrame, found: dict[str, Any], prevalence: float | None) -> dict[str, Any]:
     """
     A calibration, or the reason why there is none. Rows that were chosen by their scores alone, as the first ones are,
     change P(lens | logit) by nothing, but they say nothing of lower logits either.
     """
+    beyond = found["beyond"]
     is_sample = (rows["sample"] == "audit") & ("reason" not in beyond)
     used = rows[((rows["sample"] == "top") | is_sample) & rows["share"].notna()]
     is_audit = (used["sample"] == "audit").to_numpy()
@@ -126,14 +127,14 @@ def _calibrate(rows: pandas.DataFrame, beyond: dict[str, Any], prevalence: float
         return facts | {"reason": f"a calibration needs {least} lenses and a non-lens, and the grades have {have}"}
     sizes = np.where(is_audit, beyond["rest"], (rows["sample"] == "top").sum())
     weights = sizes / np.where(is_audit, is_audit.sum(), (~is_audit).sum())
-    logits, share = used["logit"].to_numpy(), used["share"].to_numpy()
-    fitted = calibrations.fit(logits, share, weights)
+    logits = used["logit"].to_numpy()
+    fitted = calibrations.fit(logits, used["is_lens"].to_numpy(), weights)
     if not fitted["a"] > 0:
         return facts | {"reason": "the graded objects are no likelier lenses where the model scores them higher"}
     if fitted["a_error"] > 0.5 * fitted["a"]:
         slope = f"{fitted['a']:.3f} +- {fitted['a_error']:.3f}"
         return facts | {"reason": f"its slope, {slope}, is uncertain by more than half of itself: grade more objects"}
-    fitted |= {"prevalence": float(weights @ share / weights.sum()) if is_audit.any() else None}
+    fitted |= {"prevalence": found["survey"]["prevalence"]["value"] if is_audit.any() else None}
     fitted |= {"lowest_logit": None if is_audit.any() else float(logits.min())}
     return facts | (fitted if prevalence is None else calibrations.shift(fitted, prevalence))
 

@@ -30,6 +30,12 @@ def _counts(found: Mapping[str, Any]) -> Iterator[str]:
             f"The audit sample has {beyond['lenses']} lenses among {beyond['graded']} graded rows, drawn from "
             f"{beyond['rest']}: {beyond['value']:.0f} [{beyond['low']}, {beyond['high']}] lenses are in these."
         )
+    if survey := found["survey"]:
+        lenses, share = survey["lenses"], survey["prevalence"]
+        yield (
+            f"The survey has {lenses['value']:.0f} [{lenses['low']}, {lenses['high']}] lenses among {survey['rows']} "
+            f"rows, a prevalence of {share['value']:.3g} [{share['low']:.3g}, {share['high']:.3g}]."
+        )
 
 
 def _table(found: Mapping[str, Any]) -> Iterator[str]:
@@ -75,9 +81,6 @@ def _calibration(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if "fitted_prevalence" in found:
         yield f"It was moved from a prevalence of {found['fitted_prevalence']:.3g} to {found['prevalence']:.3g}."
-    elif found["prevalence"] is not None:
-        yield f"The weighted votes give this survey a share of lenses of {found['prevalence']:.3g}. It is known no"
-        yield "better than the number of lenses beyond the first rows."
 
 
 def doubts(found: Mapping[str, Any]) -> Iterator[str]:

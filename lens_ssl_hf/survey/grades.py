@@ -31,8 +31,9 @@ def read_grades(tables: Sequence[str | os.PathLike], positive: Sequence[str] = P
         positive (`Sequence[str]`): which of the grades A, B and C make a lens; X never does.
 
     Returns:
-        `pandas.DataFrame`: `file`, `id`, `grader` (all `str`) and `vote` (1.0 lens, 0.0 no lens), one row for each
-        object and grader: the last one where a grader repeats.
+        `pandas.DataFrame`: `file`, `id`, `grader`, `grade` (all `str`), `time` (`str`, or `None` where the table has
+        none) and `vote` (1.0 lens, 0.0 no lens), one row for each object and grader: the last one where a grader
+        repeats.
 
     Raises:
         [`InputError`]: a table cannot be read, lacks a column, or has an unknown grade; or there is no grade at all.
@@ -44,19 +45,20 @@ def read_grades(tables: Sequence[str | os.PathLike], positive: Sequence[str] = P
     rows = [row for table in tables for row in _rows(Path(table), votes)]
     if not rows:
         raise InputError(f"{', '.join(map(str, tables)) or 'labels'} holds no grade: grade some objects first")
-    found = pandas.DataFrame(rows, columns=["file", "id", "grader", "vote"])
+    found = pandas.DataFrame(rows, columns=["file", "id", "grader", "grade", "time", "vote"])
     by_grader = found.groupby(["id", "grader"], sort=False)
     if changed := int((by_grader["vote"].nunique() > 1).sum()):
         logger.warning(f"{changed} objects were graded twice, and otherwise, by one grader: the last grade counts")
     return found.loc[~found.duplicated(["id", "grader"], keep="last")].reset_index(drop=True)
 
 
-def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[str, str, str, float]]:
+def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[Any, ...]]:
     columns = {name.lower(): values for name, values in read_table(table).values.items()}
     if missing := [name for name in ("id", "grade") if name not in columns]:
         raise InputError(f"{table} has no column {missing[0]!r} (it has {', '.join(columns)}): add it")
-    graders = columns.get("grader", [None] * len(columns["id"]))
-    for number, (name, grade, grader) in enumerate(zip(columns["id"], columns["grade"], graders), start=1):
+    nothing = [None] * len(columns["id"])
+    cells = zip(columns["id"], columns["grade"], columns.get("grader", nothing), columns.get("time", nothing))
+    for number, (name, grade, grader, time) in enumerate(cells, start=1):
         if grade is None:
             continue
         if name is None:
@@ -64,12 +66,19 @@ def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[str, str, st
         vote = votes.get(str(grade).lower())
         if vote is None:
             raise InputError(f"{table}, row {number} has the grade {grade!r}: give A, B, C or X, or lens or nonlens")
-        yield str(table), str(name), str(grader or table), float(vote)
+        text = str(grade).upper() if len(str(grade)) == 1 else str(grade)
+        yield str(table), str(name), str(grader or table), text, None if time is None else str(time), float(vote)
 
 
 def spellings(ids: Sequence[str]) -> set[str]:
     """The ids, and what they are where a table for spreadsheets put a `'` in front of them."""
     return {*ids, *(one[1:] for one in ids if one.startswith("'") and in_spreadsheet(one[1:]) == one)}
+
+
+def grades_of(grades: pandas.DataFrame, known: Collection[str]) -> pandas.DataFrame:
+    """Those that [`read_grades`] returned of the objects in `known`, with their ids as they are there."""
+    found = grades.assign(id=[_spelling(one, known) for one in grades["id"]]).dropna(subset="id")
+    return found.drop_duplicates(["id", "grader"], keep="last")
 
 
 def votes_by_object(grades: pandas.DataFrame, known: Collection[str], place: str) -> pandas.DataFrame:
@@ -86,19 +95,21 @@ def votes_by_object(grades: pandas.DataFrame, known: Collection[str], place: str
     Raises:
         [`InputError`]: an id is unknown; names the first and its file.
     """
-    names = [one if one in known else one[1:] if one in _quoted(known, one) else None for one in grades["id"]]
-    if None in names:
-        first = grades.iloc[names.index(None)]
+    unknown = [number for number, one in enumerate(grades["id"]) if _spelling(one, known) is None]
+    if unknown:
+        first = grades.iloc[unknown[0]]
         raise InputError(
-            f"{first['file']} has a grade of {first['id']!r}, which {place} does not hold ({names.count(None)} such): "
+            f"{first['file']} has a grade of {first['id']!r}, which {place} does not hold ({len(unknown)} such): "
             "give grades of the objects in it"
         )
-    votes = grades.assign(id=names).drop_duplicates(["id", "grader"], keep="last")
-    return votes.pivot(index="id", columns="grader", values="vote")
+    return grades_of(grades, known).pivot(index="id", columns="grader", values="vote")
 
 
-def _quoted(known: Collection[str], name: str) -> set[str]:
-    return {name} if spellings([name]) - {name} and name[1:] in known else set()
+def _spelling(name: str, known: Collection[str]) -> str | None:
+    """An id as `known` has it, where it does."""
+    if name in known:
+        return name
+    return name[1:] if spellings([name]) - {name} and name[1:] in known else None
 
 
 def agreement(votes: pandas.DataFrame) -> dict[str, Any]:

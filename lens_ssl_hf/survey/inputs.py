@@ -244,6 +244,11 @@ def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
     else:
         table, (columns, stack) = path, open_catalogue(path, arguments)
     names = {key: find_column(getattr(options, f"{key}_column"), list(columns.values), table, key) for key in _KEYS}
+    if names["file"] is None and stack is None and names["ra"] and names["dec"]:
+        raise InputError(
+            f"{table} has positions but no column {options.file_column!r} (it has {', '.join(columns.values)}): give "
+            "tiles, such as '{band}/*.fits', or name the column of files with file_column"
+        )
     for key in ("ra", "dec") if options.tiles else ():
         if names[key] is None:
             have, wanted = ", ".join(columns.values), getattr(options, f"{key}_column")

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow
 
 from ..data.display import center_crop
@@ -21,7 +22,15 @@ logger = logging.getLogger(__name__)
 SHEET = 100  # candidates on the contact sheet
 
 
-def draw(table: pyarrow.Table, numbers: list[int], manifest: dict[str, Any], seed: int, folder: Path, by: str) -> None:
+def draw(
+    table: pyarrow.Table,
+    numbers: list[int],
+    manifest: dict[str, Any],
+    seed: int,
+    folder: Path,
+    by: str,
+    grades: pandas.DataFrame | None = None,
+) -> None:
     """
     Write contact_sheet.png and page.html, with the cutouts as the first model sees them; where that cannot be, a
     warning says why. No more than a contact sheet of cutouts is held, and small pictures.
@@ -33,6 +42,7 @@ def draw(table: pyarrow.Table, numbers: list[int], manifest: dict[str, Any], see
         seed (`int`): of the order on the page.
         folder (`Path`): where they are written.
         by (`str`): the column that the contact sheet shows and is sorted by.
+        grades (`pandas.DataFrame`, *optional*): earlier ones, which the page shows to those who gave them.
     """
     try:
         source, preparation = open_again(manifest)
@@ -57,7 +67,7 @@ def draw(table: pyarrow.Table, numbers: list[int], manifest: dict[str, Any], see
     if sheet:
         _draw_sheet(table, dict(sorted(sheet.items())), preparation, folder / "contact_sheet.png", by)
     if has_page:
-        write_page(table, pictures, preparation, seed, folder / "page.html")
+        write_page(table, pictures, preparation, seed, folder / "page.html", grades)
 
 
 def open_again(manifest: dict[str, Any]) -> tuple[Any, Preparation]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,15 +21,21 @@ from ..files import write_text
 from .crops import Preparation
 
 LIMIT = 5000  # candidates on a page
+_GRADES = ("A", "B", "C", "X")
 SIDE = 112  # pixels a side of a picture, where the cutout is larger than the model's crop
-_COLUMNS = ["ra", "dec", "sample", "inclusion_probability", "score", "rank", "viewer"]
+_COLUMNS = ["ra", "dec", "sample", "inclusion_probability", "score", "logit", "rank", "viewer"]
 _PARTS = ("page.css", "grades.js", "page.js")
 _QUALITY = 92  # below, artefacts show in the noise; WebP would halve the resolution of colours
 _ASSUMED = {"black": -2.0, "white": 100.0, "softening": 5.0}  # of pictures, in sigma as the fit of a stretch has them
 
 
 def write_page(
-    table: pyarrow.Table, pictures: Sequence[bytes | None], preparation: Preparation, seed: int, path: Path
+    table: pyarrow.Table,
+    pictures: Sequence[bytes | None],
+    preparation: Preparation,
+    seed: int,
+    path: Path,
+    grades: pandas.DataFrame | None = None,
 ) -> None:
     """
     Write the page.
@@ -39,6 +46,8 @@ def write_page(
         preparation ([`Preparation`]): of the model that the pictures are for.
         seed (`int`): of the order that the page proposes.
         path (`Path`): the file to write.
+        grades (`pandas.DataFrame`, *optional*):
+            Earlier ones, as [`grades_of`] returns them. Who gave them sees them; without a time they are left out.
     """
     ids = [str(one) for one in table["id"].to_pylist()]
     rows = {"id": ids, **{name: table[name].to_pylist() for name in _COLUMNS}}
@@ -53,6 +62,7 @@ def write_page(
         "has_field": max(sides, default=0) > preparation.size,
         "curves": curves(preparation.cutouts, preparation.num_bands),
         "about": _about(preparation),
+        "graded": {} if grades is None else _by_grader(grades),
         "rows": rows,
     }
     environment = Environment(
@@ -108,6 +118,15 @@ def curves(cutouts: Mapping[str, Any], num_bands: int) -> list[dict[str, Any]]:
         {"name": name, "table": colour_image(display, cutouts.get("bands"))[0].T.tolist()}
         for name, display in shown.items()
     ]
+
+
+def _by_grader(grades: pandas.DataFrame) -> dict[str, dict[str, dict[str, str]]]:
+    """What the page keeps of each grader's grades by their ids: grade and time."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for one in grades.itertuples():
+        if one.grade in _GRADES and isinstance(one.time, str):
+            found.setdefault(one.grader, {})[one.id] = {"grade": one.grade, "time": one.time}
+    return found
 
 
 def _about(preparation: Preparation) -> str:

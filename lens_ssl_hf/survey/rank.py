@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow
 from astropy import units
 from astropy.coordinates import search_around_sky
@@ -17,7 +18,7 @@ from ..data.storage import check_target
 from ..errors import InputError
 from ..files import replacing, write_json
 from . import manifest as manifests
-from .grades import read_grades, spellings
+from .grades import grades_of, read_grades, spellings
 from .known import find_known, read_known, write_known
 from .listed import draw
 from .places import near, places_of
@@ -92,7 +93,8 @@ def rank(
         uncertain (`int`, *optional*, defaults to `0`): further rows, of which the model is least sure: see [`doubt`].
         diverse (`int`, *optional*, defaults to `0`):
             Further rows that are unlike each other, from the best `DIVERSE_FROM` times as many: see [`unlike`].
-        graded (`Sequence`, *optional*): tables of grades: these objects are not among `uncertain` and `diverse`.
+        graded (`Sequence`, *optional*):
+            Tables of grades: the ranking says what has one, and these objects are not among `uncertain` and `diverse`.
         separation (`float`, *optional*, defaults to `1.0`):
             In arcsec: of the rows closer than this to a better one, only that is kept; 0 keeps all.
         seed (`int`, *optional*, defaults to `0`): of the draw, and of the order in which the page shows the rows.
@@ -110,9 +112,8 @@ def rank(
     for name, value, least in (("top", top, 1), *((name, value, 0) for name, value in numbers.items())):
         if not value >= least:
             raise InputError(f"{name} is {value}: give at least {least}")
-    if graded and not (uncertain or diverse):
-        raise InputError("graded leaves objects out of uncertain and diverse: add one of these, or leave graded out")
-    done = spellings(read_grades(graded)["id"].to_list()) if graded else []
+    grades = read_grades(graded) if graded else None
+    done = [] if grades is None else spellings(grades["id"].to_list())
     scores, output = Path(scores), Path(output)
     check_target(output)
     if known and not separation:
@@ -130,7 +131,17 @@ def rank(
 
     settings = {} if lenses is None else {"known": {"table": str(known), "lenses": len(lenses)}}
     return write_ranking(
-        best, shards, manifest, output, separation, audit, seed, lenses=lenses, propose=propose, **settings
+        best,
+        shards,
+        manifest,
+        output,
+        separation,
+        audit,
+        seed,
+        lenses=lenses,
+        propose=propose,
+        grades=grades,
+        **settings,
     )
 
 
@@ -142,9 +153,10 @@ def write_ranking(
     separation: float,
     audit: int = 0,
     seed: int = 0,
-    by: str = "score",
+    by: str = "logit",
     lenses: pyarrow.Table | None = None,
     propose: Callable[[pyarrow.Table], dict[str, pyarrow.Table]] = lambda listed: {},
+    grades: pandas.DataFrame | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """
@@ -156,6 +168,7 @@ def write_ranking(
         by (`str`, *optional*): the column that the contact sheet shows and is sorted by.
         lenses (`pyarrow.Table`, *optional*): known ones, as [`read_known`] returns them.
         propose (`Callable`, *optional*): from the listed rows to further ones, by the name of their sample.
+        grades (`pandas.DataFrame`, *optional*): earlier ones, as [`read_grades`] returns them.
         settings: further ones for ranking.json.
 
     Raises:
@@ -176,6 +189,10 @@ def write_ranking(
     if found is not None:
         table = _with_known(table, lenses, separation)
         facts["known"]["scored"] = len(found)
+    if grades is not None:
+        grades = grades_of(grades, set(map(str, table["id"].to_pylist())))
+        table = _with_grades(table, grades)
+        facts["graded"] = int(grades["id"].nunique())
     try:
         with replacing(output) as new:
             new.mkdir()
@@ -183,7 +200,7 @@ def write_ranking(
             if found is not None:
                 write_known(found, len(best) + facts["merged"] + rest, new)
             numbers = [number for part in (best, sample, *proposed.values()) for number in part["row"].to_pylist()]
-            draw(table, numbers, manifest, seed, new, by)
+            draw(table, numbers, manifest, seed, new, by, grades)
             write_json(new / "ranking.json", facts)
     except OSError as error:
         raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
@@ -312,3 +329,10 @@ def _with_known(table: pyarrow.Table, lenses: pyarrow.Table, separation: float) 
         names[row] = lenses["name"][int(lens)].as_py()
     place = table.column_names.index("viewer")
     return table.add_column(place, "known", pyarrow.array(names, pyarrow.string()))
+
+
+def _with_grades(table: pyarrow.Table, grades: pandas.DataFrame) -> pyarrow.Table:
+    """With the grades that all graders gave before in column `grade`."""
+    given = grades.groupby("id", sort=False)["grade"].agg(" ".join).to_dict()
+    found = pyarrow.array([given.get(str(one)) for one in table["id"].to_pylist()], pyarrow.string())
+    return table.add_column(table.column_names.index("viewer"), "grade", found)

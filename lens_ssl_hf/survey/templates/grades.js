@@ -9,6 +9,7 @@ const COLUMNS = ["id", "ra", "dec", "sample", "inclusion_probability", "grade", 
 
 const element = (id) => document.getElementById(id);
 const rowOf = new Map(rows.id.map((id, row) => [id, row]));
+const earlier = new Map(Object.entries(data.graded)); // grader -> id -> {grade, time}, from before this ranking
 const state = {
   grader: "", seed: data.seed, order: [], at: 0, // the place in the order
   grades: new Map(), // row -> {grade, time}
@@ -62,10 +63,11 @@ function save() {
   }
 }
 
+const gradesOf = (grader) => stored(grader)?.grades ?? earlier.get(grader) ?? {};
+
 function restore() {
-  const kept = stored(state.grader);
   state.grades = new Map();
-  for (const [id, one] of Object.entries(kept?.grades ?? {})) {
+  for (const [id, one] of Object.entries(gradesOf(state.grader))) {
     if (rowOf.has(id)) state.grades.set(rowOf.get(id), one);
   }
 }

@@ -116,7 +116,7 @@ function showOne() {
   const facts = { Candidate: `${state.at + 1} of ${COUNT}, in random order of seed ${state.seed}`, ID: rows.id[row] };
   if (rows.ra[row] !== null) facts["RA, Dec"] = `${rows.ra[row].toFixed(5)}, ${rows.dec[row].toFixed(5)}`;
   if (state.revealed) {
-    facts.Score = rows.score[row].toPrecision(4);
+    facts.Score = `${rows.score[row].toPrecision(4)}, logit ${rows.logit[row].toFixed(2)}`;
     facts.Listed = rows.rank[row] === null ? `sample ${rows.sample[row]}` : `rank ${rows.rank[row]}`;
     if (rows.known) facts["Known lens"] = rows.known[row] ?? "no";
   }
@@ -262,10 +262,13 @@ addEventListener("storage", (event) => { // another tab of the same grader
 // ---- start
 
 function recognise() {
-  const kept = stored(element("grader").value.trim());
+  const name = element("grader").value.trim();
+  const kept = stored(name);
   if (kept) element("seed").value = kept.seed;
-  const number = Object.keys(kept?.grades ?? {}).length;
-  element("known-grader").textContent = kept ? `${number} of ${COUNT} are graded under this name in this browser.` : "";
+  const number = Object.keys(gradesOf(name)).length;
+  const others = earlier.size ? `Here are earlier grades by ${[...earlier.keys()].join(", ")}.` : "";
+  const isKnown = kept || earlier.has(name);
+  element("known-grader").textContent = isKnown ? `${number} of ${COUNT} are graded under this name.` : others;
 }
 
 function begin() {
