@@ -33,7 +33,9 @@ def _of_data(name: str) -> Any:
 class ScoreArguments:
     model: list[str] = option(MISSING, "A run, an exported folder or a Hub id; several are averaged.")
     input: str = option(
-        MISSING, "A folder or a table of files, a table of positions, a stack, a saved dataset, or Parquet files."
+        MISSING,
+        "A folder or a table of files, a table of positions, a stack, a saved dataset, Parquet files, or the id of a "
+        "dataset on the Hub.",
     )
     output: str = option(MISSING, "The folder to write.")
     tiles: str | None = option(

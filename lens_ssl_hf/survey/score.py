@@ -57,7 +57,7 @@ def score(
             Fine-tuning runs, exported folders or Hub ids. Several are averaged in logit space.
         cutouts (`str` or `os.PathLike`):
             A folder of files; a table of files, or of positions with the option `tiles`; a stack; what
-            [`save_cutouts`] wrote; Parquet files with cutouts in a column.
+            [`save_cutouts`] wrote; Parquet files with cutouts in a column, or the id of a dataset on the Hub.
         output (`str` or `os.PathLike`): the folder to write.
         shard_size (`int`, *optional*, defaults to `100_000`): cutouts in a shard, in the order of the input.
         embeddings (`bool`, *optional*): keep the [CLS] tokens of the first model, as float16.
