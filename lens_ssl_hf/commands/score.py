@@ -44,6 +44,7 @@ class ScoreArguments:
     )
     embeddings: bool = option(False, "Keep the [CLS] token of each cutout, by the first model, as float16.")
     views: int = option(1, "8: the mean logit over all flips and quarter rotations, at 8 times the cost.")
+    precision: str = option("fp32", "bf16 is faster on hardware that has it, and less exact.", ["fp32", "bf16"])
     calibration: str | None = option(None, "A calibration.json of lens-ssl grade; by default the model's own.")
     shard_size: int = option(100_000, "Cutouts in a shard.")
     tasks: int = option(1, "Processes that share the shards, on one machine or many.")

@@ -27,6 +27,7 @@ from .scorer import Scorer, Scores
 logger = logging.getLogger(__name__)
 
 VIEWS = (1, 8)
+PRECISIONS = ("fp32", "bf16")
 LOOKED_AT = 32  # cutouts that are read before a run begins
 
 
@@ -37,6 +38,7 @@ def score(
     shard_size: int = 100_000,
     embeddings: bool = False,
     views: int = 1,
+    precision: str = "fp32",
     calibration: str | os.PathLike | None = None,
     tasks: int = 1,
     task: int | None = 0,
@@ -62,6 +64,7 @@ def score(
         shard_size (`int`, *optional*, defaults to `100_000`): cutouts in a shard, in the order of the input.
         embeddings (`bool`, *optional*): keep the [CLS] tokens of the first model, as float16.
         views (`int`, *optional*, defaults to `1`): 8 averages the logits of all flips and quarter rotations.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"bf16"` for faster scores that are less exact.
         calibration (`str` or `os.PathLike`, *optional*):
             A calibration.json of [`grade`], by which `p_lens` is filled; by default the one that is stored with the
             model, where there is one.
@@ -82,14 +85,14 @@ def score(
     """
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
-    _check(models, shard_size, views, tasks, task, batch_size)
+    _check(models, shard_size, views, precision, tasks, task, batch_size)
     output = Path(output)
     if output.resolve().is_relative_to(Path(cutouts).resolve()):
         raise InputError(f"output {output} lies in the input {cutouts}: choose another output")
-    scorer = Scorer(models, views, embeddings, batch_size, device)
+    scorer = Scorer(models, views, embeddings, batch_size, device, precision)
     source = open_input(cutouts, given, scorer.bands, num_proc)
-    settings = {"shard_size": shard_size, "views": views, "embeddings": embeddings, **asdict(given)}
-    manifest = manifests.describe(scorer, models, source, settings)
+    settings = {"shard_size": shard_size, "views": views, "precision": precision, "embeddings": embeddings}
+    manifest = manifests.describe(scorer, models, source, settings | asdict(given))
     manifest["calibration"] = scorer.calibration = calibrations.find(calibration, models, manifest)
     manifest["stated"] = _look(source, scorer)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
@@ -174,7 +177,9 @@ def _options(options: Mapping[str, Any]) -> Options:
         raise InputError(f"score has no option {', '.join(sorted(set(options)))}: choose from {known}") from error
 
 
-def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int | None, batch_size: int) -> None:
+def _check(
+    models: list[Any], shard_size: int, views: int, precision: str, tasks: int, task: int | None, batch_size: int
+) -> None:
     if not models:
         raise InputError("no model is given: give a run, a folder or a Hub id")
     for one in models:
@@ -187,6 +192,8 @@ def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int
         raise InputError(f"task is {task}: give one from 0 to {tasks - 1}, as tasks is {tasks}")
     if views not in VIEWS:
         raise InputError(f"views is {views}: choose 1 or 8")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision}: choose fp32 or bf16")
 
 
 def _look(source: Any, scorer: Scorer) -> list[str]:

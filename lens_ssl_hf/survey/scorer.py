@@ -10,6 +10,7 @@ import torch
 
 from ..errors import InputError
 from ..inference.classifier import Classifier
+from ..models.backbones import use_fast_attention
 from .crops import Asked, Crops, Preparation
 
 
@@ -38,6 +39,7 @@ class Scorer:
         with_embeddings (`bool`): whether the features that the first model classifies are kept, of a ViT [CLS].
         batch_size (`int`): cutouts per forward pass.
         device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
+        precision (`str`): `"fp32"`, or `"bf16"` for autocast of all layers but the last one.
 
     Raises:
         [`InputError`]: a model cannot be loaded; or it is a CNN, where embeddings are asked for.
@@ -50,10 +52,14 @@ class Scorer:
         with_embeddings: bool = False,
         batch_size: int = 256,
         device: str | torch.device | None = None,
+        precision: str = "fp32",
     ):
         self.classifiers = [Classifier.load(model) for model in models]
         self.calibration: Mapping[str, Any] | None = None  # of the mean logit
-        self.views, self.batch_size, self.device = views, batch_size, device
+        self.views, self.batch_size, self.precision = views, batch_size, precision
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        for one in self.classifiers if precision == "bf16" else ():
+            use_fast_attention(one.model.to(self.device))
         self.preparations = [_preparation(one) for one in self.classifiers]
         distinct = [one for i, one in enumerate(self.preparations) if one not in self.preparations[:i]]
         self.asked = Asked(distinct)
@@ -81,18 +87,26 @@ class Scorer:
         for number, (classifier, preparation) in enumerate(zip(self.classifiers, self.preparations) if good else ()):
             place = self.asked.preparations.index(preparation)
             pixels = torch.from_numpy(np.stack([chunk[i][place] for i in good]))
-            tokens: list[torch.Tensor] = []
-            hook = classifier.model.classifier.register_forward_pre_hook(lambda _, seen, to=tokens: to.append(seen[0]))
-            try:
-                found = [classifier.logits(view, self.device).double() for view in _views(pixels, self.views)]
-            finally:
-                hook.remove()
-            logits[good, number] = torch.stack([one[:, 1] - one[:, 0] for one in found]).mean(dim=0).numpy()
+            found = [self._forward(classifier, view) for view in _views(pixels, self.views)]
+            logits[good, number] = torch.stack([one[:, 1] - one[:, 0] for one, _ in found]).mean(dim=0).numpy()
             if embeddings is not None and number == 0:
-                embeddings[good] = tokens[0].float().cpu().numpy()
+                embeddings[good] = found[0][1].cpu().numpy()
             if not np.isfinite(logits[good, number]).all():
                 raise InputError(f"{classifier.name} gives no finite score of a cutout: train or export it again")
         return Scores(logits, embeddings, [one if isinstance(one, str) else None for one in chunk])
+
+    def _forward(self, classifier: Classifier, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(n, 2)` in float64, and the features `(n, width)` in float32 that they are made of."""
+        head, features = classifier.model.classifier, []
+        hook = head.register_forward_pre_hook(lambda _, seen: features.append(seen[0].float()))
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                logits = classifier.logits(pixels, self.device)
+        finally:
+            hook.remove()
+        if self.precision == "bf16":
+            logits = head(features[0]).cpu()  # in bfloat16 the best would share a few values
+        return logits.double(), features[0]
 
 
 def _preparation(classifier: Classifier) -> Preparation:
