@@ -177,8 +177,9 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
         [`InputError`]: there is nothing, or nothing that can be read; a table or its ids contradict themselves.
     """
     path, name = Path(source), str(source).lower()
-    is_on_hub = not path.exists() and not options.tiles and may_be_on_hub(source)
-    if not is_on_hub and not path.exists():
+    is_here = os.path.exists(source)  # also of a name that is too long
+    is_on_hub = not is_here and not options.tiles and may_be_on_hub(source)
+    if not is_on_hub and not is_here:
         raise InputError(f"{source} does not exist: give a folder, a table, a stack or Parquet files")
     has_bands = options.file_pattern or "{band}" in (options.tiles or "")
     is_parquet = not options.tiles and (
@@ -244,7 +245,10 @@ def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
     given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in own}
     arguments = DataArguments(dataset=str(path), bands=bands if options.file_pattern else None, **given)
     if path.name.lower().endswith(STACK_SUFFIXES):
-        table, columns, stack, _ = open_stack(path, arguments)
+        table, columns, stack, left_out = open_stack(path, arguments)
+        names = "|".join(re.escape(getattr(options, f"{key}_column")) for key in ("id", "ra", "dec"))
+        if wrong := [one for one in left_out if re.match(rf"dataset (.*/)?({names}) of ", one)]:
+            raise InputError(f"{path} holds {len(stack)} cutouts, but {wrong[0]}: give one value per cutout")
     elif options.tiles:
         table, columns = path, read_table(path)
         stack = Stack(path, (len(next(iter(columns.values.values()), ())),))  # rows without files of their own

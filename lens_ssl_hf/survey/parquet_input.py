@@ -73,7 +73,7 @@ class ParquetInput:
             for key, column in columns.items():
                 if column not in schema.names:
                     raise InputError(f"{one} has no column {column!r}, which {paths[0]} has: give files of one kind")
-                types.setdefault(key, schema.field(column).type)
+                types[key] = _common_type(key, types.get(key), schema.field(column), one)
             files.append((one, groups))
         found = cls(name, files, columns, info, types)
         if not len(found):
@@ -324,6 +324,31 @@ def _rows(
             first += len(record)
             if first >= stop:
                 return
+
+
+def _common_type(key: str, known: pyarrow.DataType | None, column: pyarrow.Field, path: Place) -> pyarrow.DataType:
+    """
+    The type that holds a column of this file and of those before.
+
+    Raises:
+        [`InputError`]: positions that are no numbers; ids that are not text or integers in all files.
+    """
+    types, kind = pyarrow.types, column.type
+    if key == "pixels":
+        return kind
+    is_sound = types.is_floating(kind) or types.is_integer(kind)
+    if key == "id":
+        groups = (types.is_signed_integer,), (types.is_string, types.is_large_string)  # whose values one type holds
+        of_group = [{any(test(one) for test in group) for one in (kind, known or kind)} for group in groups]
+        is_sound = (is_sound and known in (None, kind)) or {True} in of_group
+    if not is_sound:
+        others = "" if known in (None, kind) else f" and others as {known}"
+        wanted = "integers or text in all files" if key == "id" else "degrees"
+        raise InputError(
+            f"{path} has {column.name!r} as {kind}{others}: save {wanted}, or name others with {key}_column"
+        )
+    schemas = [pyarrow.schema([column.with_type(one)]) for one in (known or kind, kind)]
+    return pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
 def _check_positions(table: pyarrow.Table, first: int, name: str) -> None:

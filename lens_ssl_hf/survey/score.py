@@ -85,9 +85,17 @@ def score(
     """
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
-    _check(models, shard_size, views, precision, tasks, task, batch_size)
+    _check(models, views, precision, tasks, task)
+    for name, value in {
+        "shard_size": shard_size,
+        "tasks": tasks,
+        "batch_size": batch_size,
+        "num_proc": num_proc,
+    }.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: give at least 1")
     output = Path(output)
-    if output.resolve().is_relative_to(Path(cutouts).resolve()):
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(cutouts)):
         raise InputError(f"output {output} lies in the input {cutouts}: choose another output")
     scorer = Scorer(models, views, embeddings, batch_size, device, precision)
     source = open_input(cutouts, given, scorer.bands, num_proc)
@@ -96,8 +104,10 @@ def score(
     manifest["calibration"] = scorer.calibration = calibrations.find(calibration, models, manifest)
     manifest["stated"] = _look(source, scorer)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
-    if not (output / manifests.NAME).is_file():
+    if not os.path.isfile(output / manifests.NAME):
         source.check()
+    if task is not None:
+        scorer.move()
     make_folder(output, "output")
     manifests.agree(output, manifest)
     key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
@@ -177,17 +187,12 @@ def _options(options: Mapping[str, Any]) -> Options:
         raise InputError(f"score has no option {', '.join(sorted(set(options)))}: choose from {known}") from error
 
 
-def _check(
-    models: list[Any], shard_size: int, views: int, precision: str, tasks: int, task: int | None, batch_size: int
-) -> None:
+def _check(models: list[Any], views: int, precision: str, tasks: int, task: int | None) -> None:
     if not models:
         raise InputError("no model is given: give a run, a folder or a Hub id")
     for one in models:
         if not isinstance(one, str | os.PathLike):
             raise InputError("model must be a run, a folder or a Hub id, or a list of these")
-    for name, value in {"shard_size": shard_size, "tasks": tasks, "batch_size": batch_size}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
     if task is not None and not 0 <= task < tasks:
         raise InputError(f"task is {task}: give one from 0 to {tasks - 1}, as tasks is {tasks}")
     if views not in VIEWS:

@@ -11,6 +11,7 @@ import torch
 from ..errors import InputError
 from ..inference.classifier import Classifier
 from ..models.backbones import use_fast_attention
+from ..models.loading import first_line
 from .crops import Asked, Crops, Preparation
 
 
@@ -42,7 +43,7 @@ class Scorer:
         precision (`str`): `"fp32"`, or `"bf16"` for autocast of all layers but the last one.
 
     Raises:
-        [`InputError`]: a model cannot be loaded; or it is a CNN, where embeddings are asked for.
+        [`InputError`]: a model cannot be loaded; it is a CNN, where embeddings are asked for; or `device` is no name.
     """
 
     def __init__(
@@ -57,9 +58,7 @@ class Scorer:
         self.classifiers = [Classifier.load(model) for model in models]
         self.calibration: Mapping[str, Any] | None = None  # of the mean logit
         self.views, self.batch_size, self.precision = views, batch_size, precision
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        for one in self.classifiers if precision == "bf16" else ():
-            use_fast_attention(one.model.to(self.device))
+        self.device = _device(device)
         self.preparations = [_preparation(one) for one in self.classifiers]
         distinct = [one for i, one in enumerate(self.preparations) if one not in self.preparations[:i]]
         self.asked = Asked(distinct)
@@ -74,10 +73,28 @@ class Scorer:
         return list(dict.fromkeys(band for one in self.preparations for band in one.cutouts.get("bands") or ()))
 
     def score(self, crops: Iterable[Crops | str]) -> Iterator[Scores]:
-        """Scores of crops as [`Asked`] makes them, `batch_size` at a time and in order."""
+        """Scores of crops as [`Asked`] makes them, `batch_size` at a time and in order; raises as [`move`] does."""
+        self.move()
         crops = iter(crops)
         while chunk := list(islice(crops, self.batch_size)):
             yield self._score(chunk)
+
+    def move(self) -> None:
+        """
+        Bring the models to their device, which is left alone until then: it may be another process's.
+
+        Raises:
+            [`InputError`]: there is no such device.
+        """
+        try:
+            for one in self.classifiers:
+                one.model.to(self.device)
+        except (AssertionError, RuntimeError) as error:  # there is none of that number, or no CUDA at all
+            raise InputError(
+                f"device is {self.device}, which is not here ({first_line(error)}): choose one"
+            ) from error
+        for one in self.classifiers if self.precision == "bf16" else ():
+            use_fast_attention(one.model)
 
     @torch.inference_mode()
     def _score(self, chunk: list[Crops | str]) -> Scores:
@@ -107,6 +124,13 @@ class Scorer:
         if self.precision == "bf16":
             logits = head(features[0]).cpu()  # in bfloat16 the best would share a few values
         return logits.double(), features[0]
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"device is {name}: give cpu, cuda or cuda:1") from error
 
 
 def _preparation(classifier: Classifier) -> Preparation:
