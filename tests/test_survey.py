@@ -422,7 +422,7 @@ def test_an_input_that_cannot_be_scored_ends_in_one_sentence(write, match, run):
         (None, {"nonsense": 1}, "score has no option nonsense"),
         (None, {"num_proc": 0}, "num_proc is 0: give at least 1"),
         (None, {"device": "gpu"}, "device is gpu: give cpu, cuda or cuda:1"),
-        (None, {"device": "cuda:99"}, "device is cuda:99, which is not here"),
+        (None, {"device": "cuda:99"}, "device is cuda:99, which cannot be used"),
         (None, {"id_column": "name"}, "has no column 'name'"),
         (None, {"bands": ["g"]}, "bands has no meaning for shards"),
         (None, {"hdu": "1"}, "hdu has no meaning for shards"),

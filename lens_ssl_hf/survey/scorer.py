@@ -91,7 +91,7 @@ class Scorer:
                 one.model.to(self.device)
         except (AssertionError, RuntimeError) as error:  # there is none of that number, or no CUDA at all
             raise InputError(
-                f"device is {self.device}, which is not here ({first_line(error)}): choose one"
+                f"device is {self.device}, which cannot be used ({first_line(error)}): choose another"
             ) from error
         for one in self.classifiers if self.precision == "bf16" else ():
             use_fast_attention(one.model)
