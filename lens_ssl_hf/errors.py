@@ -31,9 +31,9 @@ class Interrupted(KeyboardInterrupt):
 
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
     """
-    Make `main` print an [`InputError`] as one line on stderr and exit with status 2 instead of a traceback; and leave
-    on Ctrl-C and SIGTERM, once what it has begun is closed, as shells expect it, with 128 + the signal's number. Of
-    several processes the main one speaks.
+    Make `main` print an [`InputError`], or that access is denied, as one line on stderr and exit with status 2 instead
+    of a traceback; and leave on Ctrl-C and SIGTERM, once what it has begun is closed, as shells expect it, with 128 +
+    the signal's number. Of several processes the main one speaks.
     """
 
     @functools.wraps(main)
@@ -43,8 +43,12 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
             sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
         try:
             main()
-        except InputError as error:
+        except (InputError, PermissionError) as error:
             _leave_it_to_the_main_process(2)
+            if isinstance(error, PermissionError):
+                error = (
+                    f"cannot access {error.filename} ({error.strerror}): give yourself access, or choose another place"
+                )
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:

@@ -7,6 +7,7 @@ on that folder. The lock ends with the writer, so that the next one knows what a
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import glob
 import json
@@ -59,7 +60,17 @@ def writing(path: Path) -> Iterator[Path]:
         with replacing(path) as new:
             yield new
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose a writable place") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What a user is told; of a file in a partial folder, the place that it is for."""
+    place = Path(*[part for part in path.parts if not re.fullmatch(r"\..*\.partial", part)])
+    reason = os.strerror(error.errno) if error.errno else error  # pyarrow has words of its own for it
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return InputError(
+        f"cannot write {place} ({reason}): {'make room and try again' if is_full else 'choose a writable place'}"
+    )
 
 
 def write_text(path: Path, text: str) -> None:

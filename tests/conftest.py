@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 # Before the imports, which read them: nothing is looked for on the Hub, datasets are kept in a cache that is removed
@@ -16,8 +18,11 @@ else:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="lens_ssl_hf-tests-")
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
+from hub_server import WRITER, serve
+from huggingface_hub import constants
 
 from lens_ssl_hf.data.storage import save_cutouts
 from lens_ssl_hf.data.tensors import CutoutTensors
@@ -86,6 +91,36 @@ def in_tmp_path(tmp_path, monkeypatch):
 def tiny_cutouts() -> tuple[dict, dict]:
     """[`make_cutouts`], made once."""
     return make_cutouts()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that this process talks to; what is slept is noted in `hub.waits`."""
+    with serve() as server:
+        # What a process of its own takes from its environment.
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # keeps the endpoint of its birth
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        server.waits = []
+        monkeypatch.setattr(time, "sleep", server.waits.append)
+        huggingface_hub.close_session()
+        threads = set(threading.enumerate())
+        yield server
+        for thread in set(threading.enumerate()) - threads:  # an interrupted push leaves the uploads that it began
+            if not thread.daemon:
+                thread.join(10)
+        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="session")

@@ -181,6 +181,15 @@ def test_mistakes_are_refused_with_a_sentence(line, sentence, said):
     assert status == 2 and text.startswith(f"error: {sentence}") and len(text.splitlines()) == 1
 
 
+def test_what_may_not_be_accessed_ends_in_one_sentence(said, monkeypatch):
+    def refuse(*names):
+        raise PermissionError(13, "Permission denied", "secret.fits")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    sentence = "cannot access secret.fits (Permission denied): give yourself access, or choose another place"
+    assert said("score") == (2, f"error: {sentence}\n")
+
+
 def test_simulated_cutouts_are_written_without_naming_a_dataset(parsed):
     output, simulation = parsed("simulate out --train_size 5 --bands g r --data_seed 3")
     options = DataArguments("simulated", **vars(simulation))

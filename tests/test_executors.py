@@ -13,12 +13,13 @@ import numpy as np
 import psutil
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
 from tiny_runs import write_classifier_run
 
 from lens_ssl_hf import InputError, score
 from lens_ssl_hf.commands import score as command
-from lens_ssl_hf.survey.executors import score_with
+from lens_ssl_hf.survey.executors import ScoreTask, score_with
 
 pytest.importorskip("datatrove")
 COUNT = 60
@@ -87,6 +88,26 @@ def test_what_cannot_be_run_ends_in_one_sentence(words, missing, match, monkeypa
         raise InputError(capsys.readouterr().err.strip().splitlines()[-1])
 
 
+def test_logs_that_cannot_be_written_end_in_one_sentence():
+    Path("scores/logs").mkdir(parents=True)
+    Path("scores/logs/executor.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot write scores/logs \(Is a directory\): choose a writable place"):
+        score_with("local", "run", "shards", "scores", tasks=2, workers=1, **OPTIONS)
+    Path("scores/logs/executor.json").rmdir()
+    assert score_with("local", "run", "shards", "scores", tasks=2, workers=1, **OPTIONS)["counts"]["scored"] == COUNT
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is not here tells which one was chosen")
+@pytest.mark.parametrize(("seen", "rank", "chosen"), [(4, 6, "cuda:2"), (1, 6, "cuda:0"), (0, 6, "nonsense")])
+def test_a_task_takes_the_gpu_of_its_number_among_those_it_sees(seen, rank, chosen, monkeypatch):
+    """On a machine of four; where Slurm or Ray shows it one; and where the user names a device."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    named = {} if seen else {"device": "nonsense"}
+    step = ScoreTask({"model": "run", "cutouts": "shards", "output": "scores", "shard_size": 1, **named}, os.getcwd())
+    with pytest.raises(InputError, match=rf"device is {chosen}\b"):
+        step(None, rank, world_size=8)
+
+
 @pytest.mark.slow
 def test_two_workers_give_the_rows_of_one_process_to_the_bit():
     score("run", "shards", "whole", **OPTIONS)
@@ -115,19 +136,24 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on():
     assert shards("scores") == shards("whole")
 
 
-@pytest.mark.slow
-def test_slurm_goes_on_after_a_task_was_killed():
+@pytest.fixture
+def partition():
+    """A partition of the Slurm that is running here."""
     if shutil.which("sbatch") is None:
         pytest.skip("no sbatch: install Slurm")
-    if subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, timeout=60).returncode:
+    found = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, timeout=60)
+    if found.returncode:
         pytest.skip("no Slurm controller answers: start slurmctld and slurmd, and set SLURM_CONF")
-    partition = subprocess.check_output(["sinfo", "-h", "-o", "%P"], text=True).split()[0].strip("*")
+    return found.stdout.split()[0].strip("*")
+
+
+@pytest.mark.slow
+def test_slurm_goes_on_after_a_task_was_killed(partition):
     write_shards(1200)
     score("run", "shards", "whole", **OPTIONS)
     words = command_line("--executor", "slurm", "--tasks", "4", "--slurm_options", f"partition={partition}", "time=10")
     submit(words)
-    while not list(Path("scores").glob("scores-*")):
-        time.sleep(0.1)
+    wait_for_a_shard()
     tasks = [one for one in psutil.process_iter() if is_task(one)]
     tasks[0].send_signal(signal.SIGKILL)
     wait_for_jobs()
@@ -138,8 +164,31 @@ def test_slurm_goes_on_after_a_task_was_killed():
     assert "1200 of 1200 cutouts scored" in submit(words)
 
 
+@pytest.mark.slow
+def test_slurm_puts_a_task_back_into_the_queue_when_its_time_is_nearly_up(partition):
+    """The signal is sent by scancel, to whom `signal=USR1@120` has it sent, so that no minutes are waited for."""
+    write_shards(1200)
+    score("run", "shards", "whole", **OPTIONS)
+    options = ("--slurm_options", f"partition={partition}", "time=10", "signal=USR1@120")
+    submit(command_line("--executor", "slurm", *options))
+    wait_for_a_shard()
+    job = subprocess.check_output(["squeue", "-h", "-n", "lens-ssl-score", "-t", "R", "-o", "%A"], text=True).strip()
+    subprocess.run(["scancel", "--signal=USR1", job], check=True)
+    while "Restarts=1" not in subprocess.check_output(["scontrol", "show", "job", job], text=True):
+        time.sleep(0.5)
+    kept = shards("scores")
+    assert 0 < len(kept) < 120
+    wait_for_jobs()  # Slurm lets a task wait for up to two minutes before it starts again
+    assert shards("scores") == shards("whole") and kept.items() <= shards("scores").items()
+
+
 def submit(words):
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def wait_for_a_shard():
+    while not list(Path("scores").glob("scores-*")):
+        time.sleep(0.1)
 
 
 def is_task(process):

@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import datasets
@@ -18,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import make_split, save_toy
-from hub_server import READER, WRITER, Trouble, serve
+from hub_server import READER, WRITER, Trouble
 from huggingface_hub import ModelCard, constants
 from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoModel
@@ -58,36 +56,6 @@ def runs(tiny_cutouts, tmp_path_factory):
     for run in found.values():
         evaluate_model(run, tiny_cutouts, num_bootstrap=20)
     return found
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that this process talks to; what is slept is noted in `hub.waits`."""
-    with serve() as server:
-        # What a process of its own takes from its environment.
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
-            "HF_TOKEN_PATH": str(tmp_path / "no_token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # keeps the endpoint of its birth
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        server.waits = []
-        monkeypatch.setattr(time, "sleep", server.waits.append)
-        huggingface_hub.close_session()
-        threads = set(threading.enumerate())
-        yield server
-        for thread in set(threading.enumerate()) - threads:  # an interrupted push leaves the uploads that it began
-            if not thread.daemon:
-                thread.join(10)
-        huggingface_hub.close_session()
 
 
 def contents(folder):

@@ -323,6 +323,19 @@ def empty():
     return "empty"
 
 
+def ids_of_two_types():
+    write_parquet()
+    parquet.write_table(pyarrow.table({"id": ["a"], "pixels": FLUX[:1].tolist()}), "shards/1.parquet")
+    return "shards"
+
+
+def short_ids():
+    with h5py.File(write_hdf5(), "a") as file:
+        del file["id"]
+        file["id"] = IDS[:2]
+    return "stack.h5"
+
+
 def flat_hdf5():
     with h5py.File("stack.h5", "w") as file:
         file["images"] = np.zeros((30, 50))
@@ -376,6 +389,14 @@ NUMBERED = {"id": IDS, "pixels": FLUX.tolist()}
         ),
         (lambda: write_parquet(NUMBERED | {"id": [None, *IDS[1:]]}), "has no id in column 'id' of row 1: fill it"),
         (lambda: write_parquet(NUMBERED | {"ra": [1.0] * COUNT}), "row 1 has ra 1 and dec nan: give both in degrees"),
+        (
+            lambda: write_parquet(NUMBERED | {"ra": ["1:00"] * COUNT}),
+            r"0.parquet has 'ra' as string: save degrees, or",
+        ),
+        (lambda: write_parquet(NUMBERED | {"id": [[i] for i in IDS]}), r"has 'id' as list<.*: save integers or text"),
+        (ids_of_two_types, "1.parquet has 'id' as string and others as int64: save integers or text in all files"),
+        (short_ids, r"stack.h5 holds 20 cutouts, but dataset id of shape \(2,\): give one value per cutout"),
+        (lambda: "x" * 300, "does not exist: give a folder"),
         (lambda: write_parquet({"id": IDS, "x": IDS}), "has no such column of cutouts"),
         (
             lambda: write_parquet({"a": FLUX.tolist(), "b": FLUX.tolist()}),
@@ -399,6 +420,9 @@ def test_an_input_that_cannot_be_scored_ends_in_one_sentence(write, match, run):
         (None, {"views": 3}, "views is 3: choose 1 or 8"),
         (None, {"tasks": 2, "task": 2}, "task is 2: give one from 0 to 1"),
         (None, {"nonsense": 1}, "score has no option nonsense"),
+        (None, {"num_proc": 0}, "num_proc is 0: give at least 1"),
+        (None, {"device": "gpu"}, "device is gpu: give cpu, cuda or cuda:1"),
+        (None, {"device": "cuda:99"}, "device is cuda:99, which cannot be used"),
         (None, {"id_column": "name"}, "has no column 'name'"),
         (None, {"bands": ["g"]}, "bands has no meaning for shards"),
         (None, {"hdu": "1"}, "hdu has no meaning for shards"),

@@ -33,7 +33,9 @@ def _of_data(name: str) -> Any:
 class ScoreArguments:
     model: list[str] = option(MISSING, "A run, an exported folder or a Hub id; several are averaged.")
     input: str = option(
-        MISSING, "A folder or a table of files, a table of positions, a stack, a saved dataset, or Parquet files."
+        MISSING,
+        "A folder or a table of files, a table of positions, a stack, a saved dataset, Parquet files, or the id of a "
+        "dataset on the Hub.",
     )
     output: str = option(MISSING, "The folder to write.")
     tiles: str | None = option(
@@ -42,6 +44,7 @@ class ScoreArguments:
     )
     embeddings: bool = option(False, "Keep the [CLS] token of each cutout, by the first model, as float16.")
     views: int = option(1, "8: the mean logit over all flips and quarter rotations, at 8 times the cost.")
+    precision: str = option("fp32", "bf16 is faster on hardware that has it, and less exact.", ["fp32", "bf16"])
     calibration: str | None = option(None, "A calibration.json of lens-ssl grade; by default the model's own.")
     shard_size: int = option(100_000, "Cutouts in a shard.")
     tasks: int = option(1, "Processes that share the shards, on one machine or many.")

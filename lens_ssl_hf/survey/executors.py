@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import cannot_write, write_text
 from ..processes import CHECK_EVERY
 from . import manifest as manifests
 from .score import is_done, score, shards_of, with_counts
@@ -80,7 +80,8 @@ def score_with(
         `dict`: the manifest; once all shards are done with `counts`. Slurm's tasks are submitted, not awaited.
 
     Raises:
-        [`InputError`]: what [`score`] refuses, before any task runs; a package or sbatch is missing or refuses.
+        [`InputError`]: what [`score`] refuses, before any task runs; a package or sbatch is missing or refuses; a full
+            disk.
     """
     slurm_options = dict(slurm_options or {})
     _check(executor, workers, slurm_options)
@@ -100,7 +101,10 @@ def score_with(
             arguments["num_proc"] = options.get("num_proc") or max(1, cores // workers)
     step = ScoreTask(arguments, os.getcwd(), threads)
     common = {"pipeline": [step], "tasks": tasks, "workers": workers or -1, "logging_dir": str(output / LOGS)}
-    _run(executor, common, slurm_options)
+    try:
+        _run(executor, common, slurm_options)
+    except OSError as error:  # of DataTrove's own logs
+        raise cannot_write(output / LOGS, error) from error
     return with_counts(output, manifest, key, paths)
 
 

@@ -27,6 +27,7 @@ from ..data.storage import CARD_FILE
 from ..errors import InputError
 from . import tiles
 from .crops import Asked, Batch, Crops, spread, text_array
+from .hub_files import find_on_hub, may_be_on_hub
 from .parquet_input import ParquetInput, is_parquet_input
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,8 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
     A [`FileInput`] or [`ParquetInput`].
 
     Args:
-        source (`str` or `os.PathLike`): folder, table, stack, saved dataset, or Parquet files.
+        source (`str` or `os.PathLike`):
+            Folder, table, stack, saved dataset, or Parquet files; or a dataset on the Hub.
         options ([`Options`]): how it is read.
         bands (`list[str]`): those of the models, which `options.file_pattern` needs.
         num_proc (`int`, *optional*): processes that read files.
@@ -175,16 +177,22 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
         [`InputError`]: there is nothing, or nothing that can be read; a table or its ids contradict themselves.
     """
     path, name = Path(source), str(source).lower()
-    if not path.exists():
+    is_here = os.path.exists(source)  # also of a name that is too long
+    is_on_hub = not is_here and not options.tiles and may_be_on_hub(source)
+    if not is_on_hub and not is_here:
         raise InputError(f"{source} does not exist: give a folder, a table, a stack or Parquet files")
     has_bands = options.file_pattern or "{band}" in (options.tiles or "")
-    is_parquet = not options.tiles and ((path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column))
+    is_parquet = not options.tiles and (
+        is_on_hub or (path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column)
+    )
     foreign = ("hdu", "file_pattern", "bands") if is_parquet else ("pixel_column",)
     foreign = ("file_pattern", "pixel_column") if options.tiles else foreign
     for option in foreign if has_bands else ("bands", *foreign):
         if getattr(options, option) is not None:
             raise InputError(f"{option} has no meaning for {source}: leave it out")
     bands = options.bands or bands
+    if is_on_hub:
+        return ParquetInput.of(*find_on_hub(source), options)
     if is_parquet:
         return ParquetInput.open(path, options)
     if options.tiles and (path.is_dir() or not name.endswith(TABLE_SUFFIXES)):
@@ -237,7 +245,10 @@ def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
     given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in own}
     arguments = DataArguments(dataset=str(path), bands=bands if options.file_pattern else None, **given)
     if path.name.lower().endswith(STACK_SUFFIXES):
-        table, columns, stack, _ = open_stack(path, arguments)
+        table, columns, stack, left_out = open_stack(path, arguments)
+        names = "|".join(re.escape(getattr(options, f"{key}_column")) for key in ("id", "ra", "dec"))
+        if wrong := [one for one in left_out if re.match(rf"dataset (.*/)?({names}) of ", one)]:
+            raise InputError(f"{path} holds {len(stack)} cutouts, but {wrong[0]}: give one value per cutout")
     elif options.tiles:
         table, columns = path, read_table(path)
         stack = Stack(path, (len(next(iter(columns.values.values()), ())),))  # rows without files of their own

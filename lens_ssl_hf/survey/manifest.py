@@ -25,6 +25,7 @@ METADATA = b"lens_ssl_hf"  # its key in the schema of a shard
 AGAIN = "remove it, and lens-ssl score makes it again"
 SHARD = "scores-{number:05d}-of-{count:05d}.parquet"
 CALIBRATION = ("a", "b", "lowest_logit")  # what decides on p_lens
+_FORMER = {"precision": "fp32"}  # options that earlier versions did not have, and what these did
 _PACKAGES = ("lens-ssl-hf", "torch", "transformers", "numpy", "pyarrow", "astropy")
 
 
@@ -124,7 +125,8 @@ def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: manifest["input"][key] for key in ("kind", "cutouts", "fingerprint")}
     calibration = manifest.get("calibration")
     numbers = calibration and {name: calibration[name] for name in CALIBRATION}
-    options = {key: value for key, value in manifest["options"].items() if key != "tiles"}
+    options = {one: value for one, value in manifest["options"].items() if one != "tiles"}
+    options = dict(item for item in options.items() if item not in _FORMER.items())
     return {"models": models, "input": given, "options": options, "calibration": numbers}
 
 
@@ -138,9 +140,10 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         found += [f"model {number} is another: {', '.join(parts)}"] if parts else []
     parts = [key for key in now["input"] if earlier["input"].get(key) != now["input"][key]]
     found += [f"the input is another: {', '.join(parts)}"] if parts else []
-    for key, value in now["options"].items():
-        if (old := earlier["options"].get(key)) != value:
-            found.append(f"{key} was {old}, not {value}")
+    for key in now["options"] | earlier["options"]:
+        old, new = (one["options"].get(key, _FORMER.get(key)) for one in (earlier, now))
+        if old != new:
+            found.append(f"{key} was {old}, not {new}")
     return found + (["the calibration is another"] if earlier["calibration"] != now["calibration"] else [])
 
 

@@ -1,17 +1,19 @@
 """Parquet files with cutouts in a column: a saved dataset, or those of others. They are streamed, never held."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow
+from huggingface_hub import HfFileSystem
 from pyarrow import parquet
 
 from ..data.files.raw import RawCutout, readable
@@ -23,10 +25,14 @@ from ..data.storage import ParquetSplits
 from ..errors import InputError
 from ..inference.compatibility import differences
 from .crops import Asked, Batch, Crops, Preparation, spread, text_array
+from .hub_files import reaching
 from .pixel_columns import arrays_of, find_pixels, raw_of
 
+Place = Path | str  # a file here, or the address of one on the Hub
 IDS_AT_ONCE = 50_000_000  # hashes of ids that are compared in one pass
 PICKED_FROM = 64  # rows that are read at a time where only some are wanted
+BUFFER = 1 << 22  # bytes of a column that are read at a time
+FOOTERS_AT_ONCE = 16
 
 
 @dataclass
@@ -35,40 +41,43 @@ class ParquetInput:
     Rows of Parquet files.
 
     Args:
-        name (`str`): the folder or file.
-        files (`list[tuple[Path, list[int]]]`): each with the rows of its row groups.
+        name (`str`): the folder or file, or the id on the Hub with its commit.
+        files (`list[tuple[Place, list[int]]]`): each with the rows of its row groups.
         columns (`dict[str, str]`): names of `pixels` and, where they are there, `id`, `ra` and `dec`.
         info (`dict`, *optional*): the fields of `CutoutInfo` of a saved dataset, whose pixels are display units.
     """
 
     name: str
-    files: list[tuple[Path, list[int]]]
+    files: list[tuple[Place, list[int]]]
     columns: dict[str, str]
     info: dict[str, Any] | None = None
     types: dict[str, pyarrow.DataType] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, options: Any) -> "ParquetInput":
+        """What lies on the disk; raises as [`of`] does."""
+        info = ParquetSplits(path).info if path.is_dir() and (path / "cutouts.json").is_file() else None
+        return cls.of(str(path), parquet_files(path / "data" if info else path), info, options)
+
+    @classmethod
+    def of(cls, name: str, paths: Sequence[Place], info: dict[str, Any] | None, options: Any) -> "ParquetInput":
         """
         Raises:
             [`InputError`]: a file is damaged, holds no cutouts, or lacks a column that another one has.
         """
-        info = ParquetSplits(path).info if path.is_dir() and (path / "cutouts.json").is_file() else None
-        paths = parquet_files(path / "data" if info else path)
         files, columns, types = [], {}, {}
-        for one in paths:
-            with readable(one, "Parquet"), parquet.ParquetFile(one) as file:
-                groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-                schema = file.schema_arrow
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
+            footers = list(threads.map(_footer, paths))
+        for one, (groups, schema) in zip(paths, footers):
             columns = columns or _columns(schema, one, options)
-            for key, name in columns.items():
-                if name not in schema.names:
-                    raise InputError(f"{one} has no column {name!r}, which {paths[0]} has: give files of one kind")
-                types.setdefault(key, schema.field(name).type)
+            for key, column in columns.items():
+                if column not in schema.names:
+                    raise InputError(f"{one} has no column {column!r}, which {paths[0]} has: give files of one kind")
+                types[key] = _common_type(key, types.get(key), schema.field(column), one)
             files.append((one, groups))
-        found = cls(str(path), files, columns, info, types)
+        found = cls(name, files, columns, info, types)
         if not len(found):
-            raise InputError(f"{path} holds no cutout: give Parquet files with rows")
+            raise InputError(f"{name} holds no cutout: give Parquet files with rows")
         return found
 
     @property
@@ -80,9 +89,11 @@ class ParquetInput:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names and sizes of the files; of a saved dataset its own, else of the times of the files, too."""
-        stats = [(path.name, (stat := os.stat(path)).st_size, 0 if self.info else stat.st_mtime_ns, groups)
-                 for path, groups in self.files]  # fmt: skip
+        """
+        Of the names and sizes of the files; of a saved dataset its own, else of the times of the files, too. On the
+        Hub of their addresses, in which the commit stands.
+        """
+        stats = [(*_stat(path, self.info is None), groups) for path, groups in self.files]
         text = repr((stats, self.columns, self.info and self.info["fingerprint"]))
         return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
@@ -101,7 +112,7 @@ class ParquetInput:
             hashes = np.sort(np.concatenate(parts))
             self._refuse_equal(set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()))
 
-    def _hashes(self, scanned: tuple[Path, int, pyarrow.Table]) -> np.ndarray:
+    def _hashes(self, scanned: tuple[Place, int, pyarrow.Table]) -> np.ndarray:
         path, first, table = scanned
         ids = table["id"].to_pandas()
         if ids.isna().any():
@@ -121,12 +132,12 @@ class ParquetInput:
                     raise InputError(f"the id {ids[i]!r} is in {seen[ids[i]]} and {place}: make ids unique")
                 seen[ids[i]] = place
 
-    def _scan(self, keys: tuple[str, ...]) -> Iterator[tuple[Path, int, pyarrow.Table]]:
+    def _scan(self, keys: tuple[str, ...]) -> Iterator[tuple[Place, int, pyarrow.Table]]:
         """Some columns, by their usual names, of all rows; with the number of the first row in its file."""
         wanted = {self.columns[key]: key for key in keys if key in self.columns}
         for path, _ in self.files if wanted else ():
             first = 0
-            with readable(path, "Parquet"), parquet.ParquetFile(path) as file:
+            with _opened(path) as file:
                 for batch in file.iter_batches(1 << 16, columns=list(wanted)):
                     table = pyarrow.Table.from_batches([batch])
                     yield path, first, table.rename_columns([wanted[name] for name in table.column_names])
@@ -171,7 +182,7 @@ class ParquetInput:
         return [raw if isinstance(raw, str) else asked.crops(raw, name)
                 for raw, name in zip(self._raws(record, names), names)]  # fmt: skip
 
-    def _records(self, start: int, stop: int, size: int) -> Iterator[tuple[pyarrow.RecordBatch, Path, list[str]]]:
+    def _records(self, start: int, stop: int, size: int) -> Iterator[tuple[pyarrow.RecordBatch, Place, list[str]]]:
         """Rows as they are stored, the file, and what they are called where they have no id."""
         before = 0
         for path, groups in self.files:
@@ -179,7 +190,7 @@ class ParquetInput:
             if start < before + count and before < stop:
                 bounds = max(start - before, 0), min(stop - before, count)
                 for record, first in _rows(path, groups, *bounds, size, list(self.columns.values())):
-                    yield record, path, [f"{path.stem}-{i}" for i in range(first, first + len(record))]
+                    yield record, path, [f"{PurePath(path).stem}-{i}" for i in range(first, first + len(record))]
             before += count
 
     def _column(self, record: pyarrow.RecordBatch, key: str, names: list[str]) -> pyarrow.Array:
@@ -234,13 +245,13 @@ def is_parquet_input(path: Path, file_column: str) -> bool:
         return bool(files) and (_has_pixels(files[0]) or not any(map(is_cutout_file, files_below(path, []))))
     if not path.name.lower().endswith(PARQUET_SUFFIXES):
         return False
-    with readable(path, "Parquet"), parquet.ParquetFile(path) as file:
+    with _opened(path) as file:
         names = file.schema_arrow.names
     return find_column(file_column, names, path, "file") is None and _has_pixels(path)
 
 
 def _has_pixels(path: Path) -> bool:
-    with readable(path, "Parquet"), parquet.ParquetFile(path) as file:
+    with _opened(path) as file:
         return bool(find_pixels(file.schema_arrow))
 
 
@@ -255,7 +266,33 @@ def parquet_files(path: Path) -> list[Path]:
     )
 
 
-def _columns(schema: pyarrow.Schema, path: Path, options: Any) -> dict[str, str]:
+@contextlib.contextmanager
+def _opened(path: Place, **options: Any) -> Iterator[parquet.ParquetFile]:
+    """
+    Raises:
+        [`InputError`]: the file cannot be opened, or not be read in the block; or the Hub cannot be reached.
+    """
+    is_on_hub = isinstance(path, str)
+    with readable(path, "Parquet"), reaching(path) if is_on_hub else contextlib.nullcontext():
+        source = HfFileSystem().open(path, cache_type="none") if is_on_hub else path  # pyarrow asks for what it needs
+        with parquet.ParquetFile(source, **options) as file:
+            yield file
+
+
+def _footer(path: Place) -> tuple[list[int], pyarrow.Schema]:
+    """The rows of each row group, and the columns."""
+    with _opened(path) as file:
+        return [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)], file.schema_arrow
+
+
+def _stat(path: Place, with_time: bool) -> tuple[str, int, int]:
+    if isinstance(path, str):
+        return path, 0, 0
+    found = os.stat(path)
+    return path.name, found.st_size, found.st_mtime_ns if with_time else 0
+
+
+def _columns(schema: pyarrow.Schema, path: Place, options: Any) -> dict[str, str]:
     """The names of the columns that matter."""
     found = find_pixels(schema) if options.pixel_column is None else [options.pixel_column]
     have = ", ".join(schema.names)
@@ -273,15 +310,13 @@ def _columns(schema: pyarrow.Schema, path: Path, options: Any) -> dict[str, str]
 
 
 def _rows(
-    path: Path, groups: list[int], start: int, stop: int, size: int, columns: list[str]
+    path: Place, groups: list[int], start: int, stop: int, size: int, columns: list[str]
 ) -> Iterator[tuple[pyarrow.RecordBatch, int]]:
     """The rows from `start` to `stop` of a file, with the number of the first one; read in pieces of a row group."""
     ends = np.cumsum(groups)
     chosen = [i for i, end in enumerate(ends) if start < end and end - groups[i] < stop]
     first = int(ends[chosen[0]] - groups[chosen[0]])
-    with readable(path, "Parquet"), parquet.ParquetFile(
-        path, buffer_size=1 << 20, page_checksum_verification=True
-    ) as file:  # fmt: skip
+    with _opened(path, buffer_size=BUFFER, page_checksum_verification=True) as file:
         for record in file.iter_batches(size, row_groups=chosen, columns=columns):
             skip = max(start - first, 0)
             if kept := record.slice(skip, stop - first - skip):
@@ -289,6 +324,31 @@ def _rows(
             first += len(record)
             if first >= stop:
                 return
+
+
+def _common_type(key: str, known: pyarrow.DataType | None, column: pyarrow.Field, path: Place) -> pyarrow.DataType:
+    """
+    The type that holds a column of this file and of those before.
+
+    Raises:
+        [`InputError`]: positions that are no numbers; ids that are not text or integers in all files.
+    """
+    types, kind = pyarrow.types, column.type
+    if key == "pixels":
+        return kind
+    is_sound = types.is_floating(kind) or types.is_integer(kind)
+    if key == "id":
+        groups = (types.is_signed_integer,), (types.is_string, types.is_large_string)  # whose values one type holds
+        of_group = [{any(test(one) for test in group) for one in (kind, known or kind)} for group in groups]
+        is_sound = (is_sound and known in (None, kind)) or {True} in of_group
+    if not is_sound:
+        others = "" if known in (None, kind) else f" and others as {known}"
+        wanted = "integers or text in all files" if key == "id" else "degrees"
+        raise InputError(
+            f"{path} has {column.name!r} as {kind}{others}: save {wanted}, or name others with {key}_column"
+        )
+    schemas = [pyarrow.schema([column.with_type(one)]) for one in (known or kind, kind)]
+    return pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
 def _check_positions(table: pyarrow.Table, first: int, name: str) -> None:

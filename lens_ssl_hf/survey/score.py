@@ -27,6 +27,7 @@ from .scorer import Scorer, Scores
 logger = logging.getLogger(__name__)
 
 VIEWS = (1, 8)
+PRECISIONS = ("fp32", "bf16")
 LOOKED_AT = 32  # cutouts that are read before a run begins
 
 
@@ -37,6 +38,7 @@ def score(
     shard_size: int = 100_000,
     embeddings: bool = False,
     views: int = 1,
+    precision: str = "fp32",
     calibration: str | os.PathLike | None = None,
     tasks: int = 1,
     task: int | None = 0,
@@ -57,11 +59,12 @@ def score(
             Fine-tuning runs, exported folders or Hub ids. Several are averaged in logit space.
         cutouts (`str` or `os.PathLike`):
             A folder of files; a table of files, or of positions with the option `tiles`; a stack; what
-            [`save_cutouts`] wrote; Parquet files with cutouts in a column.
+            [`save_cutouts`] wrote; Parquet files with cutouts in a column, or the id of a dataset on the Hub.
         output (`str` or `os.PathLike`): the folder to write.
         shard_size (`int`, *optional*, defaults to `100_000`): cutouts in a shard, in the order of the input.
         embeddings (`bool`, *optional*): keep the [CLS] tokens of the first model, as float16.
         views (`int`, *optional*, defaults to `1`): 8 averages the logits of all flips and quarter rotations.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"bf16"` for faster scores that are less exact.
         calibration (`str` or `os.PathLike`, *optional*):
             A calibration.json of [`grade`], by which `p_lens` is filled; by default the one that is stored with the
             model, where there is one.
@@ -82,19 +85,29 @@ def score(
     """
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
-    _check(models, shard_size, views, tasks, task, batch_size)
+    _check(models, views, precision, tasks, task)
+    for name, value in {
+        "shard_size": shard_size,
+        "tasks": tasks,
+        "batch_size": batch_size,
+        "num_proc": num_proc,
+    }.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: give at least 1")
     output = Path(output)
-    if output.resolve().is_relative_to(Path(cutouts).resolve()):
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(cutouts)):
         raise InputError(f"output {output} lies in the input {cutouts}: choose another output")
-    scorer = Scorer(models, views, embeddings, batch_size, device)
+    scorer = Scorer(models, views, embeddings, batch_size, device, precision)
     source = open_input(cutouts, given, scorer.bands, num_proc)
-    settings = {"shard_size": shard_size, "views": views, "embeddings": embeddings, **asdict(given)}
-    manifest = manifests.describe(scorer, models, source, settings)
+    settings = {"shard_size": shard_size, "views": views, "precision": precision, "embeddings": embeddings}
+    manifest = manifests.describe(scorer, models, source, settings | asdict(given))
     manifest["calibration"] = scorer.calibration = calibrations.find(calibration, models, manifest)
     manifest["stated"] = _look(source, scorer)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
-    if not (output / manifests.NAME).is_file():
+    if not os.path.isfile(output / manifests.NAME):
         source.check()
+    if task is not None:
+        scorer.move()
     make_folder(output, "output")
     manifests.agree(output, manifest)
     key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
@@ -174,19 +187,18 @@ def _options(options: Mapping[str, Any]) -> Options:
         raise InputError(f"score has no option {', '.join(sorted(set(options)))}: choose from {known}") from error
 
 
-def _check(models: list[Any], shard_size: int, views: int, tasks: int, task: int | None, batch_size: int) -> None:
+def _check(models: list[Any], views: int, precision: str, tasks: int, task: int | None) -> None:
     if not models:
         raise InputError("no model is given: give a run, a folder or a Hub id")
     for one in models:
         if not isinstance(one, str | os.PathLike):
             raise InputError("model must be a run, a folder or a Hub id, or a list of these")
-    for name, value in {"shard_size": shard_size, "tasks": tasks, "batch_size": batch_size}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
     if task is not None and not 0 <= task < tasks:
         raise InputError(f"task is {task}: give one from 0 to {tasks - 1}, as tasks is {tasks}")
     if views not in VIEWS:
         raise InputError(f"views is {views}: choose 1 or 8")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision}: choose fp32 or bf16")
 
 
 def _look(source: Any, scorer: Scorer) -> list[str]:

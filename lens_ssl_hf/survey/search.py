@@ -200,7 +200,8 @@ def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> np
         [`InputError`]: the model is not what it was; or a file cannot be scored.
     """
     scored = manifest["models"][0]
-    scorer = Scorer([scored["model"]], with_embeddings=True, device=device)
+    precision = manifest["options"].get("precision", "fp32")
+    scorer = Scorer([scored["model"]], with_embeddings=True, device=device, precision=precision)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
     rows = [Row(name, (Path(name),), -1) for name in files]
     source = FileInput("the files", rows, text_array(files), hdu=manifest["options"]["hdu"])
