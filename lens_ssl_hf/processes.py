@@ -1,5 +1,6 @@
 """What worker processes owe the main process."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,19 @@ def obey_the_main_process() -> None:
     main = multiprocessing.parent_process()
     if main is not None:
         threading.Thread(target=_leave_with, args=(main.pid,), daemon=True).start()
+
+
+def leave_with(process: int) -> None:
+    """End this process when another one is gone, which need not have started it."""
+    threading.Thread(target=_leave_without, args=(process,), daemon=True).start()
+
+
+def _leave_without(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(process, 0)  # asks only whether it is there
+            time.sleep(CHECK_EVERY)
+    os._exit(1)
 
 
 def _leave_with(main_process: int) -> None:

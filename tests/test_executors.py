@@ -118,8 +118,8 @@ def test_two_workers_give_the_rows_of_one_process_to_the_bit():
     assert Path("scores/logs/logs/task_00003.log").is_file()
 
 
-@pytest.mark.slow
-def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on():
+def begun():
+    """A command with two workers that has written a shard: its words, its process, and the workers."""
     write_shards(1200)
     words = command_line("--executor", "local", "--tasks", "8", "--workers", "2")
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -127,7 +127,22 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on():
         assert process.poll() is None
         time.sleep(0.02)
     server = next(one for one in psutil.Process(process.pid).children() if "forkserver" in " ".join(one.cmdline()))
-    server.children()[0].send_signal(signal.SIGKILL)
+    return words, process, server.children()
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_command_that_is_killed():
+    _, process, workers = begun()
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert workers and not alive
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on():
+    words, process, workers = begun()
+    workers[0].send_signal(signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2 and "error: a process of the executor was killed" in error
     assert 0 < len(shards("scores")) < 120

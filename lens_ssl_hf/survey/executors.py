@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ import transformers
 
 from ..errors import InputError
 from ..files import cannot_write, write_text
-from ..processes import CHECK_EVERY
+from ..processes import CHECK_EVERY, leave_with
 from . import manifest as manifests
 from .score import is_done, score, shards_of, with_counts
 
@@ -37,15 +37,18 @@ class ScoreTask:
         arguments (`dict`): of [`score`].
         folder (`str`): the working directory, where relative paths begin.
         threads (`int`, *optional*): of torch, where other tasks share the machine and the terminal.
+        main_process (`int`): the one that makes this; tasks that share the machine with others end with it.
     """
 
     arguments: dict[str, Any]
     folder: str
     threads: int | None = None
+    main_process: int = field(default_factory=os.getpid)
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         os.chdir(self.folder)
         if self.threads:
+            leave_with(self.main_process)  # a pool's workers would go on, beside those of the next command
             torch.set_num_threads(self.threads)
             datasets.disable_progress_bars()
             transformers.utils.logging.disable_progress_bar()
