@@ -53,12 +53,11 @@ class _Nearest:
     def __iter__(self) -> Iterator[pyarrow.Table]:
         columns = [name for name in self.index.shards.columns if name != "embedding"]
         for table, path in zip(replace(self.index.shards, columns=columns), self.index.paths):
-            found = _open(path)
-            similarity, places = found.search(self.query[None], min(self.number, max(1, found.ntotal)))
-            is_there = places[0] >= 0  # an empty shard gives -1
-            nearest = table.take(places[0][is_there])
-            nearest = nearest.append_column("similarity", pyarrow.array(similarity[0][is_there], pyarrow.float64()))
-            yield nearest.filter(~np.isin(nearest["row"].to_numpy(), self.left_out))
+            if len(table):
+                similarity, places = _open(path).search(self.query[None], min(self.number, len(table)))
+                nearest = table.take(places[0])
+                nearest = nearest.append_column("similarity", pyarrow.array(similarity[0], pyarrow.float64()))
+                yield nearest.filter(~np.isin(nearest["row"].to_numpy(), self.left_out))
 
 
 def open_index(shards: Shards) -> Index:
