@@ -213,6 +213,11 @@ def measure_scoring(arguments: BenchmarkArguments) -> dict[str, Any]:
     for cores, one in found.items():
         rates = ", ".join(f"{name} {one[name]:.0f}" for name in ("parquet", "files", "one_file_at_a_time"))
         print(f"    {cores} cores: {rates} cutouts/s; {one['parquet_over_forward']:.2f} of the bare forward in fp32")
+        for name, engine in one["engines"].items():
+            print(
+                f"        {name:40} {engine['cutouts_per_second']:7.0f} cutouts/s, x {engine['over_torch_fp32']:.2f}; "
+                f"AUC {engine['roc_auc']:.4f}; changes a score by {engine['changes_a_score_by']:.1e}"
+            )
     return {f"{cores}_cores": one for cores, one in found.items()}
 
 

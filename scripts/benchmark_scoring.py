@@ -1,6 +1,7 @@
 """
 What `scripts/benchmark.py --parts scoring` measures in a process of its own, pinned to some cores: cutouts per second
-from Parquet and from FITS files, beside the bare forward and beside a loop that takes one file at a time.
+from Parquet and from FITS files, beside the bare forward by several engines, reading without a forward, and a loop
+that takes one file at a time.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_engines import SCORED, compare_engines
 
 MODEL = Path(__file__).parents[1] / "model_cards" / "lens-dino-vits8-classifier"
 CUTOUTS, FILES, SIDE = 8192, 10_000, 64
@@ -24,14 +26,15 @@ def measure(cores: int, seconds: float) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(cores)
     with tempfile.TemporaryDirectory() as folder:
-        found = {"forward": forward_rates(seconds)}
-        found["parquet"] = scoring_rate(write_parquet(Path(folder)), cores)
-        files = write_files(Path(folder))
+        found = {"forward": forward_rates(seconds), "engines": compare_engines(classifier(), cores, seconds)}
+        cutouts, files = write_parquet(Path(folder)), write_files(Path(folder))
+        found["read_alone"] = {"parquet": reading_rate(cutouts, cores), "files": reading_rate(files, cores)}
+        found["parquet"] = scoring_rate(cutouts, cores)
         change = bf16_change(files)
         found |= {"files": scoring_rate(files, cores), "one_file_at_a_time": loop_rate(files, seconds)}
     return found | {
         "bf16_changes_a_score_by": change,
-        "parquet_over_forward": found["parquet"] / max(found["forward"]["fp32"].values()),
+        "parquet_over_forward": found["parquet"] / found["engines"][SCORED]["cutouts_per_second"],
         "files_over_loop": found["files"] / found["one_file_at_a_time"],
     }
 
@@ -81,7 +84,7 @@ def rate(way: Callable[[], Any], count: int, seconds: float) -> float:
     """Cutouts per second of a call that takes `count` of them, over at least some seconds."""
     way()
     start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    while calls == 0 or time.perf_counter() - start < seconds:
         way()
         calls += 1
     return count * calls / (time.perf_counter() - start)
@@ -89,20 +92,35 @@ def rate(way: Callable[[], Any], count: int, seconds: float) -> float:
 
 def scoring_rate(source: Path, cores: int) -> float:
     """Of `lens-ssl score` from the first cutout that is read to the shard on the disk, without its start."""
-    from dataclasses import replace
-
-    from lens_ssl_hf.survey.inputs import Options, open_input
     from lens_ssl_hf.survey.score import score_shard
     from lens_ssl_hf.survey.scorer import Scorer
 
     scorer = Scorer([MODEL])
+    count, read = reader(source, scorer, cores)
+    with tempfile.TemporaryDirectory() as folder:
+        score_shard(scorer, read(256), Path(folder) / "warm.parquet")
+        start = time.perf_counter()
+        score_shard(scorer, read(count), Path(folder) / "scores.parquet")
+        return count / (time.perf_counter() - start)
+
+
+def reading_rate(source: Path, cores: int) -> float:
+    """Of the same without a forward: what a GPU would wait for."""
+    from lens_ssl_hf.survey.scorer import Scorer
+
+    count, read = reader(source, Scorer([MODEL]), cores)
+    return rate(lambda: sum(len(batch.crops) for batch in read(count)), count, 0)
+
+
+def reader(source: Path, scorer: Any, cores: int) -> tuple[int, Callable[[int], Any]]:
+    """How many cutouts there are, and what reads the first of them in batches."""
+    from dataclasses import replace
+
+    from lens_ssl_hf.survey.inputs import Options, open_input
+
     opened = open_input(source, Options(), scorer.bands, cores)
     asked = replace(scorer.asked, stated=frozenset())
-    with tempfile.TemporaryDirectory() as folder:
-        score_shard(scorer, opened.batches(0, 256, asked, 256), Path(folder) / "warm.parquet")
-        start = time.perf_counter()
-        score_shard(scorer, opened.batches(0, len(opened), asked, 256), Path(folder) / "scores.parquet")
-        return len(opened) / (time.perf_counter() - start)
+    return len(opened), lambda count: opened.batches(0, count, asked, 256)
 
 
 def loop_rate(folder: Path, seconds: float) -> float:

@@ -109,6 +109,9 @@ def scoring_table(results: dict) -> str:
     lines = [["cutouts/s", "one core", "two cores"], ["---"] * 3]
     for key, title in names.items():
         lines.append([title, *(f"{one[key]:.0f}" for one in measured.values())])
+    for kind, title in (("parquet", "Parquet, read alone"), ("files", "FITS files, read alone")):
+        if "read_alone" in measured[1]:
+            lines.append([title, *(f"{one['read_alone'][kind]:.0f}" for one in measured.values())])
     for precision in ("fp32", "bf16"):
         rates = (f"{max(one['forward'][precision].values()):.0f}" for one in measured.values())
         lines.append([f"the forward alone, {precision}", *rates])
@@ -121,7 +124,17 @@ def scoring_table(results: dict) -> str:
     change = max(one["bf16_changes_a_score_by"] for one in measured.values())
     text = f"lens-dino-vits8-classifier, {machine['device']}, torch {machine['torch']}. bf16 changes scores by up to "
     text += f"{change:.3f}, so it is not used."
-    return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(costs)}"
+    engines = [_engines(measured)] if "engines" in measured[1] else []
+    return "\n\n".join([_as_markdown(lines), text, *engines, _as_markdown(costs)])
+
+
+def _engines(measured: dict[int, dict]) -> str:
+    """The forward by several engines, as Markdown."""
+    lines = [["the forward alone", "one core", "two cores", "AUC", "changes a score by"], ["---"] * 5]
+    for name, one in measured[1]["engines"].items():
+        rates = (f"{found['engines'][name]['cutouts_per_second']:.0f}" for found in measured.values())
+        lines.append([name, *rates, f"{one['roc_auc']:.4f}", f"{one['changes_a_score_by']:.0e}"])
+    return _as_markdown(lines)
 
 
 def survey_table(results: dict) -> str:

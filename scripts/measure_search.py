@@ -1,11 +1,12 @@
 """
 What whitening brings to lens-ssl search: the share of lenses among the 20 objects that are most similar to a lens, and
-to five of them, in a survey whose labels are known.
+to five of them, in a survey whose labels are known. And what the candidates of --index miss, by kind of index.
 
 ```bash
 lens-ssl build --dataset simulated --train_size 2000 --test_size 8000 --lens_fraction 0.03 --data_seed 77 --output sim/
 lens-ssl score --model runs/dino-300 --input sim/ --output scores/ --embeddings
 python scripts/measure_search.py scores/ --dataset sim/ --output search.json
+python scripts/measure_search.py scores/ --output search.json  # the indexes alone
 ```
 """
 
@@ -22,12 +23,15 @@ from lens_ssl_hf.errors import exit_on_input_error
 NEAREST = 20
 LIKED = 5
 DRAWS = 200
+INDEXES = ("SQfp16", "SQ8", "SQ4", "IVF256,SQ8", "IVF256,SQ4")  # as faiss calls them
+PROBES = 32  # of the 256 lists
+TOP, QUERIES = 100, 50
 
 
 @dataclass
 class MeasureArguments:
     scores: str = option(MISSING, "The folder that lens-ssl score --embeddings wrote.")
-    dataset: str = option(MISSING, "The dataset that was scored, with labels.")
+    dataset: str | None = option(None, "The dataset that was scored, with labels; without it, indexes are compared.")
     name: str = option("model", "How to call the model.")
     output: str = option("search.json", "JSON file to write; its other models are kept.")
 
@@ -44,18 +48,45 @@ def main() -> None:
 
     shards = open_embeddings(Path(arguments.scores), read(Path(arguments.scores)))
     table = pyarrow.concat_tables(list(shards))
-    known = dataset.dataset(Path(arguments.dataset) / "data").to_table(columns=["id", "label"])
-    is_lens = known["label"].take(compute.index_in(table["id"], known["id"])).to_numpy() == 1
     found = embeddings_of(table)
     whitened = Whitening.fit(embeddings_of(sample(shards, SAMPLE)))(found)
-    raw = found / np.linalg.norm(found, axis=1, keepdims=True)
-    facts = {"objects": len(table), "lenses": int(is_lens.sum()), "nearest": NEAREST, "liked": LIKED, "draws": DRAWS}
-    for name, vectors in (("raw", raw), ("whitened", whitened)):
-        facts[name] = {"of_one": share(vectors, is_lens, 1), "of_several": share(vectors, is_lens, LIKED)}
+    if arguments.dataset is None:
+        facts = {"objects": len(table), "top": TOP, "queries": QUERIES, "indexes": compare_indexes(whitened)}
+    else:
+        known = dataset.dataset(Path(arguments.dataset) / "data").to_table(columns=["id", "label"])
+        is_lens = known["label"].take(compute.index_in(table["id"], known["id"])).to_numpy() == 1
+        raw = found / np.linalg.norm(found, axis=1, keepdims=True)
+        facts = {"objects": len(table), "lenses": int(is_lens.sum()), "nearest": NEAREST, "liked": LIKED}
+        facts["draws"] = DRAWS
+        for name, vectors in (("raw", raw), ("whitened", whitened)):
+            facts[name] = {"of_one": share(vectors, is_lens, 1), "of_several": share(vectors, is_lens, LIKED)}
     path = Path(arguments.output)
     results = json.loads(path.read_text()) if path.is_file() else {}
     write_json(path, results | {arguments.name: facts})
     print(json.dumps(facts, indent=2))
+
+
+def compare_indexes(vectors: np.ndarray) -> dict[str, dict[str, float]]:
+    """Bytes per object, and the share of the `TOP` most similar ones that are among so many candidates of an index."""
+    import faiss
+
+    rng, found = np.random.default_rng(0), {}
+    queries, shown = (
+        vectors[rng.choice(len(vectors), min(n, len(vectors)), replace=False)] for n in (QUERIES, 20_000)
+    )
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :TOP]
+    for kind in INDEXES:
+        index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(shown)
+        index.add(vectors)
+        if "IVF" in kind:
+            index.nprobe = PROBES
+        facts = {"bytes_per_object": len(faiss.serialize_index(index)) / len(vectors)}
+        for number in (TOP, 2 * TOP):
+            _, candidates = index.search(queries, number)
+            facts[f"recall_among_{number}"] = float(np.mean([np.isin(*both) for both in zip(exact, candidates)]))
+        found[kind] = facts
+    return found
 
 
 def share(vectors: np.ndarray, is_lens: np.ndarray, number: int) -> float:

@@ -28,6 +28,7 @@ class SearchArguments:
     like: list[str] | None = option(None, "Ids of the survey, or files, that the objects are to look like.")
     unlike: list[str] | None = option(None, "Ids or files that they are not to look like.")
     top: int = option(100, "Similar objects to list.")
+    index: bool = option(False, "With --like: compare only what faiss proposes; its indexes are kept in scores/index.")
     anomalies: int | None = option(None, "In place of --like: so many objects that look like nothing else.")
     detector: str = option("neighbours", "How anomalies are found.", ["neighbours", "isolation_forest"])
     map: str | None = option(None, "In place of --like: draw a map, coloured by this column of the scores.")
@@ -46,10 +47,14 @@ def main() -> None:
         raise InputError(f"give one of like, anomalies and map, not {' and '.join(given) or 'none'}")
     if one.unlike and not one.like:
         raise InputError("unlike is given without like: add what the objects are to look like")
+    if one.index and not one.like:
+        raise InputError("index is given without like: leave it out")
     from .. import draw_map, find_anomalies, search
 
     if one.like:
-        found = search(one.scores, one.output, one.like, one.unlike or (), one.top, one.separation, one.device)
+        found = search(
+            one.scores, one.output, one.like, one.unlike or (), one.top, one.separation, one.device, one.index
+        )
     elif one.anomalies is not None:
         found = find_anomalies(one.scores, one.output, one.anomalies, one.detector, one.separation, one.seed)
     else:

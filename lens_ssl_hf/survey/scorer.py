@@ -13,6 +13,7 @@ from ..inference.classifier import Classifier
 from ..models.backbones import use_fast_attention
 from ..models.loading import first_line
 from .crops import Asked, Crops, Preparation
+from .onednn import OneDNNLinear
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Scorer:
         self.move()
         crops = iter(crops)
         while chunk := list(islice(crops, self.batch_size)):
-            yield self._score(chunk)
+            with OneDNNLinear():
+                scores = self._score(chunk)
+            yield scores
 
     def move(self) -> None:
         """

@@ -18,6 +18,7 @@ from ..errors import InputError
 from . import manifest as manifests
 from .crops import text_array
 from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
+from .index import open_index
 from .inputs import FileInput
 from .rank import Shards, best_of, write_ranking
 from .scorer import Scorer
@@ -29,20 +30,25 @@ DETECTORS = ("neighbours", "isolation_forest")
 
 @dataclass(frozen=True)
 class _Measured:
-    """The rows of shards with a number each in place of their embeddings; without the rows in `left_out`."""
+    """
+    The rows of shards with a number each in place of their embeddings; without the rows in `left_out`, and of some
+    alone where `among` names them.
+    """
 
     shards: Shards
     column: str
     measure: Callable[[pyarrow.Table], np.ndarray]
     left_out: list[int] = field(default_factory=list)
+    among: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[pyarrow.Table]:
-        for table in self.shards:
+        shards = self.shards
+        numbers = range(len(shards.paths)) if self.among is None else np.unique(self.among // shards.size)
+        for table in map(shards.read, numbers):
+            rows = table["row"].to_numpy()
+            table = table.filter(~np.isin(rows, self.left_out) & (self.among is None or np.isin(rows, self.among)))
             values = self.measure(table) if len(table) else np.empty(0)
-            table = table.drop_columns("embedding").append_column(
-                self.column, pyarrow.array(values, pyarrow.float64())
-            )
-            yield table.filter(~np.isin(table["row"].to_numpy(), self.left_out))
+            yield table.drop_columns("embedding").append_column(self.column, pyarrow.array(values, pyarrow.float64()))
 
 
 def search(
@@ -53,6 +59,7 @@ def search(
     top: int = 100,
     separation: float = 1.0,
     device: str | None = None,
+    index: bool = False,
 ) -> dict[str, Any]:
     """
     Write the objects whose embeddings are most similar to those of some, as [`rank`] writes the best ones. The search
@@ -69,25 +76,31 @@ def search(
         top (`int`, *optional*, defaults to `100`): objects to list; those that are given are left out.
         separation (`float`, *optional*, defaults to `1.0`): as [`rank`] has it.
         device (`str`, *optional*): for files; by default the GPU where there is one.
+        index (`bool`, *optional*):
+            Compare only objects that faiss proposes. Its indexes are made beside the shards at the first search.
 
     Returns:
         `dict`: what is in ranking.json.
 
     Raises:
-        [`InputError`]: no embeddings, an id or file that is not there, or what [`rank`] refuses.
+        [`InputError`]: no embeddings, an id or file that is not there, faiss is missing, or what [`rank`] refuses.
     """
     like, unlike = ([one] if isinstance(one, str | os.PathLike) else list(one) for one in (like, unlike))
     if not like:
         raise InputError("nothing is liked: give at least one id or file")
     manifest, shards = _open(scores, output, top, separation)
-    whiten = Whitening.fit(embeddings_of(sample(shards, SAMPLE)))
+    indexed = open_index(shards) if index else None
+    whiten = indexed.whiten if indexed else Whitening.fit(embeddings_of(sample(shards, SAMPLE)))
     rows, embeddings = _look_up([str(one) for one in (*like, *unlike)], shards, manifest, device)
     found = whiten(embeddings)
     query = found[: len(like)].mean(axis=0)
     if unlike:
         query = query - DISLIKE * found[len(like) :].mean(axis=0)
     query /= np.linalg.norm(query).clip(1e-12)
-    tables = _Measured(shards, "similarity", lambda table: whiten(embeddings_of(table)) @ query, rows)
+    among = indexed.candidates(query, top, separation, rows) if indexed else None
+    if among is not None and len(among) < top:  # few rows, or most of them merged
+        among = None
+    tables = _Measured(shards, "similarity", lambda table: whiten(embeddings_of(table)) @ query, rows, among)
     settings = {"like": list(map(str, like)), "unlike": list(map(str, unlike))}
     return _write(tables, manifest, output, top, separation, settings)
 
