@@ -16,7 +16,6 @@ from benchmark_engines import SCORED, compare_engines
 
 MODEL = Path(__file__).parents[1] / "model_cards" / "lens-dino-vits8-classifier"
 CUTOUTS, FILES, SIDE = 8192, 10_000, 64
-BATCH_SIZES = (32, 128, 256)
 
 
 def measure(cores: int, seconds: float) -> dict[str, Any]:
@@ -26,14 +25,12 @@ def measure(cores: int, seconds: float) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(cores)
     with tempfile.TemporaryDirectory() as folder:
-        found = {"forward": forward_rates(seconds), "engines": compare_engines(classifier(), cores, seconds)}
+        found: dict[str, Any] = {"engines": compare_engines(classifier(), cores, seconds)}
         cutouts, files = write_parquet(Path(folder)), write_files(Path(folder))
         found["read_alone"] = {"parquet": reading_rate(cutouts, cores), "files": reading_rate(files, cores)}
         found["parquet"] = scoring_rate(cutouts, cores)
-        change = bf16_change(files)
         found |= {"files": scoring_rate(files, cores), "one_file_at_a_time": loop_rate(files, seconds)}
     return found | {
-        "bf16_changes_a_score_by": change,
         "parquet_over_forward": found["parquet"] / found["engines"][SCORED]["cutouts_per_second"],
         "files_over_loop": found["files"] / found["one_file_at_a_time"],
     }
@@ -43,41 +40,6 @@ def classifier() -> Any:
     from lens_ssl_hf.inference.classifier import Classifier
 
     return Classifier.load(MODEL)
-
-
-def forward_rates(seconds: float) -> dict[str, dict[int, float]]:
-    """Of crops that are in memory, by way and batch size."""
-    import torch
-
-    model, size = classifier().model, classifier().crop_size
-    compiled = torch.compile(model)
-    rates: dict[str, dict[int, float]] = {"fp32": {}, "bf16": {}, "fp32, compiled": {}}
-    for batch_size in BATCH_SIZES:
-        images = torch.randn(batch_size, model.config.num_channels, size, size)
-        for name in rates:
-            one = compiled if "compiled" in name else model
-
-            @torch.inference_mode()
-            def forward(one: Any = one, name: str = name, images: Any = images) -> None:
-                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
-                    one(images)
-
-            rates[name][batch_size] = rate(forward, batch_size, seconds)
-    return rates
-
-
-def bf16_change(folder: Path) -> float:
-    """The largest change of a P(lens) by bf16, over 256 files."""
-    import torch
-
-    from lens_ssl_hf import read_cutout
-
-    model = classifier()
-    paths = sorted(folder.glob("*.fits"))[:256]
-    pixels = torch.stack([torch.from_numpy(read_cutout(path, like=model.model)) for path in paths])
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        fast = model.logits(pixels, "cpu").float().softmax(dim=-1)[:, 1]
-    return float((fast - model.logits(pixels, "cpu").softmax(dim=-1)[:, 1]).abs().max())
 
 
 def rate(way: Callable[[], Any], count: int, seconds: float) -> float:

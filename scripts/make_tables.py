@@ -110,22 +110,27 @@ def scoring_table(results: dict) -> str:
     for key, title in names.items():
         lines.append([title, *(f"{one[key]:.0f}" for one in measured.values())])
     for kind, title in (("parquet", "Parquet, read alone"), ("files", "FITS files, read alone")):
-        if "read_alone" in measured[1]:
-            lines.append([title, *(f"{one['read_alone'][kind]:.0f}" for one in measured.values())])
-    for precision in ("fp32", "bf16"):
-        rates = (f"{max(one['forward'][precision].values()):.0f}" for one in measured.values())
-        lines.append([f"the forward alone, {precision}", *rates])
-    costs = [["cutouts", "from Parquet on two cores"], ["---"] * 2]
+        lines.append([title, *(f"{one['read_alone'][kind]:,.0f}" for one in measured.values())])
+    gpu = json.loads((RESULTS / "benchmark_gpu.json").read_text())["scoring"]["rows"]
+    forward = {row["precision"]: row["cutouts_per_second"] for row in gpu if row["backbone"] == "vits8"}
+    rates = {"from Parquet on two cores": measured[2]["parquet"]}
+    rates |= {"the forward on an H100, fp32": forward["fp32"], "bf16": forward["bf16, few tokens"]}
+    costs = [["cutouts", *rates, "as float32 on the disk"], ["---"] * (2 + len(rates))]
     for power in (6, 8, 9):
-        hours = 10**power / measured[2]["parquet"] / 3600
-        time = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
-        costs.append([f"10^{power}", time])
+        size = 3 * 48 * 48 * 4 * 10**power  # bytes, at the size of the models' cutouts
+        disk = f"{size / 1e12:.1f} TB" if size > 1e12 else f"{size / 1e9:.0f} GB"
+        costs.append([f"10^{power}", *(_duration(10**power / rate) for rate in rates.values()), disk])
     machine = results["machine"]
-    change = max(one["bf16_changes_a_score_by"] for one in measured.values())
-    text = f"lens-dino-vits8-classifier, {machine['device']}, torch {machine['torch']}. bf16 changes scores by up to "
-    text += f"{change:.3f}, so it is not used."
-    engines = [_engines(measured)] if "engines" in measured[1] else []
-    return "\n\n".join([_as_markdown(lines), text, *engines, _as_markdown(costs)])
+    text = f"lens-dino-vits8-classifier, {machine['device']}, torch {machine['torch']}."
+    return "\n\n".join([_as_markdown(lines), text, _engines(measured), _as_markdown(costs)])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
 
 
 def _engines(measured: dict[int, dict]) -> str:
