@@ -138,7 +138,14 @@ def _engines(measured: dict[int, dict]) -> str:
     lines = [["the forward alone", "one core", "two cores", "AUC", "changes a score by"], ["---"] * 5]
     for name, one in measured[1]["engines"].items():
         rates = (f"{found['engines'][name]['cutouts_per_second']:.0f}" for found in measured.values())
-        lines.append([name, *rates, f"{one['roc_auc']:.4f}", f"{one['changes_a_score_by']:.0e}"])
+        lines.append(
+            [
+                name,
+                *rates,
+                f"{one['roc_auc']:.4f}",
+                f"{one['changes_a_score_by']:.0e}" if one["changes_a_score_by"] else "",
+            ]
+        )
     return _as_markdown(lines)
 
 
