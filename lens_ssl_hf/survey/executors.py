@@ -103,7 +103,13 @@ def score_with(
             threads = min(torch.get_num_threads(), max(1, cores // workers))
             arguments["num_proc"] = options.get("num_proc") or max(1, cores // workers)
     step = ScoreTask(arguments, os.getcwd(), threads)
-    common = {"pipeline": [step], "tasks": tasks, "workers": workers or -1, "logging_dir": str(output / LOGS)}
+    # Absolute, since fsspec keeps the folder that a relative path once stood for.
+    common = {
+        "pipeline": [step],
+        "tasks": tasks,
+        "workers": workers or -1,
+        "logging_dir": str((output / LOGS).absolute()),
+    }
     try:
         _run(executor, common, slurm_options)
     except OSError as error:  # of DataTrove's own logs
