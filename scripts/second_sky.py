@@ -17,6 +17,7 @@ noise is white. Cutouts are FITS files; a command that was stopped goes on where
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.data.pool import map_chunks
-from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.files import replacing, write_json
 
 BANDS = ("g", "r", "i")
@@ -131,6 +132,12 @@ def elliptical_shape(rng: np.random.Generator) -> dict:
                   rng.uniform(0.5, 0.98))  # fmt: skip
 
 
+def around(rng: np.random.Generator, least: float, most: float) -> tuple[float, float]:
+    """x and y of a place at some distance in arcsec."""
+    distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
+    return distance * math.cos(angle), distance * math.sin(angle)
+
+
 def blue(rng: np.random.Generator) -> tuple[float, float]:
     return rng.normal(0.35, 0.25), rng.normal(0.2, 0.15)
 
@@ -166,8 +173,7 @@ def elliptical(rng: np.random.Generator, renders: list, noise: np.ndarray) -> np
 def companions(rng: np.random.Generator, renders: list, noise: np.ndarray) -> np.ndarray:
     image = elliptical(rng, renders, noise)
     for _ in range(rng.integers(1, 5)):
-        distance, angle = rng.uniform(0.9, 3.0), rng.uniform(0, 2 * math.pi)
-        place = distance * math.cos(angle), distance * math.sin(angle)
+        place = around(rng, 0.9, 3.0)
         shape = sersic(rng, *place, rng.uniform(0.15, 0.5), rng.uniform(0.5, 2.0), rng.uniform(0.25, 1.0))
         image = image + galaxy(renders, shape, flux_of(rng.uniform(21.0, 23.5), blue(rng)))
     return image
@@ -234,8 +240,7 @@ def cutout(split: str, index: int) -> tuple[np.ndarray, str]:
     renders, noise = observed(rng)
     image = (lens if kind == "lens" else NONLENSES[kind])(rng, renders, noise)
     for _ in range(rng.poisson(0.8)):
-        distance, angle = rng.uniform(3.2, 6.0), rng.uniform(0, 2 * math.pi)
-        place = distance * math.cos(angle), distance * math.sin(angle)
+        place = around(rng, 3.2, 6.0)
         shape = sersic(rng, *place, rng.uniform(0.15, 0.7), rng.uniform(0.5, 4), rng.uniform(0.3, 1.0))
         flux = flux_of(rng.uniform(20.0, 24.0), (rng.normal(0.7, 0.4), rng.normal(0.3, 0.2)))
         image = image + galaxy(renders, shape, flux)
@@ -309,6 +314,8 @@ def probed(backbone: str, dataset: Path, seed: int) -> Any:
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
+    if find_spec("lenstronomy") is None:
+        raise InputError("lenstronomy is not installed: pip install lenstronomy")
     from lens_ssl_hf import finetune, predict
 
     folder = Path(arguments.output)
