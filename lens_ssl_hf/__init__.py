@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # for editors; at run time each name is imported when it is u
     from .data.dataset import load_cutouts
     from .data.image_processor import LensImageProcessor
     from .data.info import CutoutInfo, cutout_info
+    from .data.painting import paint
     from .data.storage import save_cutouts
     from .data.stretch import Stretch
     from .errors import InputError
@@ -47,6 +48,7 @@ _EXPORTS = {
     "finetune": "training.finetune",
     "grade": "survey.grade",
     "load_cutouts": "data.dataset",
+    "paint": "data.painting",
     "pipeline": "inference.pipeline",
     "predict": "inference.classifier",
     "pretrain": "training.pretrain",

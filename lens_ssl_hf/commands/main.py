@@ -15,6 +15,7 @@ from ..errors import InputError, exit_on_input_error
 COMMANDS = {
     "simulate": "write a dataset of simulated cutouts",
     "build": "write a dataset of your own cutouts, and show what was understood of them",
+    "paint": "write a labelled dataset of your own galaxies with simulated arcs",
     "pretrain": "train a ViT on cutouts without their labels",
     "finetune": "train a classifier on a few hundred labels",
     "evaluate": "measure a model on labelled cutouts, with intervals",

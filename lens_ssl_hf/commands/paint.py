@@ -1,0 +1,59 @@
+"""
+Paint simulated arcs onto your own galaxies: a labelled dataset of your sky, where you have few labels or none.
+
+```bash
+lens-ssl paint --dataset my_cutouts/ --seeing 0.7 --output painted/
+lens-ssl finetune --dataset painted/ --init model_cards/lens-dino-vits8 --output_dir runs/painted
+lens-ssl finetune --dataset my_cutouts/ --init runs/painted --output_dir runs/mine      # where you have labels
+```
+
+The galaxies are the cutouts without a label, and the non-lenses of the training split; cutouts of the validation and
+test splits are left alone. Bright red ones are written with arcs (lens), all as they are (nonlens).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.options import DataArguments
+from ..errors import exit_on_input_error
+from ..launch import one_process
+from .build import draw_examples
+from .parsing import parse
+from .shared import load_dataset
+
+MOST_USED = ("dataset", "output", "seeing", "per_galaxy", "pixel_scale", "bands")
+
+
+@dataclass
+class PaintArguments:
+    """What is painted, and where the dataset goes."""
+
+    output: str = field(metadata={"help": "The directory to write."})
+    seeing: float = field(metadata={"help": "FWHM of the PSF in arcsec."})
+    per_galaxy: int = field(default=1, metadata={"help": "Lenses that are made of each galaxy."})
+    seed: int = field(default=0, metadata={"help": "Seed of the arcs, and of the groups held out for validation."})
+
+
+@exit_on_input_error
+@one_process
+def main() -> None:
+    data_arguments, arguments = parse(DataArguments, PaintArguments, description=__doc__, most_used=MOST_USED)
+    from ..data.painting import paint
+    from ..data.storage import check_target
+
+    check_target(arguments.output)  # before hours of building
+    cutouts = load_dataset(data_arguments)
+    settings = {"per_galaxy": arguments.per_galaxy, "seed": arguments.seed, "num_proc": data_arguments.num_proc}
+    output = paint(cutouts, arguments.output, arguments.seeing, **settings)
+    from ..data.dataset import load_cutouts
+
+    painted = load_cutouts(output)
+    draw_examples(painted, Path(output) / "examples.png")
+    print(f"{output / 'examples.png'}: some of the cutouts")
+    for name, split in painted.items():
+        lenses = sum(split["label"])
+        print(f"{name:12}{lenses} with arcs, {len(split) - lenses} without")
+
+
+if __name__ == "__main__":
+    main()

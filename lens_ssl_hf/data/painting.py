@@ -1,0 +1,359 @@
+"""
+Simulated arcs on galaxies of one's own: labelled cutouts of a sky that has few labels, or none.
+
+Galaxies, noise, PSF and neighbours of such cutouts are real, the arcs alone are simulated, as in the searches of
+Petrillo et al. (2017), Jacobs et al. (2019) and Canameras et al. (2020).
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ..errors import InputError
+from .info import CutoutInfo, cutout_info
+from .pool import map_chunks
+from .simulation.lensing import draw_source, lens_image
+from .simulation.light import grid
+from .simulation.observation import convolve, moffat, transfer_of
+from .simulation.survey import MARGIN
+from .storage import check_target, save_cutouts
+from .stretch import Stretch
+
+# Mean wavelengths in nm of filters as surveys name them: what the colour of arcs is drawn for.
+WAVELENGTHS = {"u": 365, "g": 480, "r": 622, "i": 763, "z": 905, "y": 1000}
+WAVELENGTHS |= {"VIS": 715, "Y": 1080, "J": 1367, "H": 1770}
+# Mean and scatter of the colour of arcs relative to that of a red galaxy, in magnitudes per e-fold of the wavelength:
+# g - i of 0.3 instead of 2.2.
+BLUER = (4.2, 1.0)
+SNR = (25.0, 300.0)  # of the arcs in the bluest band
+LEAST_CONTRAST = 0.4  # share of the arcs in the light at their place, in the bluest band
+MOST_LIGHT = 0.7  # of the arcs in the reddest band, relative to the galaxy
+LEAST_RADIUS = 1.2  # Einstein radius, in units of the seeing
+CROP = 32  # pixels that models see
+CORE = 5  # pixels around the centre in which the colour of a galaxy is measured
+DRAWS = 50  # of arcs for a galaxy, before it is given up
+BRIGHTEST = 0.35  # share of the galaxies, and of these the redder half: the ones that arcs are painted on
+SAMPLE = 1000  # galaxies from which the limits of brightness and colour are found
+WHITE_OVER_SOFTENING = 20.0  # of pictures, whose stretch is not known
+
+
+@dataclass(frozen=True)
+class Brush:
+    """All that arcs are painted with: see [`paint`]."""
+
+    stretch: dict[str, Any]
+    bands: tuple[str, ...]
+    pixel_scale: float
+    seeing: float
+    seed: int
+    is_picture: bool  # 8-bit values stay 8-bit values
+    least_flux: float  # of galaxies that are painted on, in the reddest band
+    least_colour: float  # of these: flux in the reddest band over that in the bluest one
+    colour: tuple[float, ...]  # median flux of these in each band, relative to the bluest one
+
+
+def paint(
+    cutouts: datasets.DatasetDict,
+    output: str | os.PathLike,
+    seeing: float,
+    seed: int = 0,
+    per_galaxy: int = 1,
+    validation_fraction: float = 0.1,
+    num_proc: int | None = None,
+) -> Path:
+    """
+    Write a labelled dataset of galaxies with simulated arcs (lens), and of the same galaxies without (nonlens).
+
+    The galaxies are the unlabelled cutouts and the non-lenses of the training split. Arcs are painted on those that
+    could be lenses: the redder half of the brightest 35 %. Einstein radii lie between 1.2 times the seeing and what the
+    central 32 pixels hold. The S/N of the arcs in the bluest band is drawn log-uniform in 25 to 300; they hold at least
+    40 % of the light at their place there, and less light than the galaxy in the reddest band. Their colour is drawn
+    relative to that of the galaxies, so that the zero points of single bands need not be known. Their Poisson noise is
+    left out. Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is not known,
+    as of an asinh whose white is 20 times its softening.
+
+    Args:
+        cutouts (`DatasetDict`): from [`load_cutouts`]; its pixel scale must be known.
+        output (`str` or `os.PathLike`): the directory to write; [`load_cutouts`] reads it.
+        seeing (`float`): FWHM of the PSF in arcsec.
+        seed (`int`, *optional*, defaults to `0`): each cutout depends on it, its number and its galaxy alone.
+        per_galaxy (`int`, *optional*, defaults to `1`): arcs that are painted on each, one after the other.
+        validation_fraction (`float`, *optional*, defaults to `0.1`): share of the groups in the validation split.
+        num_proc (`int`, *optional*): processes; by default one per CPU core on Linux.
+
+    Returns:
+        `Path`: the directory.
+
+    Raises:
+        [`InputError`]: no galaxy, no pixel scale, bands of unknown wavelength, a seeing that leaves no room for arcs.
+    """
+    info, output = cutout_info(cutouts), Path(output)
+    check_target(output)
+    if per_galaxy < 1:
+        raise InputError(f"per_galaxy is {per_galaxy}: give at least 1")
+    rows = galaxies_of(cutouts)
+    brush = make_brush(cutouts, rows, seeing, seed)
+    groups = [str(cutouts[name][index]["group"]) for name, index in rows]
+    held_out = _held_out(groups, validation_fraction, seed)
+    facts = [info.fingerprint, "painted", asdict(brush), per_galaxy, validation_fraction]
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+    described = replace(info, name=f"{info.name}, painted", simulated=True, fingerprint=digest)
+    with tempfile.TemporaryDirectory(prefix="lens-ssl-paint-") as cache:
+        made = datasets.DatasetDict()
+        for split in ("train", "validation"):
+            chosen = [(*row, i) for i, row in enumerate(rows) if (groups[i] in held_out) == (split == "validation")]
+            made[split] = datasets.Dataset.from_generator(
+                _generate,
+                features=_features(info),
+                gen_kwargs={
+                    "sources": dict(cutouts),
+                    "chosen": chosen,
+                    "brush": brush,
+                    "per_galaxy": per_galaxy,
+                    "num_proc": num_proc,
+                },
+                cache_dir=cache,
+                split=datasets.NamedSplit(split),
+            )
+            made[split].info.description = described.to_json()
+        save_cutouts(made, output)
+    return output
+
+
+def galaxies_of(cutouts: datasets.DatasetDict) -> list[tuple[str, int]]:
+    """Split and row of the unlabelled cutouts and of the non-lenses of the training split."""
+    found = [("unlabelled", i) for i in range(len(cutouts["unlabelled"]))] if "unlabelled" in cutouts else []
+    if "train" in cutouts:
+        found += [("train", int(i)) for i in np.flatnonzero(np.array(cutouts["train"]["label"]) < 1)]
+    if not found:
+        raise InputError("there is no galaxy to paint on: give unlabelled cutouts, or non-lenses to train on")
+    return found
+
+
+def make_brush(cutouts: datasets.DatasetDict, rows: list[tuple[str, int]], seeing: float, seed: int) -> Brush:
+    """The [`Brush`] for these galaxies of `cutouts`; for errors see [`paint`]."""
+    info = cutout_info(cutouts)
+    if info.pixel_scale is None:
+        raise InputError("the pixel scale of the cutouts is not known: give pixel_scale")
+    for band in info.bands if len(info.bands) > 1 else ():
+        if band not in WAVELENGTHS:
+            raise InputError(f"the wavelength of band {band} is not known: name the bands as {' '.join(WAVELENGTHS)}")
+    most = _most_radius(info.pixel_scale)
+    if not 0 < seeing * LEAST_RADIUS < most:
+        raise InputError(
+            f"seeing is {seeing:g} arcsec, and arcs in the central {CROP} pixels have radii of {most:.2g} at most: "
+            f"give a FWHM below {most / LEAST_RADIUS:.2g} arcsec, or cutouts of larger pixels"
+        )
+    stretch = info.stretch
+    if stretch["kind"] == "none":
+        count = len(info.bands)
+        unknown = Stretch("asinh", (0.0,) * count, (1.0,) * count, (1 / WHITE_OVER_SOFTENING,) * count)
+        stretch = unknown.to_dict()
+    places = np.random.default_rng(seed).permutation(len(rows))[:SAMPLE]
+    sample = [np.asarray(cutouts[rows[i][0]][rows[i][1]]["pixels"], np.float32) for i in places.tolist()]
+    whole = all((one == np.rint(one)).all() for one in sample)
+    limits = _limits([Stretch.from_dict(stretch).invert(one) for one in sample], tuple(info.bands))
+    return Brush(stretch, tuple(info.bands), info.pixel_scale, seeing, seed, whole, *limits)
+
+
+def _by_wavelength(bands: tuple[str, ...]) -> list[int]:
+    return sorted(range(len(bands)), key=lambda band: WAVELENGTHS.get(bands[band], 0))
+
+
+def _core_flux(flux: np.ndarray, sky: np.ndarray) -> np.ndarray:
+    """Of the galaxy in the middle, `(bands,)`."""
+    core = np.hypot(*grid(flux.shape[-1], 1.0)) < CORE
+    return (flux - sky[:, None, None])[:, core].sum(axis=1)
+
+
+def _limits(sample: list[np.ndarray], bands: tuple[str, ...]) -> tuple[float, float, tuple[float, ...]]:
+    """`least_flux`, `least_colour` and `colour` of the [`Brush`], from flux cutouts."""
+    order = _by_wavelength(bands)
+    bluest, reddest = order[0], order[-1]
+    fluxes = np.array([_core_flux(one, sky_of(one)[0]) for one in sample])
+    least_flux = float(np.quantile(fluxes[:, reddest], 1 - BRIGHTEST))
+    bright = fluxes[fluxes[:, reddest] >= least_flux]
+    ratios = bright / np.maximum(bright[:, bluest], 1e-3 * bright.max(axis=1))[:, None]
+    least_colour = float(np.median(ratios[:, reddest]))
+    colour = np.median(ratios[ratios[:, reddest] >= least_colour], axis=0)
+    return least_flux, least_colour, tuple(colour.tolist())
+
+
+def _most_radius(pixel_scale: float) -> float:
+    """Arcsec; the images of a source at some distance from the axis reach 1.6 times as far out."""
+    return CROP / 2 * pixel_scale / 1.6
+
+
+def _held_out(groups: list[str], fraction: float, seed: int) -> set[str]:
+    """The groups of the validation split: at least one, and not all."""
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise InputError("all galaxies are of one group: give groups, so that some can be held out for validation")
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+    return set(np.random.default_rng(seed).permutation(names)[:count].tolist())
+
+
+def _features(info: CutoutInfo) -> datasets.Features:
+    return datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "pixels": datasets.Array3D((len(info.bands), info.size, info.size), "float32"),
+            "label": datasets.ClassLabel(names=["nonlens", "lens"]),
+            "subclass": datasets.Value("string"),
+            "group": datasets.Value("string"),
+            "ra": datasets.Value("float64"),
+            "dec": datasets.Value("float64"),
+            "einstein_radius": datasets.Value("float64"),
+        }
+    )
+
+
+def _generate(
+    sources: dict[str, datasets.Dataset],
+    chosen: list[tuple[str, int, int]],
+    brush: Brush,
+    per_galaxy: int,
+    num_proc: int | None,
+) -> Iterator[dict[str, Any]]:
+    sources = {name: split.with_format("numpy") for name, split in sources.items()}
+    yield from map_chunks(_paint_chunk, chosen, num_proc, (sources, brush, per_galaxy))
+
+
+def _paint_chunk(
+    chosen: list[tuple[str, int, int]], sources: dict[str, datasets.Dataset], brush: Brush, per_galaxy: int
+) -> list[dict[str, Any]]:
+    """The rows of each galaxy: without arcs, and with some where it could be a lens."""
+    rows = []
+    for split, index, number in chosen:
+        one = sources[split][index]
+        plain = np.asarray(one["pixels"], np.float32)
+        known = {"group": str(one["group"]), "ra": _number(one["ra"]), "dec": _number(one["dec"])}
+        rows.append({"id": str(one["id"]), "pixels": plain, "label": 0, "subclass": str(one["subclass"]),
+                     "einstein_radius": math.nan, **known})  # fmt: skip
+        for time in range(per_galaxy):
+            found = paint_arcs(plain, brush, np.random.default_rng((brush.seed, number, time)))
+            if found is not None:
+                rows.append({"id": f"{one['id']}-arcs{time}", "pixels": found[0], "label": 1, "subclass": "lens",
+                             "einstein_radius": found[1], **known})  # fmt: skip
+    return rows
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+# ---- one cutout ------------------------------------------------------------------------------------
+
+
+def paint_arcs(display: np.ndarray, brush: Brush, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
+    """
+    A galaxy with arcs, in display units.
+
+    Args:
+        display (`np.ndarray` of shape `(bands, H, W)`): the galaxy in the middle, float32, 0 to 255.
+        brush (`Brush`): see [`paint`].
+        rng (`np.random.Generator`): what is drawn.
+
+    Returns:
+        `tuple[np.ndarray, float]`: the same shape, 0 to 255, equal to `display` where no arc adds light; and the
+            Einstein radius in arcsec. `None` where the galaxy is too faint or too blue for a lens.
+    """
+    stretch = Stretch.from_dict(brush.stretch)
+    flux = stretch.invert(display)
+    drawn = draw_arcs(flux, brush, rng)
+    if drawn is None:
+        return None
+    arcs, radius = drawn
+    # What 8 bits or clipping took of the galaxy stays as it was: the difference of the two is added.
+    added = display + (stretch.apply(flux + arcs) - stretch.apply(flux))
+    if brush.is_picture:
+        added = np.rint(added)
+    return (np.clip(added, 0, 255) if stretch.kind != "linear" else added).astype(np.float32), radius
+
+
+def draw_arcs(flux: np.ndarray, brush: Brush, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
+    """Flux `(bands, H, W)` of arcs around the galaxy in the middle of `flux`, and the Einstein radius in arcsec."""
+    order = _by_wavelength(brush.bands)
+    bluest, reddest = order[0], order[-1]
+    sky, noise = sky_of(flux)
+    fluxes = _core_flux(flux, sky)
+    if fluxes[reddest] < brush.least_flux or fluxes[reddest] < brush.least_colour * fluxes[bluest]:
+        return None
+    light = np.maximum(flux - sky[:, None, None], 0)
+    shape, side = shape_of(light[reddest]), flux.shape[-1]
+    distance = np.hypot(*grid(side, brush.pixel_scale))
+    low, high = LEAST_RADIUS * brush.seeing, _most_radius(brush.pixel_scale)
+    for _ in range(DRAWS):
+        radius = low * (high / low) ** rng.uniform()
+        image = _seen(radius, *shape, side, brush, rng)
+        snr, bluer = math.exp(rng.uniform(*np.log(SNR))), rng.normal(*BLUER)
+        squared = float((image**2).sum())
+        in_bluest = snr * noise[bluest] / math.sqrt(squared)
+        contrast = squared / (image * (image + light[bluest] / in_bluest)).sum()
+        fluxes = in_bluest * _colour(brush, bluer, bluest)
+        galaxy = light[reddest][distance < radius].sum()
+        is_inside = image[distance < CROP / 2 * brush.pixel_scale].sum() > 0.97
+        if is_inside and contrast > LEAST_CONTRAST and fluxes[reddest] < MOST_LIGHT * galaxy:
+            return (fluxes[:, None, None] * image).astype(np.float32), radius
+    return None
+
+
+def sky_of(flux: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Level and standard deviation `(bands,)` of the sky, from the border, as [`Stretch.fit`] has them."""
+    border = np.ones(flux.shape[1:], bool)
+    rim = max(1, min(flux.shape[1:]) // 8)
+    border[rim:-rim, rim:-rim] = False
+    values = flux[:, border]
+    sky = np.median(values, axis=1)
+    noise = 1.4826 * np.median(np.abs(values - sky[:, None]), axis=1)
+    return sky, np.maximum(noise, 1e-3 * (flux.max(axis=(1, 2)) - sky))  # a border that was cut to black
+
+
+def shape_of(light: np.ndarray) -> tuple[float, float]:
+    """Axis ratio and angle (radians) of the galaxy in the middle of `light` (n, n), from its second moments."""
+    x, y = grid(light.shape[-1], 1.0)
+    weight = light * np.exp(-(x * x + y * y) / (2 * 5.0**2))
+    total = weight.sum() + 1e-12
+    xx, yy, xy = ((weight * product).sum() / total for product in (x * x, y * y, x * y))
+    e1, e2 = (xx - yy) / (xx + yy + 1e-12), 2 * xy / (xx + yy + 1e-12)
+    ellipticity = min(math.hypot(e1, e2), 0.5)
+    return math.sqrt((1 - ellipticity) / (1 + ellipticity)), math.atan2(e2, e1) / 2
+
+
+def _seen(
+    radius: float, axis_ratio: float, angle: float, side: int, brush: Brush, rng: np.random.Generator
+) -> np.ndarray:
+    """Arcs of unit flux `(side, side)` behind a PSF of the seeing."""
+    oversampling, whole = 3, side + 2 * MARGIN
+    step = brush.pixel_scale / oversampling
+    x, y = np.broadcast_arrays(*grid(whole * oversampling, step))
+    q = min(max(axis_ratio + rng.normal(0, 0.05), 0.45), 0.99)  # mass follows light (Koopmans et al. 2006)
+    shear = min(rng.rayleigh(0.04), 0.15)
+    lens = (radius, q, angle + rng.normal(0, 0.15), shear, rng.uniform(0, math.pi))
+    dx, dy = rng.normal(0, 0.15 * brush.pixel_scale, size=2)
+    fine = lens_image(x - dx, y - dy, lens, draw_source(rng, radius))
+    scene = fine.reshape(whole, oversampling, whole, oversampling).sum(axis=(1, 3))
+    kernel = moffat(brush.seeing * math.exp(rng.normal(0, 0.05)), rng.uniform(2.6, 3.8), 0.0, 0.0, brush.pixel_scale)
+    seen = convolve(scene, transfer_of(kernel, whole))
+    seen = np.maximum(seen, 0)
+    return seen / seen.sum()
+
+
+def _colour(brush: Brush, bluer: float, bluest: int) -> np.ndarray:
+    """
+    Fluxes `(bands,)` of arcs relative to those in the `bluest` band: `bluer` than the median galaxy by so many
+    magnitudes per e-fold of the wavelength.
+    """
+    if len(brush.bands) == 1:
+        return np.ones(1)
+    wavelengths = np.array([WAVELENGTHS[band] for band in brush.bands])
+    return np.array(brush.colour) * 10 ** (-0.4 * bluer * np.log(wavelengths / wavelengths[bluest]))
