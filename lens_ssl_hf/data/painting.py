@@ -74,12 +74,12 @@ def paint(
     Write a labelled dataset of galaxies with simulated arcs (lens), and of the same galaxies without (nonlens).
 
     The galaxies are the unlabelled cutouts and the non-lenses of the training split. Arcs are painted on those that
-    could be lenses: the redder half of the brightest 35 %. Einstein radii lie between 1.2 times the seeing and what the
-    central 32 pixels hold. The S/N of the arcs in the bluest band is drawn log-uniform in 25 to 300; they hold at least
-    40 % of the light at their place there, and less light than the galaxy in the reddest band. Their colour is drawn
-    relative to that of the galaxies, so that the zero points of single bands need not be known. Their Poisson noise is
-    left out. Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is not known,
-    as of an asinh whose white is 20 times its softening.
+    could be lenses: the redder half of the brightest 35 %. Einstein radii lie between 1.2 times the seeing and what
+    the central 32 pixels hold. The S/N of the arcs in the bluest band is drawn log-uniform in 25 to 300. They hold at
+    least 40 % of the light at their place there, and less light than the galaxy in the reddest band. Their colour is
+    drawn relative to that of the galaxies, so that the zero points of single bands need not be known. Their Poisson
+    noise is left out. Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is
+    not known, as of an asinh whose white is 20 times its softening.
 
     Args:
         cutouts (`DatasetDict`): from [`load_cutouts`]; its pixel scale must be known.

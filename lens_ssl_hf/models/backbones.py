@@ -201,20 +201,28 @@ def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str
         [`InputError`]: as [`load_encoder`]; or it was made for other bands than these.
     """
     encoder = load_encoder(source)
-    known = getattr(encoder.config, "cutouts", None)
-    if encoder.config.num_channels != len(bands):
-        raise InputError(
-            f"{source} takes {encoder.config.num_channels} bands but the data set has {len(bands)}: choose --bands"
-        )
-    if known is None:
+    check_bands(encoder.config, bands, source)
+    if getattr(encoder.config, "cutouts", None) is None:
         encoder.config.cutouts = read_normalisation(source, len(bands))
         return resample(encoder, image_size, patch_size)
-    if known.get("bands") and known["bands"] != bands:
-        raise InputError(
-            f"{source} takes the bands {', '.join(known['bands'])} but the data set has "
-            f"{', '.join(bands)}: choose --bands {' '.join(known['bands'])}"
-        )
     return resample(encoder, image_size, encoder.config.patch_size)
+
+
+def check_bands(config: PreTrainedConfig, bands: list[str], source: str | os.PathLike) -> None:
+    """
+    Raises:
+        [`InputError`]: the model of this configuration, which is that of `source`, was made for other bands.
+    """
+    known = (getattr(config, "cutouts", None) or {}).get("bands")
+    if config.num_channels != len(bands):
+        raise InputError(
+            f"{source} takes {config.num_channels} bands but the data set has {len(bands)}: choose --bands"
+        )
+    if known and known != bands:
+        raise InputError(
+            f"{source} takes the bands {', '.join(known)} but the data set has {', '.join(bands)}: "
+            f"choose --bands {' '.join(known)}"
+        )
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ from ..data.tensors import (
 from ..data.views import Counter, Views
 from ..errors import InputError
 from ..models import LensCnnConfig, backbone_config
-from ..models.backbones import backbone_name, load_encoder_for
+from ..models.backbones import backbone_name, check_bands, load_encoder_for
+from ..models.loading import load_classifier, read_config
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
 from .monitors import accuracy, roc_auc
@@ -54,7 +55,8 @@ def finetune(
         cutouts (`DatasetDict`, or path of a directory): from [`load_cutouts`] or [`save_cutouts`].
         output_dir (`str` or `os.PathLike`): the run directory to write.
         init (`str` or `os.PathLike`, *optional*, defaults to `"scratch"`):
-            A pretraining run, an exported folder, the Hub id of a ViT, DINOv2 or I-JEPA, or `"scratch"`.
+            A pretraining run, an exported folder, the Hub id of a ViT, DINOv2 or I-JEPA, or `"scratch"`; of a
+            fine-tuning all but its last layer is taken.
         labels (`int` or `str`, *optional*, defaults to `"all"`): how many labelled cutouts to train on.
         settings: fields of [`FinetuneArguments`].
 
@@ -75,7 +77,7 @@ def finetune(
     set_seed(arguments.seed)
     model = _make_classifier(arguments, info, train_split)
     facts = {"task": "finetune", "method": None, "data": info, "batch_size": batch_size}
-    facts |= {"backbone": "cnn" if arguments.backbone == "cnn" else backbone_name(model.config)}
+    facts |= {"backbone": "cnn" if isinstance(model.config, LensCnnConfig) else backbone_name(model.config)}
     facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
     facts |= {"num_parameters": sum(p.numel() for p in model.parameters())}
     facts |= {"model_class": type(model).__name__} | extra | origin(arguments.init, model.base_model)
@@ -169,7 +171,7 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     elif arguments.init == "scratch":
         config = backbone_config(arguments.backbone, arguments.crop_size, arguments.patch_size, num_bands)
     else:
-        encoder = load_encoder_for(arguments.init, arguments.crop_size, info["bands"], arguments.patch_size)
+        encoder = _load_init(arguments, info["bands"])
         config = encoder.config
         known = getattr(config, "cutouts", None) or {}
         if known.get("stretch") and known["stretch"] != info["stretch"]:
@@ -189,10 +191,26 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     model = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)](config)
     if encoder is not None:
         own = model.base_model.state_dict()  # with a mask token or without
-        model.base_model.load_state_dict({name: one for name, one in encoder.state_dict().items() if name in own})
+        found = {name: one for name, one in encoder.state_dict().items() if name in own}
+        for name in found:
+            if name.startswith("classifier"):  # of a CNN, whose base model is all of it
+                found[name] = own[name]
+        model.base_model.load_state_dict(found)
     for name, parameter in model.named_parameters():
         if name.endswith("mask_token"):  # which a classifier does not use: its gradient never comes
             parameter.requires_grad_(False)
+    return model
+
+
+def _load_init(arguments: FinetuneArguments, bands: list[str]) -> PreTrainedModel:
+    """The encoder, or the CNN, that `init` names."""
+    if read_config(arguments.init).model_type != LensCnnConfig.model_type:
+        return load_encoder_for(arguments.init, arguments.crop_size, bands, arguments.patch_size)
+    if arguments.linear_probe:
+        raise InputError(f"{arguments.init} is a CNN, whose features are not probed: leave linear_probe out")
+    model, _ = load_classifier(arguments.init)
+    check_bands(model.config, bands, arguments.init)
+    model.config.image_size = arguments.crop_size
     return model
 
 
