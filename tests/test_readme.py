@@ -263,6 +263,7 @@ def test_options_in_the_text_exist(monkeypatch):
     required = {
         "simulate": ["x"],
         "build": [*data, "--output", "x"],
+        "paint": [*data, "--output", "x", "--seeing", "0.7"],
         "pretrain": data,
         "finetune": data,
         "evaluate": ["m"],
@@ -276,6 +277,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "push-dataset": [*data, "--repo_id", "me/x"],
         "push-space": ["m", *data, "--repo_id", "me/x"],
         "space": ["x"],
+        "labelled_simulations": ["--data_dir", "x", "--output", "y"],
         "make_picture": ["x", "y"],
         "make_tiles": ["--output", "x"],
         "measure_search": ["x", "--dataset", "y"],
