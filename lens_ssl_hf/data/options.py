@@ -65,8 +65,8 @@ class DataArguments:
     min_radius_over_seeing: float = option(1.2, "Simulated: least Einstein radius in units of the seeing.")
     varied: bool = option(
         False,
-        "Simulated: every cutout as another survey would see it, with its own depth, seeing and cuts, and more variety "
-        "of galaxies; for models that shall meet other skies.",
+        "Simulated: every cutout as another survey would see it, with its own depth, seeing and cuts, and more varied "
+        "galaxies; for models that shall meet other skies.",
     )
 
     hdu: str | None = option(
