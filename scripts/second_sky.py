@@ -38,13 +38,6 @@ DEPTH = np.array([25.1, 25.0, 23.7])  # 5 sigma in an aperture of 2 arcsec
 LEAST_SNR = 15.0  # of the arcs in g
 SIZES = {"train": 400, "validation": 200, "test": 1000}
 LABELS = "100"
-WAYS = (
-    "our classifier, no label of this sky",
-    "frozen features, 100 labels",
-    "fine-tuned from our classifier, 100 labels",
-    "fine-tuned from our backbone, 100 labels",
-    "from scratch, 100 labels",
-)
 
 Flux = np.ndarray  # (3,), in g, r, i
 
@@ -55,6 +48,7 @@ class Arguments:
 
     output: str = option(MISSING, "The folder of the cutouts and runs.")
     model: str = option("model_cards/lens-dino-vits8-classifier", "A classifier for simulated cutouts.")
+    varied: str = option("model_cards/lens-dino-vits8-varied-classifier", "A classifier for those of varied skies.")
     backbone: str = option("model_cards/lens-dino-vits8", "A pretrained ViT for simulated cutouts.")
     steps: int = option(400, "Steps of a fine-tuning.")
     seeds: int = option(3, "Label subsets, each with a seed of its own.")
@@ -320,10 +314,18 @@ def main() -> None:
 
     folder = Path(arguments.output)
     dataset = make(folder, arguments.model, arguments.num_proc)
-    ways: dict[str, list[dict[str, Any]]] = {WAYS[0]: [measured(predict(arguments.model, dataset), folder)]}
+    classifiers = {"our classifier": arguments.model, "our classifier of varied skies": arguments.varied}
+    ways: dict[str, list[dict[str, Any]]] = {
+        f"{name}, no label of this sky": [measured(predict(model, dataset), folder)]
+        for name, model in classifiers.items()
+    }
+    starts = {f"fine-tuned from {name}": model for name, model in classifiers.items()}
+    starts |= {"fine-tuned from our backbone": arguments.backbone, "from scratch": "scratch"}
     for seed in range(arguments.seeds):
-        ways.setdefault(WAYS[1], []).append(measured(probed(arguments.backbone, dataset, seed), folder))
-        for way, init in zip(WAYS[2:], (arguments.model, arguments.backbone, "scratch")):
+        frozen = measured(probed(arguments.backbone, dataset, seed), folder)
+        ways.setdefault(f"frozen features, {LABELS} labels", []).append(frozen)
+        for start, init in starts.items():
+            way = f"{start}, {LABELS} labels"
             run = folder / "runs" / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
             settings = {"init": init, "labels": LABELS, "subset_seed": seed, "seed": seed, "steps": arguments.steps}
             settings |= {"backbone": "vits8"} if init == "scratch" else {}

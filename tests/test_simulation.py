@@ -15,6 +15,7 @@ from lens_ssl_hf.data.simulation import (
     simulate_cutout,
     simulate_cutouts,
     simulator,
+    survey,
 )
 from lens_ssl_hf.data.simulation.lensing import shear_deflection, sie_deflection
 from lens_ssl_hf.errors import InputError
@@ -61,6 +62,31 @@ def test_observing_conditions_do_not_depend_on_the_class():
     for index in range(5):
         lens, nonlens = (simulate_cutout(2, index, label)[1] for label in (True, False))
         assert all(lens[key] == nonlens[key] for key in ("seeing", "ra", "dec"))
+
+
+def test_varied_cutouts_are_each_of_a_sky_of_their_own():
+    config = SimulationConfig(size=48, varied=True)
+    lenses, nonlenses = ([simulate_cutout(2, i, label, config) for i in range(40)] for label in (True, False))
+    for (_, one), (_, other) in zip(lenses, nonlenses):  # whose conditions do not depend on the class
+        assert all(one[key] == other[key] for key in ("seeing", "ra", "dec"))
+        assert one["pixel_scale"] == 0.168 and one["zero_point"] == 27.0
+    seeing = np.array([metadata["seeing"] for _, metadata in lenses])
+    noise = np.array([np.nanstd(flux[:, :3, :3]) for flux, _ in nonlenses])
+    assert seeing.min() < 0.65 and seeing.max() > 1.1
+    assert np.quantile(noise, 0.9) > 5 * np.quantile(noise, 0.1)
+    assert same(lenses[7][0], simulate_cutout(2, 7, True, config)[0])
+    assert not same(lenses[7][0], simulate_cutout(2, 7, True, SimulationConfig(size=48))[0])
+
+
+def test_a_survey_is_drawn_between_des_and_rubin():
+    rng, config = np.random.default_rng(0), SimulationConfig(size=48, varied=True)
+    drawn = [survey.draw_survey(rng, config) for _ in range(500)]
+    depth, seeing = (np.array([getattr(one, name) for one in drawn]) for name in ("depth", "seeing"))
+    assert depth[:, 1].min() < 24.0 and depth[:, 1].max() > 26.9 and (np.abs(np.diff(depth)) < 2.5).all()
+    assert seeing.min() >= 0.5 and seeing.max() <= 1.3
+    cuts = np.array([[one.min_arc_snr, one.min_arc_contrast, one.min_radius_over_seeing] for one in drawn])
+    assert (cuts >= [12.0, 0.1, 0.85]).all() and (cuts <= [80.0, 0.65, 1.2]).all()
+    assert {(one.size, one.pixel_scale, one.zero_point, one.varied) for one in drawn} == {(48, 0.168, 27.0, True)}
 
 
 def test_sis_deflection_is_the_einstein_radius_everywhere():

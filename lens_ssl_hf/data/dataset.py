@@ -40,12 +40,12 @@ FITS_VERSION = 2  # raise it whenever the same FITS file gives other pixels: it 
 REPORT_FILE = "bad_files.csv"
 
 _SIMULATED = {f"{split}_size" for split in FIRST_INDEX}
-_SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing"}
+_SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing", "varied"}
 _FILES = {"hdu", "file_pattern", "validation_fraction", "test_fraction", "on_bad_file", "bad_file_report", "label_map"}
 _CATALOGUE = {f.name for f in fields(DataArguments) if f.name.endswith(("_column", "_fold"))}
 _NOT_CONTENT = {"dataset", "cache_dir", "num_proc", "bad_file_report"}  # cannot change the data
 # Options that are younger than published fingerprints, which their defaults leave alone.
-_LATER = {"min_arc_contrast", "test_large_size", "size_arcsec", "label_map", "id_column", "like"}
+_LATER = {"min_arc_contrast", "test_large_size", "size_arcsec", "label_map", "id_column", "like", "varied"}
 
 
 @dataclass(eq=False)

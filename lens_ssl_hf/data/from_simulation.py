@@ -63,7 +63,11 @@ def _stretch(config: "CutoutsConfig", sample: list[np.ndarray]) -> Stretch:
 
 def _simulation(config: "CutoutsConfig") -> SimulationConfig:
     """The survey that the options describe."""
-    names = ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing", "size", "pixel_scale", "zero_point")
+    cuts = ("min_arc_snr", "min_arc_contrast", "min_radius_over_seeing")
+    for name in cuts:
+        if config.varied and getattr(config, name) != getattr(SimulationConfig, name):
+            raise InputError(f"{name} is drawn for each cutout where varied is given: leave one of them out")
+    names = (*cuts, "size", "pixel_scale", "zero_point", "varied")
     chosen = {name: value for name in names if (value := getattr(config, name)) is not None}
     if config.size_arcsec is not None:  # the simulator's sizes are even
         chosen["size"] = 2 * round(config.size_arcsec / (config.pixel_scale or SimulationConfig.pixel_scale) / 2)

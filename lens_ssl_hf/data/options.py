@@ -63,6 +63,11 @@ class DataArguments:
         0.65, "Simulated: least share of the arcs in the g light at their place, below 1; 0 asks for none."
     )
     min_radius_over_seeing: float = option(1.2, "Simulated: least Einstein radius in units of the seeing.")
+    varied: bool = option(
+        False,
+        "Simulated: every cutout as another survey would see it, with its own depth, seeing and cuts, and more varied "
+        "galaxies; for models that shall meet other skies.",
+    )
 
     hdu: str | None = option(
         None,

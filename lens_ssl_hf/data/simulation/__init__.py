@@ -9,6 +9,9 @@ visibility cuts. A lens shows it. A non-lens keeps its galaxy and the light of i
 as spiral arms, a ring, companions, tidal tails or a smooth galaxy, and is a little redder since it belongs to the
 galaxy. So shape tells the classes apart; brightness, overall colour, seeing and depth hardly do.
 
+`SimulationConfig(varied=True)` gives this up for variety: every cutout has a survey of its own, and the light that a
+non-lens has in place of the arcs may be fainter or brighter.
+
 Scores on these cutouts validate software. They do not predict how a model does on the sky.
 """
 

@@ -44,19 +44,22 @@ def shear_deflection(x: np.ndarray, y: np.ndarray, shear: float, angle: float) -
     return g1 * x + g2 * y, g2 * x - g1 * y
 
 
-def draw_source(rng: np.random.Generator, einstein_radius: float) -> list[tuple[float, ...]]:
+def draw_source(rng: np.random.Generator, einstein_radius: float, varied: bool = False) -> list[tuple[float, ...]]:
     """
     A clumpy star-forming galaxy as Sersic components `(fraction, x, y, r_eff, n, axis ratio, angle)`, arcsec: a disc
     of 0.07-0.35" and two to five clumps of 20-60 % of the light; approximate, after Collett (2015) and Livermore
-    et al. (2012). It lies near the caustic, where the magnification of flux-limited samples puts it.
+    et al. (2012). It lies near the caustic, where the magnification of flux-limited samples puts it. A `varied` source
+    may lie further out, and be a smooth or compact galaxy.
     """
-    offset = 0.35 * einstein_radius * math.sqrt(rng.uniform())
+    offset = (0.6 if varied else 0.35) * einstein_radius * math.sqrt(rng.uniform())
     direction = rng.uniform(0, 2 * math.pi)
     x, y = offset * math.cos(direction), offset * math.sin(direction)
-    r_eff = min(max(rng.lognormal(math.log(0.15), 0.35), 0.07), 0.35)
+    smooth = varied and rng.uniform() < 0.3
+    r_eff = min(max(rng.lognormal(math.log(0.15), 0.6 if varied else 0.35), 0.07), 0.6 if varied else 0.35)
     count = rng.integers(2, 6)
-    weights = rng.uniform(0.2, 0.6) * rng.dirichlet(np.ones(count))
-    parts = [(1 - weights.sum(), x, y, r_eff, 1.0, rng.uniform(0.35, 1.0), rng.uniform(0, math.pi))]
+    weights = (0.0 if smooth else rng.uniform(0.2, 0.6)) * rng.dirichlet(np.ones(count))
+    index = rng.uniform(0.6, 3.0) if varied else 1.0
+    parts = [(1 - weights.sum(), x, y, r_eff, index, rng.uniform(0.35, 1.0), rng.uniform(0, math.pi))]
     for weight in weights:
         dx, dy = rng.normal(0, 0.8 * r_eff, size=2)
         parts.append((weight, x + dx, y + dy, rng.uniform(0.03, 0.08), 1.0, 1.0, 0.0))

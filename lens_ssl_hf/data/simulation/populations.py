@@ -75,6 +75,8 @@ def draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: floa
     r_mag = m_abs + 5 * math.log10(d_lens * (1 + z_lens) * 1e5) + np.interp(z_lens, _RED_Z, _RED_KE)
     g_r = np.interp(z_lens, _RED_Z, _RED_GR) + rng.normal(0, 0.05)
     r_i = np.interp(z_lens, _RED_Z, _RED_RI) + rng.normal(0, 0.03)
+    if config.varied:
+        r_mag, g_r, r_i = np.array([r_mag, g_r, r_i]) + rng.normal(0, [0.6, 0.15, 0.1])
     galaxy = Galaxy(
         flux=flux_of([r_mag + g_r, r_mag, r_mag - r_i], config),
         r_eff=r_kpc / (d_lens / (1 + z_lens) * 1e3 / 206264.8),
@@ -87,8 +89,11 @@ def draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: floa
     return galaxy, radius
 
 
-def draw_blue_colour(rng: np.random.Generator) -> np.ndarray:
-    """Fluxes in g, r, i relative to g of a blue star-forming galaxy; approximate, after the sources of SL2S."""
-    g_r = rng.normal(0.15, 0.15)
-    r_i = rng.normal(0.10, 0.10)
+def draw_blue_colour(rng: np.random.Generator, varied: bool = False) -> np.ndarray:
+    """
+    Fluxes in g, r, i relative to g of a blue star-forming galaxy; approximate, after the sources of SL2S. `varied`
+    ones scatter twice as much and are redder in the mean.
+    """
+    g_r = rng.normal(0.3, 0.3) if varied else rng.normal(0.15, 0.15)
+    r_i = rng.normal(0.15, 0.2) if varied else rng.normal(0.10, 0.10)
     return 10 ** (0.4 * np.array([0.0, g_r, g_r + r_i]))

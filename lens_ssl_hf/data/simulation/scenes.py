@@ -24,8 +24,10 @@ def render_galaxy(galaxy: Galaxy, x, y, config: SimulationConfig) -> np.ndarray:
 
 
 def _paint_elliptical(system: System, rng, x, y, config) -> np.ndarray:
-    """An early-type galaxy with a smooth, faint disc of young stars."""
+    """An early-type galaxy with a smooth, faint disc of young stars; of varied ones half have none."""
     galaxy = system.galaxy
+    if config.varied and rng.uniform() < 0.5:
+        return layers((galaxy.flux, render_galaxy(galaxy, x, y, config)))
     r, _ = polar(x - galaxy.x, y - galaxy.y, galaxy.axis_ratio, galaxy.angle)
     disc = unit_inside(np.exp(-r / np.float32(system.einstein_radius * rng.uniform(0.6, 1.1))), x, y)
     return layers((galaxy.flux, render_galaxy(galaxy, x, y, config)), (rng.uniform(0.7, 1.1) * system.blue, disc))
@@ -62,16 +64,17 @@ def _paint_ring(system: System, rng, x, y, config) -> np.ndarray:
 
 
 def _paint_companions(system: System, rng, x, y, config) -> np.ndarray:
-    """One to three blue galaxies beside it, seen edge-on and turned more or less tangentially."""
-    galaxy = system.galaxy
+    """One to three blue galaxies beside it, seen edge-on and turned more or less tangentially; or varied, anyhow."""
+    galaxy, varied = system.galaxy, config.varied
     count = rng.choice([1, 2, 2, 3])
     azimuth = rng.uniform(0, 2 * math.pi) + np.concatenate([[0.0], np.cumsum(rng.uniform(0.7, 1.7, size=count - 1))])
     light = 0
     for share, phi in zip(rng.dirichlet(np.full(count, 4.0)), azimuth):
         radius = min(system.einstein_radius * rng.uniform(0.8, 1.7), 1.5)
-        tilt = phi + math.pi / 2 + rng.normal(0, 0.5)
+        tilt = phi + math.pi / 2 + rng.normal(0, 3.0 if varied else 0.5)
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
-        light = light + share * sersic(u, v, rng.uniform(0.3, 0.6), 1.0, rng.uniform(0.2, 0.5), tilt, 0.05)
+        r_eff, q = rng.uniform(0.15 if varied else 0.3, 0.6), rng.uniform(0.2, 1.0 if varied else 0.5)
+        light = light + share * sersic(u, v, r_eff, 1.0, q, tilt, 0.05)
     blue = add_knots(unit_inside(light, x, y), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
     return layers((system.blue, blue), (galaxy.flux, render_galaxy(galaxy, x, y, config)))
 
@@ -121,7 +124,7 @@ def paint_neighbours(rng: np.random.Generator, x, y, config: SimulationConfig) -
         colour = np.array([rng.normal(0.6, 0.4), 0.0, -rng.normal(0.35, 0.2)])
         r_eff = min(max(rng.lognormal(math.log(0.45) - 0.12 * (r_mag - 23.0), 0.4), 0.1), 1.2)
         dx, dy = rng.uniform(-half, half, size=2)
-        if math.hypot(dx, dy) < MAX_ARC_RADIUS:  # samples are cleaned of blends
+        if math.hypot(dx, dy) < (1.2 if config.varied else MAX_ARC_RADIUS):  # samples are cleaned of blends
             continue
         shape = sersic(
             x - dx, y - dy, r_eff, rng.uniform(0.8, 2.5), rng.uniform(0.3, 1.0), rng.uniform(0, math.pi), 0.05

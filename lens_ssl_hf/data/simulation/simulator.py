@@ -23,7 +23,7 @@ from .observation import (
 )
 from .populations import System, draw_blue_colour, draw_galaxy
 from .scenes import NONLENSES, paint_lens, paint_neighbours, render_galaxy
-from .survey import BANDS, MARGIN, MAX_ARC_RADIUS, MAX_DRAWS, SimulationConfig, flux_of
+from .survey import BANDS, MARGIN, MAX_ARC_RADIUS, MAX_DRAWS, SimulationConfig, draw_survey, flux_of
 
 _MAX_CORRELATION = 0.35  # noise that a pixel takes of each neighbour, relative to its own
 _REDDENING = np.array([3.303, 2.285, 1.698])  # A_band / E(B-V), R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6)
@@ -51,7 +51,7 @@ def _draw_visible_system(
         q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
         lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
         flux = flux_of(25.0 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 2.5))) / 0.3, config)
-        fine = lens_image(x - galaxy.x, y - galaxy.y, lens, draw_source(rng, radius))
+        fine = lens_image(x - galaxy.x, y - galaxy.y, lens, draw_source(rng, radius, config.varied))
         arcs = fine.reshape(window, oversampling, window, oversampling).sum(axis=(1, 3)) * np.float32(step**2)
         magnification = arcs.sum()
         if magnification < 4 or arcs[inside].sum() < 0.99 * magnification:
@@ -65,7 +65,7 @@ def _draw_visible_system(
         glare = galaxy.flux[0] * render_galaxy(galaxy, *grid(config.size, config.pixel_scale), config)
         contrast = (seen**2).sum() / (seen * (seen + glare)).sum()
         if contrast > config.min_arc_contrast:
-            colour = draw_blue_colour(rng)
+            colour = draw_blue_colour(rng, config.varied)
             redder = 10 ** (0.4 * (rng.uniform(0.1, 0.33) * np.array([-0.5, 0.5, 0.7])))
             return System(galaxy, radius, layers((colour, scene)), snr, magnification * flux * colour * redder)
     cuts = f"min_arc_snr {config.min_arc_snr} and min_arc_contrast {config.min_arc_contrast}"
@@ -99,6 +99,8 @@ def simulate_cutout(
 def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tuple[np.ndarray, dict, System]:
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy=(seed, index))))
     side = config.size + 2 * MARGIN
+    if config.varied:
+        config = draw_survey(rng, config)
     # Observing conditions come first: the visibility cuts, which redraw the rest, cannot select among them.
     seeing, correlation = draw_seeing(rng, config), rng.uniform(0.0, _MAX_CORRELATION)
     sky = draw_sky_noise(rng, config, correlation)
@@ -115,6 +117,8 @@ def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tu
     else:
         subclass = str(rng.choice(list(NONLENSES), p=[share for share, _ in NONLENSES.values()]))
         paint = NONLENSES[subclass][1]
+        if config.varied:  # brightness may tell the classes apart on one sky, and the other way round on another
+            system.blue = system.blue * 10 ** rng.uniform(-0.6, 0.4)
     scene = paint(system, rng, x, y, config) + paint_neighbours(rng, x, y, config)
     image = convolve(scene * extinction.astype(np.float32)[:, None, None], transfer)
     image = add_noise(image, sky, correlation, rng, config).astype(np.float32)

@@ -1,6 +1,7 @@
 """What the simulated survey looks like, and the limits that all of the simulation keeps."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +40,9 @@ class SimulationConfig:
         min_radius_over_seeing (`float`, *optional*, defaults to `1.2`): least Einstein radius in units of the worst of
             the three seeings.
         masked_fraction (`float`, *optional*, defaults to `0.15`): share of the cutouts with masked (NaN) pixels.
+        varied (`bool`, *optional*, defaults to `False`): each cutout is seen by a survey of its own, see
+            [`draw_survey`], and the galaxies, sources and non-lenses vary more; for models that shall meet other
+            skies.
 
     Raises:
         InputError: for values that no cutout could be made with.
@@ -53,6 +57,7 @@ class SimulationConfig:
     min_arc_contrast: float = 0.65
     min_radius_over_seeing: float = 1.2
     masked_fraction: float = 0.15
+    varied: bool = False
 
     def __post_init__(self):
         if self.size < 32 or self.size % 2:
@@ -68,3 +73,23 @@ class SimulationConfig:
 
 def flux_of(magnitudes, config: SimulationConfig) -> np.ndarray:
     return 10 ** (0.4 * (config.zero_point - np.asarray(magnitudes, dtype=float)))
+
+
+def draw_survey(rng: np.random.Generator, config: SimulationConfig) -> SimulationConfig:
+    """
+    A survey from the ground, of those between the Dark Energy Survey's and Rubin's depth and seeing, that keeps the
+    size, pixel scale and zero point of `config`, and has cuts of its own: from bright arcs beside their galaxy, as the
+    defaults ask for, to faint ones within its light.
+    """
+    deeper = rng.uniform(-2.5, 1.0)  # magnitudes
+    depth = np.array(SimulationConfig.depth) + deeper + rng.normal(0, 0.35, size=3)
+    seeing = np.clip(rng.uniform(0.55, 1.15) * np.exp(rng.normal(0, 0.12, size=3)), 0.5, 1.3)
+    highest = SimulationConfig.min_arc_snr * 10 ** (0.4 * min(deeper, 0.0))  # the same arcs in more noise
+    return replace(
+        config,
+        depth=tuple(depth),
+        seeing=tuple(seeing),
+        min_arc_snr=math.exp(rng.uniform(math.log(12.0), math.log(max(highest, 12.0)))),
+        min_arc_contrast=rng.uniform(0.1, SimulationConfig.min_arc_contrast),
+        min_radius_over_seeing=min(rng.uniform(0.85, 1.2), 1.4 / seeing.max()),
+    )
