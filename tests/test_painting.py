@@ -34,15 +34,20 @@ def test_galaxies_are_written_with_and_without_arcs(survey):
     assert all(groups) and not groups[0] & groups[1]
     every = train | validation
     source = rows_of(survey["unlabelled"]) | rows_of(survey["train"].filter(lambda row: row["label"] == 0))
-    plain = {name: row for name, row in every.items() if row["label"] == 0}
+    companions = {
+        name: row for name, row in every.items() if row["subclass"] == "companions" and "-companions" in name
+    }
+    plain = {name: row for name, row in every.items() if row["label"] == 0 and name not in companions}
     assert set(plain) == set(source)  # no lens, and nothing of the validation and test splits
     assert all(np.array_equal(row["pixels"], source[name]["pixels"]) for name, row in plain.items())
     painted = {name: row for name, row in every.items() if row["label"] == 1}
     hosts = {name.rsplit("-arcs", 1)[0] for name in painted}
     assert len(painted) > 10 and hosts < set(plain)
-    for name, row in painted.items():
-        before = source[name.rsplit("-arcs", 1)[0]]["pixels"]
+    assert len(companions) > 10 and {row["label"] for row in companions.values()} == {0}
+    for name, row in (painted | companions).items():
+        before = source[name.rsplit("-", 1)[0]]["pixels"]
         assert (row["pixels"] >= before).all() and (row["pixels"] > before + 5).any() and row["pixels"].max() <= 255
+    for row in painted.values():
         assert 0.72 <= row["einstein_radius"] <= 16 * 0.168 / 1.6
     repeated = rows_of(again["train"]) | rows_of(again["validation"])
     assert {name: row["pixels"].tobytes() for name, row in repeated.items()} == {
@@ -75,7 +80,7 @@ def test_arcs_have_the_light_that_was_asked_for(scene):
     axis = (np.arange(48) - 23.5) * 0.2
     distance = np.hypot(axis[:, None], axis)
     light = np.maximum(flux - sky[:, None, None], 0).astype(np.float64)
-    radii, seen = [], []
+    radii, seen, opposite, alone = [], [], [], []
     for arcs, radius in found:
         arcs = arcs.astype(np.float64)
         assert (arcs >= 0).all() and arcs[:, distance < 3.2].sum() > 0.97 * arcs.sum()
@@ -86,8 +91,13 @@ def test_arcs_have_the_light_that_was_asked_for(scene):
         assert arcs[0].sum() / arcs[2].sum() < 4  # bluer than the galaxy
         radii.append(radius)
         seen.append((arcs[2] * distance).sum() / arcs[2].sum())
+        turned = np.rot90(arcs[2], 2)  # images of a source lie on both sides of its lens
+        opposite.append((np.minimum(arcs[2], turned)).sum() / arcs[2].sum())
+        other, _ = draw_arcs(flux, brush, np.random.default_rng(len(opposite)), lens=False)
+        alone.append(np.minimum(other[2], np.rot90(other[2], 2)).sum() / other[2].sum())
     assert min(radii) >= 1.2 * 0.7 and max(radii) <= 2.0
     assert np.corrcoef(radii, seen)[0, 1] > 0.8  # the light lies where the lens puts it
+    assert np.mean(opposite) > 1.5 * np.mean(alone)
 
 
 def test_pictures_of_8_bits_stay_whole_numbers_and_as_they_are_elsewhere(scene):

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..errors import InputError
 from .info import CutoutInfo, cutout_info
 from .pool import map_chunks
 from .simulation.lensing import draw_source, lens_image
-from .simulation.light import grid
+from .simulation.light import grid, sersic
 from .simulation.observation import convolve, moffat, transfer_of
 from .simulation.survey import MARGIN
 from .storage import check_target, save_cutouts
@@ -71,15 +72,19 @@ def paint(
     num_proc: int | None = None,
 ) -> Path:
     """
-    Write a labelled dataset of galaxies with simulated arcs (lens), and of the same galaxies without (nonlens).
+    Write a labelled dataset of galaxies with simulated arcs (lens), and of galaxies as they are or with simulated
+    companions (nonlens).
 
     The galaxies are the unlabelled cutouts and the non-lenses of the training split. Arcs are painted on those that
     could be lenses: the redder half of the brightest 35 %. Einstein radii lie between 1.2 times the seeing and what
     the central 32 pixels hold. The S/N of the arcs in the bluest band is drawn log-uniform in 25 to 300. They hold at
     least 40 % of the light at their place there, and less light than the galaxy in the reddest band. Their colour is
     drawn relative to that of the galaxies, so that the zero points of single bands need not be known. Their Poisson
-    noise is left out. Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is
-    not known, as of an asinh whose white is 20 times its softening.
+    noise is left out. Each galaxy with arcs is written with blue companions of such light, too: what is simulated does
+    not tell the classes apart, but how it lies.
+
+    Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is not known, as of an
+    asinh whose white is 20 times its softening.
 
     Args:
         cutouts (`DatasetDict`): from [`load_cutouts`]; its pixel scale must be known.
@@ -239,9 +244,13 @@ def _paint_chunk(
         known = {"group": str(one["group"]), "ra": _number(one["ra"]), "dec": _number(one["dec"])}
         rows.append({"id": str(one["id"]), "pixels": plain, "label": 0, "subclass": str(one["subclass"]),
                      "einstein_radius": math.nan, **known})  # fmt: skip
-        for time in range(per_galaxy):
-            found = paint_arcs(plain, brush, np.random.default_rng((brush.seed, number, time)))
-            if found is not None:
+        for time, lens in product(range(per_galaxy), (True, False)):
+            rng = np.random.default_rng((brush.seed, number, time))
+            found = paint_arcs(plain, brush, rng, lens)
+            if found is not None and not lens:
+                rows.append({"id": f"{one['id']}-companions{time}", "pixels": found[0], "label": 0,
+                             "subclass": "companions", "einstein_radius": math.nan, **known})  # fmt: skip
+            elif found is not None:
                 rows.append({"id": f"{one['id']}-arcs{time}", "pixels": found[0], "label": 1, "subclass": "lens",
                              "einstein_radius": found[1], **known})  # fmt: skip
     return rows
@@ -254,14 +263,17 @@ def _number(value: Any) -> float | None:
 # ---- one cutout ------------------------------------------------------------------------------------
 
 
-def paint_arcs(display: np.ndarray, brush: Brush, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
+def paint_arcs(
+    display: np.ndarray, brush: Brush, rng: np.random.Generator, lens: bool = True
+) -> tuple[np.ndarray, float] | None:
     """
-    A galaxy with arcs, in display units.
+    A galaxy with arcs, or with blue companions that have their light, in display units.
 
     Args:
         display (`np.ndarray` of shape `(bands, H, W)`): the galaxy in the middle, float32, 0 to 255.
         brush (`Brush`): see [`paint`].
         rng (`np.random.Generator`): what is drawn.
+        lens (`bool`, *optional*, defaults to `True`): arcs or companions.
 
     Returns:
         `tuple[np.ndarray, float]`: the same shape, 0 to 255, equal to `display` where no arc adds light; and the
@@ -269,7 +281,7 @@ def paint_arcs(display: np.ndarray, brush: Brush, rng: np.random.Generator) -> t
     """
     stretch = Stretch.from_dict(brush.stretch)
     flux = stretch.invert(display)
-    drawn = draw_arcs(flux, brush, rng)
+    drawn = draw_arcs(flux, brush, rng, lens)
     if drawn is None:
         return None
     arcs, radius = drawn
@@ -280,8 +292,13 @@ def paint_arcs(display: np.ndarray, brush: Brush, rng: np.random.Generator) -> t
     return (np.clip(added, 0, 255) if stretch.kind != "linear" else added).astype(np.float32), radius
 
 
-def draw_arcs(flux: np.ndarray, brush: Brush, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
-    """Flux `(bands, H, W)` of arcs around the galaxy in the middle of `flux`, and the Einstein radius in arcsec."""
+def draw_arcs(
+    flux: np.ndarray, brush: Brush, rng: np.random.Generator, lens: bool = True
+) -> tuple[np.ndarray, float] | None:
+    """
+    Flux `(bands, H, W)` of arcs around the galaxy in the middle of `flux`, and the Einstein radius in arcsec; or of
+    companions at such a distance.
+    """
     order = _by_wavelength(brush.bands)
     bluest, reddest = order[0], order[-1]
     sky, noise = sky_of(flux)
@@ -294,7 +311,7 @@ def draw_arcs(flux: np.ndarray, brush: Brush, rng: np.random.Generator) -> tuple
     low, high = LEAST_RADIUS * brush.seeing, _most_radius(brush.pixel_scale)
     for _ in range(DRAWS):
         radius = low * (high / low) ** rng.uniform()
-        image = _seen(radius, *shape, side, brush, rng)
+        image = _seen(radius, *shape, side, brush, rng, lens)
         snr, bluer = math.exp(rng.uniform(*np.log(SNR))), rng.normal(*BLUER)
         squared = float((image**2).sum())
         in_bluest = snr * noise[bluest] / math.sqrt(squared)
@@ -330,22 +347,47 @@ def shape_of(light: np.ndarray) -> tuple[float, float]:
 
 
 def _seen(
-    radius: float, axis_ratio: float, angle: float, side: int, brush: Brush, rng: np.random.Generator
+    radius: float, axis_ratio: float, angle: float, side: int, brush: Brush, rng: np.random.Generator, lens: bool
 ) -> np.ndarray:
-    """Arcs of unit flux `(side, side)` behind a PSF of the seeing."""
+    """Arcs, or companions, of unit flux `(side, side)` behind a PSF of the seeing."""
     oversampling, whole = 3, side + 2 * MARGIN
     step = brush.pixel_scale / oversampling
     x, y = np.broadcast_arrays(*grid(whole * oversampling, step))
+    if lens:
+        fine = _lensed(x, y, radius, axis_ratio, angle, brush, rng)
+    else:
+        fine = _companions(x, y, radius, rng)
+    scene = fine.reshape(whole, oversampling, whole, oversampling).sum(axis=(1, 3))
+    kernel = moffat(brush.seeing * math.exp(rng.normal(0, 0.05)), rng.uniform(2.6, 3.8), 0.0, 0.0, brush.pixel_scale)
+    seen = np.maximum(convolve(scene, transfer_of(kernel, whole)), 0)
+    return seen / seen.sum()
+
+
+def _lensed(
+    x: np.ndarray,
+    y: np.ndarray,
+    radius: float,
+    axis_ratio: float,
+    angle: float,
+    brush: Brush,
+    rng: np.random.Generator,
+) -> np.ndarray:
     q = min(max(axis_ratio + rng.normal(0, 0.05), 0.45), 0.99)  # mass follows light (Koopmans et al. 2006)
     shear = min(rng.rayleigh(0.04), 0.15)
     lens = (radius, q, angle + rng.normal(0, 0.15), shear, rng.uniform(0, math.pi))
     dx, dy = rng.normal(0, 0.15 * brush.pixel_scale, size=2)
-    fine = lens_image(x - dx, y - dy, lens, draw_source(rng, radius))
-    scene = fine.reshape(whole, oversampling, whole, oversampling).sum(axis=(1, 3))
-    kernel = moffat(brush.seeing * math.exp(rng.normal(0, 0.05)), rng.uniform(2.6, 3.8), 0.0, 0.0, brush.pixel_scale)
-    seen = convolve(scene, transfer_of(kernel, whole))
-    seen = np.maximum(seen, 0)
-    return seen / seen.sum()
+    return lens_image(x - dx, y - dy, lens, draw_source(rng, radius))
+
+
+def _companions(x: np.ndarray, y: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """One to four galaxies around the middle, turned anyhow: no arc, and no counter image but by chance."""
+    light = 0.0
+    for _ in range(rng.choice([1, 1, 2, 2, 3, 4])):
+        distance, azimuth = radius * rng.uniform(0.8, 1.6), rng.uniform(0, 2 * math.pi)
+        shape = rng.uniform(0.15, 0.6), rng.uniform(0.6, 2.0), rng.uniform(0.25, 1.0), rng.uniform(0, math.pi)
+        u, v = x - distance * math.cos(azimuth), y - distance * math.sin(azimuth)
+        light = light + rng.uniform(0.2, 1.0) * sersic(u, v, *shape)
+    return light
 
 
 def _colour(brush: Brush, bluer: float, bluest: int) -> np.ndarray:
