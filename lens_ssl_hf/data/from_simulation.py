@@ -38,7 +38,7 @@ def open_simulation(config: "CutoutsConfig") -> tuple[dict[str, Iterable], Cutou
     stretch = _stretch(config, [flux for flux, _ in sample])
     info = CutoutInfo(
         source="simulated",
-        name="simulated lenses",
+        name="simulated lenses" + (" of varied skies" if config.varied else ""),
         simulated=True,
         bands=list(bands),
         size=simulation.size,
