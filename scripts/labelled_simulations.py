@@ -12,6 +12,7 @@ these, and then on the real labels of the training folds; beside it one on the r
 Windows on the graded candidates themselves, which may be lenses, are left out. A command that was stopped goes on.
 """
 
+import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -42,7 +43,7 @@ class Arguments:
     folds: list[int] = option(None, "Test folds; by default all five.")
     ways: list[int] = option(None, "Numbers of the ways, from 0; by default all three.")
     num_proc: int | None = option(None, "Processes that paint.")
-    result: str = option("model_cards/results/cfhtls/labelled_simulations.json", "The JSON file to write.")
+    result: str = option("model_cards/results/labelled_simulations.json", "The JSON file to write, or add to.")
 
 
 def real_cutouts(data_dir: Path, fold: int, table: str = "cfhtls.csv") -> Any:
@@ -104,19 +105,19 @@ def measured(found: list[Any]) -> dict[str, list[float]]:
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
-    result: dict[str, Any] = {"what": "Test folds of the CFHTLS; last of several seeds: their mean logit."}
-    result |= {name: getattr(arguments, name) for name in ("start", "painted_steps", "real_steps", "seeds")}
-    result["folds"] = {}
+    path, start = Path(arguments.result), Path(arguments.start).name
+    result = json.loads(path.read_text()) if path.exists() else {}
+    facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
+    result[start] = own = {**facts, "folds": {}}  # of several seeds, the last values are those of the mean logit
     for fold in range(5) if arguments.folds is None else arguments.folds:
         for way in WAYS if arguments.ways is None else [WAYS[number] for number in arguments.ways]:
             found = [scored(arguments, fold, seed, way) for seed in range(arguments.seeds)]
-            result["folds"].setdefault(way, {})[str(fold)] = measured(found)
-            write_json(Path(arguments.result), result)
-    for way, folds in result["folds"].items():
-        means = {name: [fmean(column) for column in zip(*(one[name] for one in folds.values()))] for name in MEASURES}
-        result.setdefault("mean", {})[way] = {name: [round(one, 4) for one in means[name]] for name in MEASURES}
-        print(f"{way:34}", "  ".join(f"{name} {' '.join(f'{one:.3f}' for one in means[name])}" for name in MEASURES))
-    write_json(Path(arguments.result), result)
+            own["folds"].setdefault(way, {})[str(fold)] = measured(found)
+            write_json(path, result)
+    for way, folds in own["folds"].items():
+        print(
+            f"{way:34}", "  ".join(f"{name} {fmean(one[name][-1] for one in folds.values()):.3f}" for name in MEASURES)
+        )
 
 
 if __name__ == "__main__":

@@ -173,6 +173,21 @@ def sky_table(results: dict) -> str:
     return f"{_as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
 
 
+def painting_table(results: dict) -> str:
+    """What scripts/labelled_simulations.py measured, as Markdown."""
+    lines = [["start", "fine-tuned on", "ROC AUC", "ROC AUC, hard"], ["---"] * 4]
+    for start, own in results.items():
+        for way, folds in own["folds"].items():
+            columns = [[one[name][-1] for one in folds.values()] for name in ("roc_auc", "auc_vs_hard_nonlens")]
+            cells = [f"{fmean(column):.3f} ({min(column):.3f} to {max(column):.3f})" for column in columns]
+            lines.append([f"{start} ({len(folds)} folds)", way, *cells])
+    steps = next(iter(results.values()))
+    total = steps["painted_steps"] + steps["real_steps"]
+    note = f"{steps['painted_steps']:,} steps on simulated arcs, {steps['real_steps']:,} on real labels after them; "
+    note += f"{total:,} on real labels alone."
+    return f"{_as_markdown(lines)}\n\nMeans over the test folds, with their range. {note}"
+
+
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
@@ -242,6 +257,7 @@ def make(name: str) -> str:
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
     kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
     kinds |= {"simulated_survey": survey_table, "second_sky": sky_table}
+    kinds |= {"labelled_simulations": painting_table}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 

@@ -8,8 +8,8 @@ lens-ssl finetune --dataset my_cutouts/ --init runs/painted --output_dir runs/mi
 ```
 
 The galaxies are the cutouts without a label, and the non-lenses of the training split; cutouts of the validation and
-test splits are left alone. Bright red ones are written with arcs (lens) and with blue companions (nonlens), all of them
-as they are (nonlens).
+test splits are left alone. Bright red ones are written with arcs (lens) and with blue companions (nonlens), and all of
+them as they are (nonlens).
 """
 
 from dataclasses import dataclass, field
