@@ -119,6 +119,13 @@ def test_faint_and_blue_galaxies_are_no_lenses(scene):
         assert draw_arcs(flux, Brush(**{**vars(brush), **change}), np.random.default_rng(0)) is None
 
 
+def test_galaxies_of_groups_in_other_splits_are_left_alone(survey):
+    beside = survey["unlabelled"].add_column("number", range(40))
+    beside = beside.map(lambda row: {"group": survey["test"][0]["group"] if row["number"] < 5 else row["group"]})
+    cutouts = datasets.DatasetDict({"unlabelled": beside, "test": survey["test"]})
+    assert painting.galaxies_of(cutouts) == [("unlabelled", i) for i in range(5, 40)]
+
+
 def test_what_cannot_be_painted_is_refused(survey):
     info = cutout_info(survey)
 

@@ -107,7 +107,8 @@ def paint(
         raise InputError(f"per_galaxy is {per_galaxy}: give at least 1")
     rows = galaxies_of(cutouts)
     brush = make_brush(cutouts, rows, seeing, seed)
-    groups = [str(cutouts[name][index]["group"]) for name, index in rows]
+    columns = {name: list(cutouts[name]["group"]) for name in {name for name, _ in rows}}
+    groups = [str(columns[name][index]) for name, index in rows]
     held_out = _held_out(groups, validation_fraction, seed)
     facts = [info.fingerprint, "painted", asdict(brush), per_galaxy, validation_fraction]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
@@ -135,10 +136,16 @@ def paint(
 
 
 def galaxies_of(cutouts: datasets.DatasetDict) -> list[tuple[str, int]]:
-    """Split and row of the unlabelled cutouts and of the non-lenses of the training split."""
-    found = [("unlabelled", i) for i in range(len(cutouts["unlabelled"]))] if "unlabelled" in cutouts else []
-    if "train" in cutouts:
-        found += [("train", int(i)) for i in np.flatnonzero(np.array(cutouts["train"]["label"]) < 1)]
+    """
+    Split and row of the unlabelled cutouts and of the non-lenses of the training split, but those whose group is in
+    another split, too.
+    """
+    held_out = {group for name in cutouts if name not in ("train", "unlabelled") for group in cutouts[name]["group"]}
+    found = []
+    for name, label in (("unlabelled", -1), ("train", 0)):
+        if name in cutouts:
+            rows = enumerate(zip(cutouts[name]["label"], cutouts[name]["group"]))
+            found += [(name, i) for i, (one, group) in rows if one == label and group not in held_out]
     if not found:
         raise InputError("there is no galaxy to paint on: give unlabelled cutouts, or non-lenses to train on")
     return found
