@@ -24,7 +24,10 @@ def obey_the_main_process() -> None:
 
 
 def leave_with(process: int) -> None:
-    """End this process when another one is gone, which need not have started it."""
+    """
+    End this process when another one is gone, which need not have started it: the workers of a fork server have that
+    one as their parent.
+    """
     threading.Thread(target=_leave_without, args=(process,), daemon=True).start()
 
 
@@ -37,6 +40,7 @@ def _leave_without(process: int) -> None:
 
 
 def _leave_with(main_process: int) -> None:
-    while os.getppid() == main_process:  # orphans get another parent
+    # Orphans get another parent at once; the number of the dead one stays in use until somebody has waited for it.
+    while os.getppid() == main_process:
         time.sleep(CHECK_EVERY)
     os._exit(1)

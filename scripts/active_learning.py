@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
-from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.files import write_json
 from lens_ssl_hf.survey.proposals import doubt, unlike
 
@@ -132,6 +132,10 @@ def draw(result: dict, path: Path) -> None:
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
+    graded = SETTINGS["batch"] * (arguments.rounds + 1) + 11 * SETTINGS["first_lenses"]  # of one half
+    for name, least in {"rounds": 1, "seeds": 1, "cutouts": max(2 * graded, 2000)}.items():
+        if (value := getattr(arguments, name)) < least:
+            raise InputError(f"{name} is {value}: give at least {least}")
     start, seeds = time.perf_counter(), range(arguments.seeds)
     survey = embed(arguments.backbone, arguments.cutouts)
     result = SETTINGS | {"backbone": Path(arguments.backbone).name, "cutouts": arguments.cutouts, "strategies": {}}

@@ -23,7 +23,7 @@ from astropy.wcs import WCS
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.simulation import BANDS, SimulationConfig, simulate_cutouts
 from lens_ssl_hf.errors import InputError, exit_on_input_error
-from lens_ssl_hf.files import replacing
+from lens_ssl_hf.files import writing
 
 CELL = 72  # pixels a side, for a cutout of 64
 DEC = 2.0  # degrees; the tiles stand side by side from ra 150 on
@@ -31,7 +31,7 @@ DEC = 2.0  # degrees; the tiles stand side by side from ra 150 on
 
 @dataclass
 class TilesArguments:
-    output: str = field(metadata={"help": "The folder to write: a folder a band, and catalogue.csv."})
+    output: str = field(metadata={"help": "The folder to write; it must not exist, or be empty."})
     tiles: int = field(default=20, metadata={"help": "Number of tiles."})
     objects: int = field(default=20_000, metadata={"help": "Galaxies on all tiles."})
     prevalence: float = field(default=1e-3, metadata={"help": "Share of lenses."})
@@ -44,11 +44,14 @@ def main() -> None:
     (arguments,) = parse(TilesArguments, description=__doc__)
     if not (1 <= arguments.tiles <= arguments.objects and 0 <= arguments.prevalence <= 1 and arguments.seed >= 0):
         raise InputError("tiles, objects, prevalence or seed cannot be: give at least one object a tile")
+    from lens_ssl_hf.data.storage import check_target
+
+    check_target(arguments.output)
     rng, config = np.random.default_rng(arguments.seed), SimulationConfig()
     is_lens = rng.permutation(arguments.objects) < round(arguments.prevalence * arguments.objects)
     cutouts = simulate_cutouts(arguments.seed, range(arguments.objects), is_lens, config, arguments.num_proc)
     rows: list[tuple[int, float, float, int]] = []
-    with replacing(Path(arguments.output)) as folder:
+    with writing(Path(arguments.output)) as folder:
         for band in BANDS:
             (folder / band).mkdir(parents=True)
         for number, members in enumerate(np.array_split(np.arange(arguments.objects), arguments.tiles)):

@@ -12,19 +12,21 @@ python scripts/measure_search.py scores/ --output search.json  # the indexes alo
 
 import json
 from dataclasses import MISSING, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
-from lens_ssl_hf.errors import exit_on_input_error
+from lens_ssl_hf.errors import InputError, exit_on_input_error
 
 NEAREST = 20
 LIKED = 5
 DRAWS = 200
 INDEXES = ("SQfp16", "SQ8", "SQ4", "IVF256,SQ8", "IVF256,SQ4")  # as faiss calls them
-PROBES = 32  # of the 256 lists
+LEAST = 256  # objects, since an index with 256 lists needs as many
+PROBES = 32  # of the lists
 TOP, QUERIES = 100, 50
 
 
@@ -40,12 +42,16 @@ class MeasureArguments:
 def main() -> None:
     (arguments,) = parse(MeasureArguments, description=__doc__, positional=("scores",))
     import pyarrow
-    from pyarrow import compute, dataset
 
+    from lens_ssl_hf.data.files.raw import readable
     from lens_ssl_hf.files import write_json
     from lens_ssl_hf.survey.embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
     from lens_ssl_hf.survey.manifest import read
 
+    path, results = Path(arguments.output), {}
+    if path.is_file():
+        with readable(path, "JSON", "give another output"):
+            results = json.loads(path.read_text())
     shards = open_embeddings(Path(arguments.scores), read(Path(arguments.scores)))
     table = pyarrow.concat_tables(list(shards))
     found = embeddings_of(table)
@@ -53,21 +59,38 @@ def main() -> None:
     if arguments.dataset is None:
         facts = {"objects": len(table), "top": TOP, "queries": QUERIES, "indexes": compare_indexes(whitened)}
     else:
-        known = dataset.dataset(Path(arguments.dataset) / "data").to_table(columns=["id", "label"])
-        is_lens = known["label"].take(compute.index_in(table["id"], known["id"])).to_numpy() == 1
+        is_lens = lenses_of(arguments.dataset, table["id"].to_pylist())
         raw = found / np.linalg.norm(found, axis=1, keepdims=True)
         facts = {"objects": len(table), "lenses": int(is_lens.sum()), "nearest": NEAREST, "liked": LIKED}
         facts["draws"] = DRAWS
         for name, vectors in (("raw", raw), ("whitened", whitened)):
             facts[name] = {"of_one": share(vectors, is_lens, 1), "of_several": share(vectors, is_lens, LIKED)}
-    path = Path(arguments.output)
-    results = json.loads(path.read_text()) if path.is_file() else {}
     write_json(path, results | {arguments.name: facts})
     print(json.dumps(facts, indent=2))
 
 
+def lenses_of(directory: str, ids: list) -> np.ndarray:
+    """Which of the scored objects are lenses by a dataset."""
+    from lens_ssl_hf.data.storage import ParquetSplits
+
+    splits, lenses = ParquetSplits(Path(directory)), set()
+    for path, group, _ in (place for groups in splits.groups.values() for place in groups):
+        names, labels = (splits.read(path, group, column) for column in ("id", "label"))
+        lenses |= {name for name, label in zip(names, labels) if label == 1}
+    is_lens = np.array([one in lenses for one in ids])
+    if is_lens.sum() <= LIKED:
+        raise InputError(
+            f"{directory} says of {is_lens.sum()} scored objects that they are lenses: give what was scored, with more"
+        )
+    return is_lens
+
+
 def compare_indexes(vectors: np.ndarray) -> dict[str, dict[str, float]]:
     """Bytes per object, and the share of the `TOP` most similar ones that are among so many candidates of an index."""
+    if find_spec("faiss") is None:
+        raise InputError("faiss is not installed: pip install faiss-cpu, or give the dataset")
+    if len(vectors) < LEAST:
+        raise InputError(f"the survey has {len(vectors)} objects: score at least {LEAST}, or give the dataset")
     import faiss
 
     rng, found = np.random.default_rng(0), {}

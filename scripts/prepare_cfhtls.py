@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.files import cannot_write, writing
 
 MARGIN = 36  # least distance of a window's centre from the edge of a stamp, in pixels
 # Text stands in the first TITLE_COLUMNS of a stamp's first rows, and in the first CREDIT_COLUMNS of its last.
@@ -157,10 +158,10 @@ def main() -> None:
         for name, picture in pictures.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             picture.save(target / name)
-        # Last, so that there is no table unless there is all that it names.
-        table[list(COLUMNS)].to_csv(target / "cfhtls.csv", index=False)
     except OSError as error:
-        raise InputError(f"cannot write {target} ({error.strerror or error}): choose another output_dir") from error
+        raise cannot_write(target, error) from error
+    with writing(target / "cfhtls.csv") as new:  # last: there is no table unless there is all that it names
+        table[list(COLUMNS)].to_csv(new, index=False)
     print(f"{target / 'cfhtls.csv'}: {len(catalogue)} graded cutouts, {len(windows)} windows")
 
 

@@ -29,7 +29,7 @@ from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.data.pool import map_chunks
 from lens_ssl_hf.errors import InputError, exit_on_input_error
-from lens_ssl_hf.files import replacing, write_json
+from lens_ssl_hf.files import write_json, writing
 
 BANDS = ("g", "r", "i")
 SIDE, PIXEL_SCALE, ZERO_POINT = 61, 0.2, 25.0  # pixels, arcsec, AB magnitude
@@ -253,7 +253,7 @@ def write_chunk(jobs: list[tuple[str, int]], folder: Path) -> list[str]:
         header = fits.Header({"MAGZERO": ZERO_POINT, "FILTER": ",".join(BANDS), "KIND": kind})
         header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 0.0, "CRVAL2": 0.0})
         header.update({"CD1_1": -PIXEL_SCALE / 3600, "CD2_2": PIXEL_SCALE / 3600})
-        with replacing(path_of(folder, split, index)) as partial:
+        with writing(path_of(folder, split, index)) as partial:
             fits.writeto(partial, pixels, header)
         kinds.append(kind)
     return kinds
@@ -310,8 +310,13 @@ def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
     if find_spec("lenstronomy") is None:
         raise InputError("lenstronomy is not installed: pip install lenstronomy")
+    if arguments.seeds < 1 or arguments.steps < 1:
+        raise InputError(f"seeds is {arguments.seeds} and steps is {arguments.steps}: give at least 1 of each")
     from lens_ssl_hf import finetune, predict
+    from lens_ssl_hf.models.loading import read_config
 
+    for model in (arguments.model, arguments.backbone):
+        read_config(model)  # after the simulation is too late
     folder = Path(arguments.output)
     dataset = make(folder, arguments.model, arguments.num_proc)
     classifiers = {"our classifier": arguments.model, "our classifier of varied skies": arguments.varied}

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.errors import InputError, exit_on_input_error
-from lens_ssl_hf.files import replacing, write_json
+from lens_ssl_hf.files import write_json, writing
 
 MODEL = Path(__file__).parents[1] / "model_cards" / "lens-dino-vits8-classifier"
 PER_FILE = 5_000
@@ -55,6 +55,15 @@ class Arguments:
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
+    if not 1 <= arguments.prevalence * arguments.cutouts <= arguments.cutouts:
+        raise InputError(
+            f"{arguments.cutouts} cutouts cannot hold lenses at a prevalence of {arguments.prevalence}: give more of "
+            "them, and a share up to 1"
+        )
+    if arguments.seed < 0:
+        raise InputError(f"seed is {arguments.seed}: give at least 0")
+    if arguments.profiles and not arguments.rankings:
+        raise InputError("profiles has no meaning without rankings: give the ranking of all cutouts")
     folder = Path(arguments.output)
     facts = truth(arguments.cutouts, arguments.prevalence, arguments.seed)
     make(folder / "cutouts", facts, arguments.seed, arguments.num_proc)
@@ -71,6 +80,8 @@ def compare(arguments: Arguments, facts: dict[str, np.ndarray]) -> None:
     logits: dict[str, np.ndarray] = {}
     for one in arguments.rankings or []:
         name, _, scores = one.partition("=")
+        if not scores:
+            raise InputError(f"rankings is {one}: give NAME=FOLDER")
         first = next(iter(logits.values()), None)
         logits[name.replace("_", " ")] = logits_of(Path(scores), facts["id"], first)
     if arguments.profiles:
@@ -115,25 +126,29 @@ def make(folder: Path, facts: dict[str, np.ndarray], seed: int, num_proc: int | 
             stacked = np.stack(flux)[:, ::-1]  # i, r, g, as the models of this project have their bands
             cutouts = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(stacked, np.float32))
             columns = {key: facts[key][members] for key in ("id", "ra", "dec")}
-            with replacing(name) as partial:
+            with writing(name) as partial:
                 parquet.write_table(pyarrow.table({**columns, "pixels": cutouts}), partial, row_group_size=500)
 
 
 def logits_of(scores: Path, ids: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
     """Of each id; minus infinity without a score. Ids that are not in the folder come last, in the order of first."""
-    table = pyarrow.concat_tables(
-        parquet.read_table(one, columns=["id", "logit"]) for one in sorted(scores.glob("scores-*.parquet"))
-    )
-    logits = np.full(len(ids), -np.inf) if first is None else first - 1e6
-    logits[table["id"].to_numpy() - ids[0]] = np.nan_to_num(table["logit"].to_numpy().astype(float), nan=-np.inf)
-    if first is None and len(table) != len(ids):
+    from lens_ssl_hf.survey import manifest as manifests
+    from lens_ssl_hf.survey.rank import open_shards
+
+    manifest = manifests.read(scores)
+    if first is None and manifest["input"]["cutouts"] != len(ids):
         raise InputError(f"{scores} does not hold the scores of all cutouts of this survey: score them all")
+    logits = np.full(len(ids), -np.inf) if first is None else first - 1e6
+    for table in open_shards(scores, manifest):
+        if not np.isin(table["id"].to_numpy(), ids).all():
+            raise InputError(f"{scores} holds scores of another survey: score this one")
+        logits[table["id"].to_numpy() - ids[0]] = table["logit"].to_numpy()
     return logits
 
 
 def copy_best(folder: Path, logits: np.ndarray) -> None:
     best = set(np.argsort(-logits, kind="stable")[:BEST].tolist())
-    with replacing(folder / "best") as partial:
+    with writing(folder / "best") as partial:
         partial.mkdir(parents=True)
         for number, path in enumerate(sorted((folder / "cutouts").glob("*.parquet"))):
             mask = [PER_FILE * number + row in best for row in range(parquet.ParquetFile(path).metadata.num_rows)]

@@ -565,6 +565,25 @@ def cut_shard():
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def test_what_follows_the_scores_needs_no_torch(run):
+    score(run, write_files(), "scores", embeddings=True)
+    Path("grades.csv").write_text("id,grade\n" + "".join(f"{i:03d}.fits,{'AX'[i % 2]}\n" for i in range(COUNT)))
+    program = """
+import sys
+from lens_ssl_hf import draw_map, find_anomalies, grade, rank, search
+rank("scores", "ranking", top=10, audit=10, uncertain=3, graded=["grades.csv"])
+grade("ranking", "grades.csv", "grading")
+search("scores", "similar", like="000.fits", top=5)
+find_anomalies("scores", "anomalies", 5)
+draw_map("scores", "map")
+print({"torch", "transformers"} & sys.modules.keys())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+    assert Path("ranking/page.html").is_file() and Path("map/map.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("spoil", "options", "match"),
     [

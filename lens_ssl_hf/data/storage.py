@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from pyarrow import parquet
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import cannot_write, writing
 from .files.raw import readable
 from .info import SPLITS, CutoutInfo, cutout_info
 
@@ -45,7 +45,7 @@ def check_target(path: str | Path) -> None:
             raise InputError(f"{path} exists already: choose another directory or remove it")
         parent = next(one for one in path.absolute().parents if one.exists())
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): choose another directory") from error
+        raise cannot_write(path, error) from error
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = "cannot be written to" if parent.is_dir() else "is not a folder"
         raise InputError(f"cannot write {path} ({parent} {reason}): choose another directory")
@@ -66,14 +66,11 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
     """
     info, directory = cutout_info(dataset_dict), Path(directory)
     check_target(directory)
-    try:
-        with replacing(directory) as new:
-            (new / "data").mkdir(parents=True)
-            files = {name: _write_split(split, name, info, new / "data") for name, split in dataset_dict.items()}
-            (new / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
-            (new / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {directory} ({error.strerror or error}): choose another directory") from error
+    with writing(directory) as new:
+        (new / "data").mkdir(parents=True)
+        files = {name: _write_split(split, name, info, new / "data") for name, split in dataset_dict.items()}
+        (new / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
+        (new / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
 
 
 def _write_split(split: datasets.Dataset, name: str, info: CutoutInfo, folder: Path) -> list[str]:

@@ -16,7 +16,6 @@ from ..errors import InputError
 from ..files import writing
 from ..quoting import in_figure
 from ..training.arguments import METHOD_NAMES
-from ..training.run_directory import read_metrics, read_run
 from .pictures import colour_image, format_score, shorten, shorten_id
 from .predictions import Predictions
 
@@ -176,6 +175,8 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
     Raises:
         [`InputError`]: it is no run directory, or its metrics.jsonl holds nothing to draw.
     """
+    from ..training.run_directory import read_metrics, read_run  # torch, which the other plots do not need
+
     run = Path(run)
     facts, lines = read_run(run), read_metrics(run / "metrics.jsonl")
     spread = "the projections" if facts.get("method") == "simsiam" else "[CLS]"

@@ -3,15 +3,17 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from ..data.tensors import CutoutTensors
 from ..errors import InputError
 from ..files import writing
+
+if TYPE_CHECKING:
+    from ..data.tensors import CutoutTensors
 
 COLUMNS = ("id", "label", "group", "subclass", "score")
 _NOT_COPIED = {*COLUMNS, "pixels", "image"}
@@ -37,7 +39,7 @@ class Predictions:
     columns: dict[str, list] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tensors: CutoutTensors, score: np.ndarray, columns: dict[str, list] | None = None) -> "Predictions":
+    def of(cls, tensors: "CutoutTensors", score: np.ndarray, columns: dict[str, list] | None = None) -> "Predictions":
         """Of the cutouts that were scored."""
         label = tensors.labels.cpu().numpy()
         return cls(tensors.ids, label, tensors.groups, tensors.subclasses, score, columns or {})

@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.tensors import CutoutTensors
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..data.tensors import CutoutTensors
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) ->
 
 
 def check_tensors(
-    model: Mapping[str, Any], num_bands: int, tensors: CutoutTensors, info: Mapping[str, Any], name: str
+    model: Mapping[str, Any], num_bands: int, tensors: "CutoutTensors", info: Mapping[str, Any], name: str
 ) -> list[str]:
     """
     Sentences on what differs between the cutouts that a model was trained on and those it is given; they are logged.

@@ -12,7 +12,6 @@ from ..data.display import to_display
 from ..data.files.raw import RawCutout, check_valid
 from ..data.files.readers import read_raw, read_raw_bands
 from ..errors import InputError
-from ..models.loading import check_cutouts, read_config
 
 MIDDLE = 512  # pixels a side that are kept of a larger cutout
 
@@ -44,6 +43,8 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
         [`InputError`]: unreadable file, wrong bands, no valid pixel, smaller than the model's crop, values that cannot
             be flux in the model's units, or a model that does not say how its cutouts were made.
     """
+    from ..models.loading import check_cutouts  # torch, which those who read cutouts for pictures do not need
+
     config = model_config(like)
     cutouts = config.get("cutouts")
     if not cutouts:
@@ -97,6 +98,8 @@ def model_config(like: Any) -> dict[str, Any]:
         like = like.config
     if hasattr(like, "to_dict"):
         return like.to_dict()
+    from ..models.loading import read_config
+
     return read_config(like).to_dict()
 
 

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..files import write_json
-from ..models.loading import locate
 from .manifest import CALIBRATION, weights_sha256
 
 logger = logging.getLogger(__name__)
@@ -93,6 +91,8 @@ def check_store(models: Sequence[str], model: str | os.PathLike) -> Path:
     Raises:
         [`InputError`]: it is no folder, or the scores are of another model (by the hash of its weights) or of several.
     """
+    from ..models.loading import locate  # torch, without which grades are measured
+
     folder = Path(locate(model))
     if not folder.is_dir():
         raise InputError(f"store_in is {model}: give a run or a folder on this machine")
@@ -149,6 +149,10 @@ def find(given: str | os.PathLike | None, models: Sequence[Any], manifest: Mappi
 
 def _beside(model: Any) -> Path | None:
     """The calibration beside the weights of a run, a folder or a model of the Hub, where there is one."""
+    from transformers.utils import cached_file
+
+    from ..models.loading import locate
+
     mute = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     path = cached_file(locate(model), NAME, **mute)
     return None if path is None else Path(path)

@@ -21,7 +21,7 @@ from ..data.storage import check_target
 from ..errors import InputError
 from ..evaluation.pictures import colour_image
 from ..evaluation.plots import COLOURS, new_figure, save_figure
-from ..files import replacing
+from ..files import writing
 from ..quoting import in_figure
 from . import manifest as manifests
 from .crops import Asked
@@ -70,14 +70,11 @@ def draw_map(
     table = sample(shards, POINTS, seed)
     colours, legend = _colours(table[column], column)
     places = _project(embeddings_of(table), projection, seed)
-    try:
-        with replacing(output) as new:
-            new.mkdir()
-            _draw(places, colours, legend, column, projection, new / "map.png")
-            page = _page(table, places, colours, legend, column, manifest)
-            (new / "map.html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
+    with writing(output) as new:
+        new.mkdir()
+        _draw(places, colours, legend, column, projection, new / "map.png")
+        page = _page(table, places, colours, legend, column, manifest)
+        (new / "map.html").write_text(page, encoding="utf-8")
     return output
 
 

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from ..data.files.raw import readable
 from ..data.storage import check_target
 from ..errors import InputError
-from ..files import replacing, write_json, write_text
+from ..files import write_json, write_text, writing
 from . import calibration as calibrations
 from .estimates import completeness, lenses_beyond, lenses_of_survey, purity, ranks_to_report
 from .grade_report import describe, draw
@@ -140,13 +140,10 @@ def _calibrate(rows: pandas.DataFrame, found: dict[str, Any], prevalence: float 
 
 
 def _write(found: dict[str, Any], output: Path) -> None:
-    try:
-        with replacing(output) as new:
-            new.mkdir()
-            write_json(new / "grading.json", found)
-            write_text(new / "grading.md", describe(found))
-            draw(found, new / "purity_completeness.png")
-            if "reason" not in found["calibration"]:
-                write_json(new / calibrations.NAME, found["calibration"])
-    except OSError as error:
-        raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
+    with writing(output) as new:
+        new.mkdir()
+        write_json(new / "grading.json", found)
+        write_text(new / "grading.md", describe(found))
+        draw(found, new / "purity_completeness.png")
+        if "reason" not in found["calibration"]:
+            write_json(new / calibrations.NAME, found["calibration"])

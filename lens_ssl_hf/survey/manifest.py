@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyarrow import parquet
-from transformers.utils import cached_file
 
 from ..data.files.raw import readable
 from ..errors import InputError
 from ..files import write_json
-from ..models.loading import WEIGHTS, locate
-from .scorer import Scorer
+
+if TYPE_CHECKING:
+    from .scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _FORMER = {"precision": "fp32"}  # options that earlier versions did not have, a
 _PACKAGES = ("lens-ssl-hf", "torch", "transformers", "numpy", "pyarrow", "astropy")
 
 
-def describe(scorer: Scorer, models: Sequence[Any], source: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def describe(scorer: "Scorer", models: Sequence[Any], source: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     What scores are made of.
 
@@ -149,6 +149,10 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 def weights_sha256(model: Any) -> str:
     """SHA-256 of a model's file of weights, as `sha256sum` and the Hub show it."""
+    from transformers.utils import cached_file
+
+    from ..models.loading import WEIGHTS, locate  # torch, which a ranking does not need
+
     folder = locate(model)
     path = Path(folder) / WEIGHTS if Path(folder).is_dir() else Path(cached_file(folder, WEIGHTS))
     with open(path, "rb") as file:

@@ -16,7 +16,7 @@ from pyarrow import compute, parquet
 from ..data.files.raw import readable
 from ..data.storage import check_target
 from ..errors import InputError
-from ..files import replacing, write_json
+from ..files import write_json, writing
 from . import manifest as manifests
 from .grades import grades_of, read_grades, spellings
 from .known import find_known, read_known, write_known
@@ -193,17 +193,14 @@ def write_ranking(
         grades = grades_of(grades, set(map(str, table["id"].to_pylist())))
         table = _with_grades(table, grades)
         facts["graded"] = int(grades["id"].nunique())
-    try:
-        with replacing(output) as new:
-            new.mkdir()
-            write_tables(table, new)
-            if found is not None:
-                write_known(found, len(best) + facts["merged"] + rest, new)
-            numbers = [number for part in (best, sample, *proposed.values()) for number in part["row"].to_pylist()]
-            draw(table, numbers, manifest, seed, new, by, grades)
-            write_json(new / "ranking.json", facts)
-    except OSError as error:
-        raise InputError(f"cannot write {output} ({error.strerror or error}): choose another output") from error
+    with writing(output) as new:
+        new.mkdir()
+        write_tables(table, new)
+        if found is not None:
+            write_known(found, len(best) + facts["merged"] + rest, new)
+        numbers = [number for part in (best, sample, *proposed.values()) for number in part["row"].to_pylist()]
+        draw(table, numbers, manifest, seed, new, by, grades)
+        write_json(new / "ranking.json", facts)
     return facts
 
 

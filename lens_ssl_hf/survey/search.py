@@ -21,7 +21,6 @@ from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sampl
 from .index import open_index
 from .inputs import FileInput
 from .rank import Shards, best_of, write_ranking
-from .scorer import Scorer
 
 DISLIKE = 0.2  # weight of what is disliked, as Rocchio's 0.15 / 0.75
 NEIGHBOUR = 20  # the one whose distance makes an anomaly
@@ -212,6 +211,8 @@ def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> np
     Raises:
         [`InputError`]: the model is not what it was; or a file cannot be scored.
     """
+    from .scorer import Scorer  # torch, which only new files need
+
     scored = manifest["models"][0]
     precision = manifest["options"].get("precision", "fp32")
     scorer = Scorer([scored["model"]], with_embeddings=True, device=device, precision=precision)

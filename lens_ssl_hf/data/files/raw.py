@@ -83,6 +83,8 @@ def readable(path: str | Path, kind: str = "", fix: str = "save or copy it again
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{what} ({error.strerror}): restore the file") from error
         reason = "truncated?" if kind else str(error).split("\n")[0] or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such file"  # pyarrow says the name alone
         raise InputError(f"{what} ({reason}): {fix}") from error
 
 
