@@ -18,6 +18,7 @@ from test_dataset import flux, labels, load, make_folder, make_table, rows_of
 
 from lens_ssl_hf.data.listing.file_patterns import suggest_pattern
 from lens_ssl_hf.data.listing.names import harmless_names
+from lens_ssl_hf.data.listing.table_files import read_table
 from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
 from lens_ssl_hf.data.tensors import as_tensors, read_split
 from lens_ssl_hf.errors import InputError
@@ -248,6 +249,18 @@ def test_masked_and_bytes_values_of_fits_tables():
     assert len(data["unlabelled"]) == 2
     row = next(row for split in data.values() for row in split if row["id"] == "0.npy")
     assert row["dec"] is None and row["n"] == 0 and data["train"].features["n"].dtype == "int64"
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".vot", ".ecsv"])
+def test_masked_cells_of_every_type_are_missing(suffix):
+    cells = {"n": [1, 2, 3], "x": [1.5, 2.5, 3.5], "is_lens": [True, False, True], "name": ["a", "b", "c"]}
+    if suffix == ".fits":
+        del cells["is_lens"]  # of which astropy writes none as missing
+    columns = {name: MaskedColumn(values, mask=[False, True, False]) for name, values in cells.items()}
+    form = {".fits": "fits", ".vot": "votable", ".ecsv": "ascii.ecsv"}[suffix]
+    Table(columns | {"all": [7, 8, 9]}).write(f"t{suffix}", format=form)
+    wanted = {name: [values[0], None, values[2]] for name, values in cells.items()}
+    assert read_table(Path(f"t{suffix}")).values == wanted | {"all": [7, 8, 9]}
 
 
 def test_a_table_without_labels_is_unlabelled(caplog):

@@ -129,7 +129,7 @@ def _of_astropy(table: Any) -> Columns:
 def _listed(column: Any) -> list:
     """The values of a column; the Python values of numpy's, `None` where masked."""
     if np.ma.isMA(column):
-        return np.ma.filled(column.astype(object), None).tolist()
+        return np.ma.asarray(column).astype(object).tolist()  # np.ma.filled would take None for the default, 999999
     if isinstance(column, np.ndarray):
         return np.asarray(column).tolist()
     return [getattr(value, "value", value) for value in column]
