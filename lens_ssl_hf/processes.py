@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 
+import psutil
+
 CHECK_EVERY = 0.5  # seconds
 
 
@@ -32,9 +34,9 @@ def leave_with(process: int) -> None:
 
 
 def _leave_without(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        while True:
-            os.kill(process, 0)  # asks only whether it is there
+    with contextlib.suppress(psutil.NoSuchProcess):
+        watched = psutil.Process(process)
+        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:  # whose parent has not noticed yet
             time.sleep(CHECK_EVERY)
     os._exit(1)
 

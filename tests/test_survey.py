@@ -135,6 +135,39 @@ def test_scores_are_those_of_the_pipeline(write, run):
         assert table["id"].type == pyarrow.int64() and table["id"].to_pylist() == IDS
 
 
+def write_silent_files(flux):
+    Path("silent").mkdir()
+    for i, one in enumerate(flux):
+        np.save(f"silent/{i:03d}.npy", one)
+    return "silent"
+
+
+def write_silent_hdf5(flux):
+    with h5py.File("silent.h5", "w") as file:
+        file["images"] = flux
+    return "silent.h5"
+
+
+@pytest.mark.parametrize(
+    "write", [write_silent_files, write_silent_hdf5, lambda flux: write_parquet({"pixels": flux.tolist()})]
+)
+def test_what_cutouts_do_not_state_can_be_told(write, run):
+    """Bands in another order, in nJy, on smaller pixels."""
+    told = {"bands": ["i", "r", "g"], "zero_point": 31.4, "pixel_scale": 0.15}
+    manifest = score(run, write((FLUX[:, ::-1] * GAIN).astype("f4")), "scores", **told)
+    assert manifest["stated"] == ["bands", "pixel scale", "zero point"]
+    score(run, write_files(PIXSCALE=0.15), "stated")
+    assert read()["logit"].to_pylist() == read("stated")["logit"].to_pylist()
+    rank("scores", "ranking", top=5)
+    assert Path("ranking/page.html").exists()
+
+
+def test_what_cutouts_state_counts_more_than_what_is_told(run):
+    score(run, write_files(), "scores")
+    score(run, "cutouts", "told", bands=["g", "r", "i"], zero_point=20.0, pixel_scale=0.168)
+    assert read()["logit"].to_pylist() == read("told")["logit"].to_pylist()
+
+
 def test_scores_are_those_of_predict_and_embeddings_those_of_the_backbone(tmp_path):
     run = write_classifier_run(tmp_path / "run")
     saved = save_toy(make_cutouts(), Path("data"))
@@ -374,7 +407,7 @@ NUMBERED = {"id": IDS, "pixels": FLUX.tolist()}
             other_bands,
             r"none of 3 cutouts of cutouts can be scored; the first: cutouts/0.fits has the bands z, J, H, but",
         ),
-        (some_silent, "half of the cutouts of cutouts, or more, state no zero point where others do: add MAGZERO"),
+        (some_silent, "half of the cutouts of cutouts, or more, state no zero point where others do: give zero_point"),
         (truncated_input, r"shards/1.parquet cannot be read as Parquet"),
         (flat_hdf5, r"stack.h5 holds no stack of shape"),
         (
@@ -424,7 +457,10 @@ def test_an_input_that_cannot_be_scored_ends_in_one_sentence(write, match, run):
         (None, {"device": "gpu"}, "device is gpu: give cpu, cuda or cuda:1"),
         (None, {"device": "cuda:99"}, "device is cuda:99, which cannot be used"),
         (None, {"id_column": "name"}, "has no column 'name'"),
-        (None, {"bands": ["g"]}, "bands has no meaning for shards"),
+        (None, {"bands": ["g"]}, r"0-0 has 3 bands, but bands names 1 \(g\): correct it"),
+        (None, {"bands": ["g", "r", "z"]}, "0-0 has the bands g, r, z, but g, r, i are needed"),
+        (None, {"zero_point": float("nan")}, "zero_point is nan: give a magnitude"),
+        (None, {"pixel_scale": 0.0}, "pixel_scale is 0.0: give arcsec per pixel"),
         (None, {"hdu": "1"}, "hdu has no meaning for shards"),
         (None, {"output": "shards/scores"}, "output shards/scores lies in the input shards"),
     ],

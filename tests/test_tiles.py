@@ -355,7 +355,7 @@ def with_table(text):
         ),
         (of_pattern("tiles/*.fits"), "fits no file: correct it"),
         (lambda: of_pattern(PATTERN)() | {"bands": ["g", "r", "z"]}, "fits no file of band z: correct it"),
-        (lambda: of_pattern("tiles/g/*.fits")() | {"bands": ["g"]}, "bands has no meaning"),
+        (lambda: of_pattern("tiles/g/*.fits")() | {"bands": ["g"]}, "has 1 bands?, but 3 are needed|has the band"),
         (lambda: of_pattern(PATTERN)() | {"pixel_column": "x"}, "pixel_column has no meaning"),
         (lambda: of_pattern(PATTERN)() | {"cutouts": "tiles"}, "tiles is no table of positions on tiles: give a file"),
         (lambda: of_pattern(PATTERN)() | {"cutouts": "tiles/g/0.fits"}, "cannot be read as a table"),

@@ -59,7 +59,11 @@ class ScoreArguments:
     num_proc: int | None = option(None, "Processes that read files; by default one per CPU core.")
     hdu: str | None = _of_data("hdu")
     file_pattern: str | None = option(None, "Several single-band files per object, such as '{id}_{band}.fits'.")
-    bands: list[str] | None = option(None, "Bands as file_pattern or tiles has them, if not as the model.")
+    bands: list[str] | None = option(
+        None, "Bands of cutouts that do not name theirs, in order; with file_pattern or {band} as the names have them."
+    )
+    zero_point: float | None = option(None, "AB magnitude of flux 1, of cutouts that do not state it.")
+    pixel_scale: float | None = option(None, "Arcsec per pixel, of cutouts that do not state it.")
     id_column: str = _of_data("id_column")
     file_column: str = _of_data("file_column")
     ra_column: str = _of_data("ra_column")

@@ -1,7 +1,7 @@
 """A cutout as it was read -> the crops that the models see, or the reason why it cannot be scored."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,39 @@ class Preparation:
     cutouts: Mapping[str, Any]
     num_bands: int
     size: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """
+    What the user says of cutouts that do not state it themselves.
+
+    Args:
+        bands (`Sequence[str]`, *optional*): their bands, in the order of the planes.
+        zero_point (`float`, *optional*): AB magnitude of flux 1.
+        pixel_scale (`float`, *optional*): arcsec per pixel.
+    """
+
+    bands: Sequence[str] | None = None
+    zero_point: float | None = None
+    pixel_scale: float | None = None
+
+    def add_to(self, raw: RawCutout | str, name: str) -> RawCutout | str:
+        """A cutout with what it lacks; or why it cannot be as it is told, or not be read."""
+        if isinstance(raw, str):
+            return raw
+        facts, count = facts_of(raw), len(raw.pixels)
+        new: dict[str, Any] = {}
+        if self.bands and not any(raw.bands or ()):
+            if count != len(self.bands):
+                names = " ".join(self.bands)
+                return f"{name} has {count} bands, but bands names {len(self.bands)} ({names}): correct it"
+            new["bands"] = tuple(self.bands)
+        if self.zero_point is not None and "zero point" not in facts and not raw.display:
+            new["zero_points"] = (self.zero_point,) * count
+        if self.pixel_scale is not None and "pixel scale" not in facts:
+            new["pixel_scale"] = self.pixel_scale
+        return replace(raw, **new)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,10 @@ def _run(executor: str, common: dict[str, Any], slurm_options: dict[str, str]) -
     from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
     if executor == "local":
+        from multiprocess.util import register_after_fork
+
+        step = common["pipeline"][0]
+        register_after_fork(step, lambda step: leave_with(step.main_process))  # DataTrove's manager, which is a fork
         with _noticing_killed(common["workers"]):
             LocalPipelineExecutor(**common).run()
     elif executor == "ray":

@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ..data.pool import CHUNK, map_chunks
 from ..data.storage import CARD_FILE
 from ..errors import InputError
 from . import tiles
-from .crops import Asked, Batch, Crops, spread, text_array
+from .crops import Asked, Batch, Crops, Told, spread, text_array
 from .hub_files import find_on_hub, may_be_on_hub
 from .parquet_input import ParquetInput, is_parquet_input
 
@@ -38,17 +39,37 @@ READ_AHEAD = 1024  # cutouts that are read while others are scored
 
 @dataclass(frozen=True)
 class Options:
-    """How an input is read: options of [`DataArguments`] by their names there, and the column of pixels in Parquet."""
+    """
+    How an input is read: options of [`DataArguments`] by their names there, and the column of pixels in Parquet.
+    `bands`, `zero_point` and `pixel_scale` are those of cutouts that do not state theirs.
+    """
 
     hdu: str | None = None
     file_pattern: str | None = None
-    bands: list[str] | None = None  # in the names of files; by default the models'
+    bands: list[str] | None = None  # also those in the names of files; by default the models'
+    zero_point: float | None = None
+    pixel_scale: float | None = None
     id_column: str = "id"
     file_column: str = "file"
     ra_column: str = "ra"
     dec_column: str = "dec"
     pixel_column: str | None = None
     tiles: str | None = None
+
+    @classmethod
+    def of_manifest(cls, options: Mapping[str, Any]) -> "Options":
+        """Of an earlier run, among whose options they are."""
+        return cls(**{item.name: options[item.name] for item in fields(cls) if item.name in options})
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether the names of the files hold the bands."""
+        return bool(self.file_pattern) or "{band}" in (self.tiles or "")
+
+    @property
+    def told(self) -> Told:
+        """What they say of the cutouts themselves."""
+        return Told(None if self.has_bands else self.bands, self.zero_point, self.pixel_scale)
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,7 @@ class _Reading:
     hdu: str | None
     bands: list[str] | None
     stack: Stack | None
+    told: Told
 
 
 @dataclass
@@ -74,6 +96,7 @@ class FileInput:
         kind (`str`): `"files"` or `"tiles"`.
         hdu, bands, stack: for the readers.
         num_proc (`int`, *optional*): processes that read.
+        told ([`Told`]): of cutouts that do not state it.
     """
 
     name: str
@@ -84,6 +107,7 @@ class FileInput:
     bands: list[str] | None = None
     stack: Stack | None = None
     num_proc: int | None = None
+    told: Told = field(default_factory=Told)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,7 +136,8 @@ class FileInput:
         """What is read of up to `number` cutouts that have files, and how errors call them."""
         reading, rows = self._reading(asked), [row for row in self.rows if row.paths]
         for i in spread(len(rows), number):
-            yield next(iter(reading.read([rows[i]], reading))), rows[i].name
+            raw = next(iter(reading.read([rows[i]], reading)))
+            yield self.told.add_to(raw, rows[i].name), rows[i].name
 
     def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
         """The rows from `start` to `stop`, `size` at a time; other processes read ahead."""
@@ -139,13 +164,14 @@ class FileInput:
 
     def _reading(self, asked: Asked) -> _Reading:
         read = tiles.read_cutouts if self.kind == "tiles" else read_raws
-        return _Reading(read, asked, self.hdu, self.bands, self.stack)
+        return _Reading(read, asked, self.hdu, self.bands, self.stack, self.told)
 
 
 def _read_chunk(rows: list[Row], reading: _Reading) -> list[tuple[Crops | str, float | None, float | None]]:
     """Crops and position of each row; where the table gives none, the position of the file's WCS."""
     found = []
     for row, raw in zip(rows, reading.read(rows, reading)):
+        raw = reading.told.add_to(raw, row.name)
         crops = raw if isinstance(raw, str) else reading.asked.crops(raw, row.name)
         position = row.ra, row.dec
         if position == (None, None) and isinstance(raw, RawCutout):
@@ -181,20 +207,22 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
     is_on_hub = not is_here and not options.tiles and may_be_on_hub(source)
     if not is_on_hub and not is_here:
         raise InputError(f"{source} does not exist: give a folder, a table, a stack or Parquet files")
-    has_bands = options.file_pattern or "{band}" in (options.tiles or "")
     is_parquet = not options.tiles and (
         is_on_hub or (path / CARD_FILE).is_file() or is_parquet_input(path, options.file_column)
     )
-    foreign = ("hdu", "file_pattern", "bands") if is_parquet else ("pixel_column",)
+    foreign = ("hdu", "file_pattern") if is_parquet else ("pixel_column",)
     foreign = ("file_pattern", "pixel_column") if options.tiles else foreign
-    for option in foreign if has_bands else ("bands", *foreign):
+    _check_told(options.told)
+    for option in foreign:
         if getattr(options, option) is not None:
             raise InputError(f"{option} has no meaning for {source}: leave it out")
     bands = options.bands or bands
-    if is_on_hub:
-        return ParquetInput.of(*find_on_hub(source), options)
     if is_parquet:
-        return ParquetInput.open(path, options)
+        found = ParquetInput.of(*find_on_hub(source), options) if is_on_hub else ParquetInput.open(path, options)
+        if found.info and options.told != Told():
+            raise InputError(f"{source} states its bands, zero point and pixel scale: leave these options out")
+        found.told = options.told
+        return found
     if options.tiles and (path.is_dir() or not name.endswith(TABLE_SUFFIXES)):
         raise InputError(f"{source} is no table of positions on tiles: give a file in {', '.join(TABLE_SUFFIXES)}")
     if path.is_dir():
@@ -207,9 +235,16 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
         raise InputError(f"{source} is no table or stack: give a folder or a file that ends in {suffixes}")
     if not len(found):
         raise InputError(f"{source} holds no cutout: put FITS, .npy or picture files into it")
-    found.hdu, found.num_proc = options.hdu, num_proc
-    found.bands = bands if has_bands else None
+    found.hdu, found.num_proc, found.told = options.hdu, num_proc, options.told
+    found.bands = bands if options.has_bands else None
     return _on_tiles(found, options.tiles) if options.tiles else found
+
+
+def _check_told(told: Told) -> None:
+    if told.zero_point is not None and not math.isfinite(told.zero_point):
+        raise InputError(f"zero_point is {told.zero_point}: give a magnitude")
+    if told.pixel_scale is not None and not 0 < told.pixel_scale < math.inf:
+        raise InputError(f"pixel_scale is {told.pixel_scale}: give arcsec per pixel")
 
 
 def _on_tiles(found: FileInput, pattern: str) -> FileInput:
@@ -241,7 +276,7 @@ def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[
 
 def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
     """The rows of a table of files or positions, or of a stack, with ids of the type that they have there."""
-    own = ("pixel_column", "bands", "tiles")
+    own = ("pixel_column", "bands", "zero_point", "pixel_scale", "tiles")
     given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in own}
     arguments = DataArguments(dataset=str(path), bands=bands if options.file_pattern else None, **given)
     if path.name.lower().endswith(STACK_SUFFIXES):

@@ -79,7 +79,7 @@ def open_again(manifest: dict[str, Any]) -> tuple[Any, Preparation]:
     """
     first = manifest["models"][0]
     preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
-    options = Options(**{name: v for name, v in manifest["options"].items() if name in Options.__dataclass_fields__})
+    options = Options.of_manifest(manifest["options"])
     bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
     source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
     if source.fingerprint != manifest["input"]["fingerprint"]:

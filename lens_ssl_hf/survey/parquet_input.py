@@ -24,7 +24,7 @@ from ..data.listing.tables import find_column
 from ..data.storage import ParquetSplits
 from ..errors import InputError
 from ..inference.compatibility import differences
-from .crops import Asked, Batch, Crops, Preparation, spread, text_array
+from .crops import Asked, Batch, Crops, Preparation, Told, spread, text_array
 from .hub_files import reaching
 from .pixel_columns import arrays_of, find_pixels, raw_of
 
@@ -45,6 +45,7 @@ class ParquetInput:
         files (`list[tuple[Place, list[int]]]`): each with the rows of its row groups.
         columns (`dict[str, str]`): names of `pixels` and, where they are there, `id`, `ra` and `dec`.
         info (`dict`, *optional*): the fields of `CutoutInfo` of a saved dataset, whose pixels are display units.
+        told ([`Told`]): of cutouts that do not state it; those of a saved dataset do.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ParquetInput:
     columns: dict[str, str]
     info: dict[str, Any] | None = None
     types: dict[str, pyarrow.DataType] = field(default_factory=dict)
+    told: Told = field(default_factory=Told)
 
     @classmethod
     def open(cls, path: Path, options: Any) -> "ParquetInput":
@@ -204,7 +206,7 @@ class ParquetInput:
 
     def _raws(self, record: pyarrow.RecordBatch, names: list[str]) -> list[RawCutout | str]:
         values = record.column(self.columns["pixels"])
-        return [raw_of(values, i, name) for i, name in enumerate(names)]
+        return [self.told.add_to(raw_of(values, i, name), name) for i, name in enumerate(names)]
 
     def check_against(self, preparation: Preparation, model: str) -> None:
         """

@@ -74,7 +74,7 @@ def score(
         batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
         device (`str`, *optional*): by default the GPU where there is one.
         num_proc (`int`, *optional*): processes that read files; by default one per core.
-        options: fields of [`Options`], such as `hdu`, `file_pattern`, `id_column`.
+        options: fields of [`Options`], such as `hdu`, `file_pattern`, `bands`, `zero_point`, `id_column`.
 
     Returns:
         `dict`: the manifest; once all shards are done with `counts`.
@@ -225,12 +225,15 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
         known = [value for one in scorer.preparations if (value := one.cutouts.get(key)) is not None]
         if known and key == "zero_point" and 0 < 2 * stated[name] <= stated["flux"]:
             raise InputError(
-                f"half of the cutouts of {source.name}, or more, state no zero point where others do: add MAGZERO or "
-                "BUNIT to their headers, or score them on their own"
+                f"half of the cutouts of {source.name}, or more, state no zero point where others do: give "
+                "zero_point, or add MAGZERO or BUNIT to their headers"
             )
         if known and stated["flux"] and not stated[name]:
             value = " ".join(known[0]) if key == "bands" else f"{known[0]:.4g}"
-            logger.warning(f"no cutout of {source.name} that was looked at states its {name}: taken as {value}")
+            logger.warning(
+                f"no cutout of {source.name} that was looked at states its {name}: taken as {value}; if that is "
+                f"wrong, give {key}"
+            )
     return sorted(stated - Counter(flux=stated["flux"]))
 
 

@@ -19,7 +19,7 @@ from . import manifest as manifests
 from .crops import text_array
 from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
 from .index import open_index
-from .inputs import FileInput
+from .inputs import FileInput, Options
 from .rank import Shards, best_of, write_ranking
 
 DISLIKE = 0.2  # weight of what is disliked, as Rocchio's 0.15 / 0.75
@@ -218,7 +218,8 @@ def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> np
     scorer = Scorer([scored["model"]], with_embeddings=True, device=device, precision=precision)
     scorer.asked = replace(scorer.asked, stated=frozenset(manifest["stated"]))
     rows = [Row(name, (Path(name),), -1) for name in files]
-    source = FileInput("the files", rows, text_array(files), hdu=manifest["options"]["hdu"])
+    options = Options.of_manifest(manifest["options"])
+    source = FileInput("the files", rows, text_array(files), hdu=options.hdu, told=options.told)
     now = manifests.describe(scorer, [scored["model"]], source, {})["models"][0]
     if changed := [key for key in now if key not in ("model", "revision") and now[key] != scored.get(key)]:
         raise InputError(
