@@ -1,8 +1,6 @@
 """A disk that is full while something is written: one sentence, nothing half-written, and the next try works."""
 
-import contextlib
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import pandas as pd
 import pyarrow
 import pytest
 from astropy.io import fits
+from conftest import at_most
 from pyarrow import parquet
 from tiny_runs import write_classifier_run
 
@@ -20,17 +19,6 @@ from lens_ssl_hf.files import through_memory, writing
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 COUNT = 40
-
-
-@contextlib.contextmanager
-def at_most(size):
-    """No file grows beyond `size` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="module")
