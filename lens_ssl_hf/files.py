@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import io
 import json
 import os
 import re
@@ -67,10 +68,26 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     """What a user is told; of a file in a partial folder, the place that it is for."""
     place = Path(*[part for part in path.parts if not re.fullmatch(r"\..*\.partial", part)])
     reason = os.strerror(error.errno) if error.errno else error  # pyarrow has words of its own for it
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return InputError(
-        f"cannot write {place} ({reason}): {'make room and try again' if is_full else 'choose a writable place'}"
-    )
+    fix = "choose a writable place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "make room and try again"
+    elif error.errno is None:  # NumPy says only how much it wrote
+        fix = "make room, or choose a writable place"
+    return InputError(f"cannot write {place} ({reason}): {fix}")
+
+
+@contextlib.contextmanager
+def through_memory(path: Path) -> Iterator[io.BytesIO]:
+    """
+    A stream whose content becomes the file `path`. NumPy writes into files through a copy of their descriptor, and
+    where the disk is full it leaves a short file without a word; so does astropy, whose FITS files it writes.
+
+    Raises:
+        `OSError`: the file cannot be written, or the disk is full.
+    """
+    stream = io.BytesIO()
+    yield stream
+    path.write_bytes(stream.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from astropy.wcs import WCS
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.simulation import BANDS, SimulationConfig, simulate_cutouts
 from lens_ssl_hf.errors import InputError, exit_on_input_error
-from lens_ssl_hf.files import writing
+from lens_ssl_hf.files import through_memory, writing
 
 CELL = 72  # pixels a side, for a cutout of 64
 DEC = 2.0  # degrees; the tiles stand side by side from ra 150 on
@@ -93,7 +93,8 @@ def write_tile(folder: Path, number: int, sky: np.ndarray, wcs: WCS, config: Any
     header["MAGZERO"] = config.zero_point
     for band, plane in zip(BANDS, sky):
         header["FILTER"] = band
-        fits.writeto(folder / band / f"{number:03d}.fits", plane, header)
+        with through_memory(folder / band / f"{number:03d}.fits") as file:
+            fits.writeto(file, plane, header)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.data.pool import map_chunks
 from lens_ssl_hf.errors import InputError, exit_on_input_error
-from lens_ssl_hf.files import write_json, writing
+from lens_ssl_hf.files import through_memory, write_json, writing
 
 BANDS = ("g", "r", "i")
 SIDE, PIXEL_SCALE, ZERO_POINT = 61, 0.2, 25.0  # pixels, arcsec, AB magnitude
@@ -253,8 +253,8 @@ def write_chunk(jobs: list[tuple[str, int]], folder: Path) -> list[str]:
         header = fits.Header({"MAGZERO": ZERO_POINT, "FILTER": ",".join(BANDS), "KIND": kind})
         header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 0.0, "CRVAL2": 0.0})
         header.update({"CD1_1": -PIXEL_SCALE / 3600, "CD2_2": PIXEL_SCALE / 3600})
-        with writing(path_of(folder, split, index)) as partial:
-            fits.writeto(partial, pixels, header)
+        with writing(path_of(folder, split, index)) as partial, through_memory(partial) as file:
+            fits.writeto(file, pixels, header)
         kinds.append(kind)
     return kinds
 

@@ -1,12 +1,15 @@
 """Small data sets and runs that several tests share."""
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before the imports, which read them: nothing is looked for on the Hub, datasets are kept in a cache that is removed
@@ -85,6 +88,25 @@ def in_tmp_path(tmp_path, monkeypatch):
     """The working directory is the test's own, and no bar is drawn."""
     monkeypatch.chdir(tmp_path)
     datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> str:
+    """A classifier that takes flux in g r i, of 0.168 arcsec and zero point 27, and sees 32 pixels."""
+    from tiny_runs import write_flux_run
+
+    return write_flux_run(tmp_path_factory.mktemp("models") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,13 @@
 """Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
 
 import json
-import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import STRETCH, make_split, save_toy
+from conftest import STRETCH, at_most, make_split, save_toy
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
@@ -88,16 +87,11 @@ def test_a_report_names_the_split_that_was_measured(run, report, tiny_cutouts, t
 @pytest.mark.parametrize("name", ["a.parquet", "a.png"])
 def test_a_full_disk_leaves_nothing_half_written(name, report, run, tmp_path):
     predictions = Predictions.load(run / "evaluation" / "predictions.parquet")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=rf"cannot write .*{name}"):
-            if name == "a.png":
-                plot_roc({"classifier": predictions}, tmp_path / name)
-            else:
-                predictions.save(tmp_path / name)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with at_most(1000), pytest.raises(InputError, match=rf"cannot write .*{name}"):
+        if name == "a.png":
+            plot_roc({"classifier": predictions}, tmp_path / name)
+        else:
+            predictions.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,6 @@
 """A disk that is full while something is written: one sentence, nothing half-written, and the next try works."""
 
-import contextlib
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +9,16 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
+from astropy.io import fits
+from conftest import at_most
 from pyarrow import parquet
 from tiny_runs import write_classifier_run
 
 from lens_ssl_hf import InputError, draw_map, grade, rank, score, search
-from lens_ssl_hf.files import writing
+from lens_ssl_hf.files import through_memory, writing
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 COUNT = 40
-
-
-@contextlib.contextmanager
-def at_most(size):
-    """No file grows beyond `size` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +72,16 @@ def test_a_disk_that_is_full_is_told_from_one_that_cannot_be_written():
     with pytest.raises(InputError, match=r"cannot write a/b.txt \(No space left on device\): make room and try again"):
         with writing(Path("a/.c.x.partial/b.txt")), open("/dev/full", "w") as file:
             file.write("x")
+
+
+def test_a_disk_that_has_room_for_all_but_one_byte_is_full():
+    """Of an array in FITS that fills its last block: what follows would fail otherwise."""
+    values = np.zeros(720, "f4")
+    for write in (lambda file: np.save(file, values), lambda file: fits.writeto(file, values)):
+        with through_memory(Path("whole")) as file:
+            write(file)
+        size = Path("whole").stat().st_size
+        with pytest.raises(InputError, match="cannot write short"), at_most(size - 1):
+            with writing(Path("short")) as new, through_memory(new) as file:
+                write(file)
+        assert not Path("short").exists()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from PIL import Image
-from tiny_runs import tiny_vit, write_classifier_run
+from tiny_runs import FLUX_STRETCH as STRETCH
+from tiny_runs import make_flux, tiny_vit, write_classifier_run
 
 from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
 from lens_ssl_hf.commands.shared import load_dataset_like
@@ -18,7 +19,6 @@ from lens_ssl_hf.evaluation.reports import evaluation_folder
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
-STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
 SCALE = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CD1_1": -0.1 / 3600, "CD2_2": 0.1 / 3600}
 
 
@@ -32,18 +32,11 @@ def run(tmp_path):
     return str(path)
 
 
-def flux(seed, size=40):
-    rng = np.random.default_rng(seed)
-    pixels = rng.normal(size=(3, size, size)).astype("float32")
-    pixels[:, size // 2 - 2 : size // 2 + 2, size // 2 - 2 : size // 2 + 2] += rng.uniform(5, 60, (3, 1, 1))
-    return pixels
-
-
 def write_fits(count, size=40, gain=1.0, **header):
     folder = Path("new")
     folder.mkdir()
     for i in range(count):
-        fits.PrimaryHDU((gain * flux(i, size)).astype("f4"), fits.Header(header)).writeto(folder / f"{i}.fits")
+        fits.PrimaryHDU((gain * make_flux(i, size)).astype("f4"), fits.Header(header)).writeto(folder / f"{i}.fits")
     return folder
 
 
@@ -105,7 +98,7 @@ def test_what_cannot_be_flux_in_the_units_of_the_model_is_refused(run):
 
 def test_files_without_zero_point_beside_others_are_refused(run):
     folder = write_fits(3, MAGZERO=27.0)
-    np.save(folder / "x.npy", flux(9))
+    np.save(folder / "x.npy", make_flux(9))
     with pytest.raises(InputError, match=r"x.npy states no zero point"):
         load_cutouts(folder, like=run, cache_dir="cache")
     assert load_cutouts(folder, like=run, zero_point=27.0, cache_dir="cache")["unlabelled"].num_rows == 4
@@ -117,7 +110,7 @@ def test_the_dataset_that_a_run_was_trained_on_stays_what_it_is(run):
     for label in ("lenses", "nonlenses"):
         (folder / label).mkdir(parents=True)
         for i in range(12):
-            np.save(folder / label / f"{i}.npy", flux(i + 100 * len(label)))
+            np.save(folder / label / f"{i}.npy", make_flux(i + 100 * len(label)))
     own = load_cutouts(folder, bands=["g", "r", "i"], cache_dir="cache")
     path = Path(run, "run.json")
     facts = json.loads(path.read_text())

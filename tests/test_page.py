@@ -20,7 +20,7 @@ from browser import CHROMEDRIVER, CHROMIUM, open_browser, wait
 from PIL import Image
 from pyarrow import parquet
 from scipy.stats import binomtest
-from test_survey import STRETCH, write_run
+from tiny_runs import FLUX_STRETCH as STRETCH
 
 from lens_ssl_hf import InputError, rank, score
 from lens_ssl_hf.commands import rank as command
@@ -48,11 +48,6 @@ NASTY = [
     "é&amp;\u2028",
     "__proto__",
 ]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("models") / "run")
 
 
 def make_flux():

@@ -1,11 +1,9 @@
 """A survey from its cutouts to shards of scores, and from these to a ranking."""
 
-import contextlib
 import csv
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,10 +17,10 @@ import pytest
 import torch
 from astropy.io import fits
 from astropy.table import Table
-from conftest import make_cutouts, save_toy
+from conftest import at_most, make_cutouts, save_toy
 from PIL import Image
 from pyarrow import parquet
-from tiny_runs import write_classifier_run, write_pretrain_run
+from tiny_runs import FLUX, FLUX_STRETCH, make_flux, write_classifier_run, write_flux_run, write_pretrain_run
 
 from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, rank, score
 from lens_ssl_hf.commands import score as command
@@ -30,40 +28,9 @@ from lens_ssl_hf.inference.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
-STRETCH = {"kind": "asinh", "black": [-2.0, -1.5, -1.0], "white": [60.0, 50.0, 70.0], "softening": [5.0, 4.0, 6.0]}
-COUNT = 20
+COUNT = len(FLUX)
 IDS = [2**60 + i for i in range(COUNT)]
 GAIN = 10 ** (0.4 * (31.4 - 27.0))  # from the model's zero point to nJy
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """It takes g r i of 0.168 arcsec and zero point 27."""
-    return write_run(tmp_path_factory.mktemp("models") / "run")
-
-
-def write_run(path, bands=3, stretch=STRETCH):
-    write_classifier_run(path, bands)
-    config = json.loads((path / "model" / "config.json").read_text())
-    config["cutouts"]["stretch"] = {key: v if key == "kind" else (v * 2)[:bands] for key, v in stretch.items()}
-    (path / "model" / "config.json").write_text(json.dumps(config))
-    model = Classifier.load(path).model
-    with torch.no_grad():  # logits of the toy cutouts on both sides of 0
-        found = [{one["label"]: one["score"] for one in each}["lens"] for each in pipeline(path)(FLUX)]
-        model.classifier.weight.mul_(0.5)
-        model.classifier.bias[1] -= 0.5 * float(np.mean(np.log(found) - np.log1p(-np.array(found))))
-    model.save_pretrained(path / "model")
-    return str(path)
-
-
-def make_flux(seed, size=40):
-    rng = np.random.default_rng(seed)
-    pixels = rng.normal(size=(3, size, size)).astype("float32")
-    pixels[:, size // 2 - 2 : size // 2 + 2, size // 2 - 2 : size // 2 + 2] += rng.uniform(5, 60, (3, 1, 1))
-    return pixels
-
-
-FLUX = np.stack([make_flux(i) for i in range(COUNT)])
 
 
 def write_files(count=COUNT, **header):
@@ -281,7 +248,7 @@ def test_positions_in_parquet_keep_their_type_and_nan_is_unknown(run):
 
 
 def test_an_ensemble_and_its_views(run, tmp_path):
-    other = write_run(tmp_path / "other", stretch=STRETCH | {"softening": [2.0, 2.0, 2.0]})
+    other = write_flux_run(tmp_path / "other", stretch=FLUX_STRETCH | {"softening": [2.0, 2.0, 2.0]})
     folder = write_files(5)
     for name, model, views in (("one", run, 1), ("two", other, 1), ("both", [run, other], 1), ("views", run, 8)):
         score(model, folder, name, views=views)
@@ -322,7 +289,7 @@ def test_scores_of_something_else_are_refused_by_name(change, options, match, ru
     change()
     if options.pop("model", None):
         torch.manual_seed(5)
-        run = write_run(tmp_path / "other")
+        run = write_flux_run(tmp_path / "other")
         model = Classifier.load(run).model
         with torch.no_grad():
             model.classifier.bias += 1
@@ -479,16 +446,6 @@ def test_many_ids_are_compared_part_by_part(run, monkeypatch):
         score(run, write_parquet(NUMBERED | {"id": ids}), "scores")
 
 
-@contextlib.contextmanager
-def full_disk():
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_full_disk_leaves_what_is_done(run, monkeypatch, capsys):
     folder = write_parquet()
     score(run, folder, "scores", shard_size=10, tasks=2)
@@ -496,14 +453,14 @@ def test_a_full_disk_leaves_what_is_done(run, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", f"lens-ssl --model {run} --input {folder} --output scores --shard_size 10".split()
     )
-    with full_disk(), pytest.raises(SystemExit) as stopped:
+    with at_most(1000), pytest.raises(SystemExit) as stopped:
         command.main()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and error.startswith("error: cannot write scores/scores-00001-of-00002.parquet")
     assert sorted(path.name for path in Path("scores").iterdir()) == before
     command.main()
     assert "20 of 20 cutouts scored, 0 flagged" in capsys.readouterr().out
-    with full_disk(), pytest.raises(InputError, match=r"cannot write .*ranking"):
+    with at_most(1000), pytest.raises(InputError, match=r"cannot write .*ranking"):
         rank("scores", "ranking")
     assert not list(Path().glob("*ranking*"))
 

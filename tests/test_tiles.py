@@ -15,7 +15,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from PIL import Image
 from test_page import picture, read_page
-from test_survey import read, write_run
+from test_survey import read
 
 from lens_ssl_hf import InputError, rank, score
 from lens_ssl_hf.commands import score as command
@@ -32,12 +32,6 @@ CENTRES = [(150.0, 2.0), (150.01, 2.0), (150.2, 2.0)]  # the first two overlap
 PATTERN = "tiles/{band}/*.fits"
 Reading = namedtuple("Reading", "asked bands hdu")
 IDS = [2**60 + i for i in range(30)]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """It takes g r i of 0.168 arcsec and zero point 27, and sees 32 pixels."""
-    return write_run(tmp_path_factory.mktemp("models") / "run")
 
 
 def wcs_at(ra, dec, scale=0.168, shape=SHAPE, frame="RA---TAN DEC--TAN"):

@@ -3,14 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import STRETCH
 from transformers import ViTConfig, ViTForImageClassification
 
+from lens_ssl_hf import pipeline
 from lens_ssl_hf.data.processor_config import save_processor
+from lens_ssl_hf.inference.classifier import Classifier
 from lens_ssl_hf.models import METHODS
 
 BANDS = ["g", "r", "i", "z", "y"]
+FLUX_STRETCH = {
+    "kind": "asinh",
+    "black": [-2.0, -1.5, -1.0],
+    "white": [60.0, 50.0, 70.0],
+    "softening": [5.0, 4.0, 6.0],
+}
 
 
 def write_classifier_run(path: Path, bands: int = 3) -> Path:
@@ -25,6 +34,31 @@ def write_classifier_run(path: Path, bands: int = 3) -> Path:
     return _write_run(
         path, model, bands, task="finetune", method=None, init="scratch", init_method="scratch", num_labels=20
     )
+
+
+def make_flux(seed, size=40):
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(size=(3, size, size)).astype("float32")
+    pixels[:, size // 2 - 2 : size // 2 + 2, size // 2 - 2 : size // 2 + 2] += rng.uniform(5, 60, (3, 1, 1))
+    return pixels
+
+
+FLUX = np.stack([make_flux(i) for i in range(20)])
+
+
+def write_flux_run(path, bands=3, stretch=FLUX_STRETCH):
+    """A classifier of flux in g r i, of 0.168 arcsec and zero point 27, which tells half of `FLUX` from the others."""
+    write_classifier_run(path, bands)
+    config = json.loads((path / "model" / "config.json").read_text())
+    config["cutouts"]["stretch"] = {key: v if key == "kind" else (v * 2)[:bands] for key, v in stretch.items()}
+    (path / "model" / "config.json").write_text(json.dumps(config))
+    model = Classifier.load(path).model
+    with torch.no_grad():  # logits on both sides of 0
+        found = [{one["label"]: one["score"] for one in each}["lens"] for each in pipeline(path)(FLUX)]
+        model.classifier.weight.mul_(0.5)
+        model.classifier.bias[1] -= 0.5 * float(np.mean(np.log(found) - np.log1p(-np.array(found))))
+    model.save_pretrained(path / "model")
+    return str(path)
 
 
 def write_pretrain_run(path: Path, method: str = "dino") -> Path:

@@ -23,11 +23,11 @@ from ..errors import InputError
 from ..evaluation.metrics import reliability
 from ..evaluation.pictures import colour_image
 from ..evaluation.probes import extract_features
+from ..files import through_memory, write_json, write_text
 from ..hub.export import replace_folder
 from ..hub.push import check_repo_id, publish
 from ..inference.classifier import Classifier, predict
 from ..quoting import in_markdown
-from ..training.run_directory import write_json, write_text
 from .finder import FACTS_FILE, INDEX_FILE, MODEL_FOLDER
 
 MAX_INDEX = 5000  # cutouts: 20 MB, and a search that takes a millisecond
@@ -205,7 +205,8 @@ def _write_examples(folder: Path, held_out: CutoutTensors, cutouts: dict[str, An
             elif suffix == ".fits" and has_flux:
                 _write_fits(path.with_suffix(".fits"), stretch.invert(display), cutouts)
             else:
-                np.save(path.with_suffix(".npy"), stretch.invert(display) if has_flux else rounded)
+                with through_memory(path.with_suffix(".npy")) as file:
+                    np.save(file, stretch.invert(display) if has_flux else rounded)
 
 
 def _write_fits(path: Path, flux: np.ndarray, cutouts: dict[str, Any]) -> None:
@@ -219,7 +220,8 @@ def _write_fits(path: Path, flux: np.ndarray, cutouts: dict[str, Any]) -> None:
         hdu.header["MAGZERO"] = cutouts["zero_point"], "AB magnitude of flux 1"
     if cutouts.get("pixel_scale") is not None:
         hdu.header["PIXSCALE"] = cutouts["pixel_scale"], "arcsec per pixel"
-    hdu.writeto(path)
+    with through_memory(path) as file:
+        hdu.writeto(file)
 
 
 def _copy_model(model: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow
 from astropy.table import Column, MaskedColumn, Table
 from pyarrow import parquet
 
+from ..files import through_memory
 from ..quoting import in_spreadsheet
 
 VIEWER = "https://www.legacysurvey.org/viewer?ra={0:.6f}&dec={1:.6f}&zoom=16&layer=ls-dr10&mark={0:.6f},{1:.6f}"
@@ -22,7 +23,8 @@ def write_tables(table: pyarrow.Table, folder: Path) -> None:
         writer.writerow(table.column_names)
         writer.writerows(map(in_spreadsheet, row.values()) for row in table.to_pylist())
     parquet.write_table(table, folder / "ranking.parquet")
-    _of_astropy(table, ascii_only=True).write(folder / "ranking.fits", format="fits")
+    with through_memory(folder / "ranking.fits") as file:
+        _of_astropy(table, ascii_only=True).write(file, format="fits")
     _of_astropy(table, ascii_only=False).write(folder / "ranking.vot", format="votable")
 
 
