@@ -61,6 +61,15 @@ def test_graded_cutouts_are_those_of_the_dataset_with_the_share_of_votes(survey,
     assert torch.equal(found.pixels, torch.from_numpy(np.stack(expected)))
 
 
+def test_a_graded_cutout_that_is_too_small_is_left_out(survey, caplog):
+    np.save("cutouts/12.npy", np.load("cutouts/3.npy")[:, 8:-8, 8:-8])  # enough for the model, not for the dataset
+    score("model", "cutouts", "again")
+    grades = write_grades(["12.npy", "3.npy"], ["A", "B"])
+    found, share = graded_cutouts([grades], "again", survey[1])
+    assert found.ids == ["3.npy"] and share.tolist() == [1]
+    assert "1 of 2 graded cutouts are not as the dataset needs them, and left out; the first is 12.npy" in caplog.text
+
+
 def test_graded_cutouts_of_a_saved_dataset_are_its_own_and_its_test_split_is_left_out(caplog):
     splits, info = make_cutouts()
     score(str(write_classifier_run(Path("model"))), save_toy((splits, info), Path("data")), "scores")

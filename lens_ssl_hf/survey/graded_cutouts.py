@@ -45,7 +45,8 @@ def graded_cutouts(
         that see a lens, `(n,)` float32.
 
     Raises:
-        [`InputError`]: unknown ids or grades, an input that is gone or changed, or a cutout that cannot be prepared.
+        [`InputError`]: unknown ids or grades, an input that is gone or changed, or no cutout that can be prepared.
+            Single ones that cannot, such as one at the edge of a tile, are left out with a warning.
     """
     grades, scores = read_grades(labels), Path(scores)
     manifest = manifests.read(scores)
@@ -58,7 +59,8 @@ def graded_cutouts(
     if share.empty:
         raise InputError(f"all graded objects of {scores} are in the validation or test split: leave extra_labels out")
     names = sorted(share.index, key=rows.__getitem__)
-    pixels = torch.from_numpy(_read([rows[name] for name in names], names, manifest, info))
+    found = _sound(dict(zip(names, _read([rows[name] for name in names], manifest, info))))
+    names, pixels = list(found), torch.from_numpy(np.stack([*found.values()]))
     votes = torch.tensor(share[names].to_numpy(), dtype=torch.float32)
     return CutoutTensors(pixels, (votes > 0.5).long(), names, names, [""] * len(names)), votes
 
@@ -73,8 +75,25 @@ def _find_rows(scores: Path, manifest: dict[str, Any], wanted: set[str]) -> dict
     return found
 
 
-def _read(rows: list[int], names: list[str], manifest: dict[str, Any], info: Mapping[str, Any]) -> np.ndarray:
-    """Cutouts `(n, bands, size, size)` in the dataset's display units."""
+def _sound(found: Mapping[str, np.ndarray | str]) -> dict[str, np.ndarray]:
+    """Those that could be prepared."""
+    problems = {name: one for name, one in found.items() if isinstance(one, str)}
+    first = next(iter(problems.items()), None)
+    if first and len(problems) == len(found):
+        raise InputError(
+            f"the graded cutout {first[0]} is not as the dataset needs it ({first[1]}), nor is another one: build the "
+            "dataset with a smaller size, or as the model was trained"
+        )
+    if first:
+        logger.warning(
+            f"{len(problems)} of {len(found)} graded cutouts are not as the dataset needs them, and left out; the "
+            f"first is {first[0]}: {first[1]}"
+        )
+    return {name: one for name, one in found.items() if not isinstance(one, str)}
+
+
+def _read(rows: list[int], manifest: dict[str, Any], info: Mapping[str, Any]) -> list[np.ndarray | str]:
+    """Cutouts `(bands, size, size)` in the dataset's display units, or why there is none."""
     try:
         source, _ = open_again(manifest)
     except (InputError, OSError) as error:
@@ -85,11 +104,7 @@ def _read(rows: list[int], names: list[str], manifest: dict[str, Any], info: Map
     else:
         _check_unstated(manifest, info)
     asked = Asked([preparation], frozenset(manifest["stated"]))
-    found = list(source.pick(rows, asked))
-    for name, one in zip(names, found):
-        if isinstance(one, str):
-            raise InputError(f"the graded cutout {name} is not as the dataset needs it ({one}): leave it out")
-    return np.stack([one[0] for one in found])
+    return [one if isinstance(one, str) else one[0] for one in source.pick(rows, asked)]
 
 
 def _check_units(source: ParquetInput, preparation: Preparation, info: Mapping[str, Any]) -> None:
