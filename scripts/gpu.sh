@@ -118,7 +118,7 @@ print(yaml.safe_dump(yaml.safe_load(open(sys.argv[1]))[sys.argv[2]]))
 END
         lens_ssl pretrain $table --config "$WORK/real.yaml" --resume auto --output_dir "$WORK/real-all" \
             --init "$WORK/study/pretrainings/$REAL_EXPORT" ${LENS_SSL_REHEARSE:+--epochs 1}
-        export_pieces "$WORK/real-all" "lens-$REAL_EXPORT-cfhtls"
+        export_pieces "$WORK/real-all" "$WORK/exported/lens-$REAL_EXPORT-cfhtls"
     fi
 }
 
@@ -196,17 +196,15 @@ pack_results() {
         > "$OUT/results.tar.gz" 2> /dev/null || true
 }
 
-export_pieces() {  # RUN NAME: the backbone's weights, float16 on disk, into $OUT as pieces
-    local backbone=$WORK/exported/$2
-    rm -rf "$backbone"
-    lens_ssl export "$1" "$backbone" --half yes
-    tar -c -C "$WORK/exported" "$2" | split -b 15M -d - "$OUT/$2.tar."
+export_pieces() {  # RUN BACKBONE PREFIX: its weights, float16 on disk, as a folder and as pieces, by default in $OUT
+    lens_ssl export "$1" "$2" --half yes
+    tar -c -C "$(dirname "$2")" "$(basename "$2")" | split -b 15M -d - "${3:-$OUT/$(basename "$2").tar.}"
 }
 
 export_backbone() {
-    lens_ssl export "$folder/ssl" "$backbone" --half yes
+    rm -rf "$folder/pieces.partial"  # of a part that was stopped
     mkdir "$folder/pieces.partial"
-    tar -c -C "$folder" "$(basename "$backbone")" | split -b 15M -d - "$folder/pieces.partial/weights.tar."
+    export_pieces "$folder/ssl" "$backbone" "$folder/pieces.partial/weights.tar."
     mv "$folder/pieces.partial" "$folder/pieces"
 }
 
@@ -241,7 +239,8 @@ run_part() {
             stage simulate simulate "$WORK/study_data" $study_sizes
             for backbone in $BACKBONES; do stage "study $backbone" run_study "$backbone"; done
             stage pack pack_study
-            [ -z "$EXPORT" ] || stage export export_pieces "$WORK/study/pretrainings/$EXPORT" lens-${EXPORT%-seed*} ;;
+            [ -z "$EXPORT" ] || stage export \
+                export_pieces "$WORK/study/pretrainings/$EXPORT" "$WORK/exported/lens-${EXPORT%-seed*}" ;;
         real) stage real run_real ;;
         train)
             stage simulate simulate "$WORK/train_data" $train_sizes

@@ -1,5 +1,6 @@
 """Small data sets and runs that several tests share."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 else:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="lens_ssl_hf-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 import datasets
 import huggingface_hub
@@ -33,11 +35,6 @@ from lens_ssl_hf.data.tensors import CutoutTensors
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it, and what they start
 
 STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
-
-
-def pytest_unconfigure() -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 def make_split(size: int, seed: int, bands: int = 3, side: int = 40) -> CutoutTensors:
