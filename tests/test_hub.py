@@ -136,6 +136,11 @@ def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["push", str(tmp_path / "cards"), "--all", "--dry_run", str(tmp_path / "dry")])
     main_of_push()  # the account is that of the token
     assert capsys.readouterr().out.split() == dry
+    (tmp_path / "cards").rename(tmp_path / "model_cards")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", "push --all --dry_run published".split())  # as make publish does
+    main_of_push()
+    assert capsys.readouterr().out.split() == [f"published/{Path(name).name}" for name in dry]
     with pytest.raises(InputError, match=r"holds no model: give a folder of folders that lens-ssl export wrote"):
         push_all(tmp_path / "dry" / "lens-dino-vitt8", "me")
 

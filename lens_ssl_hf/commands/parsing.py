@@ -155,12 +155,16 @@ def _with_plain_flags(words: list[str], parser: Any) -> list[str]:
 
 
 def _name_words(rest: list[str], words: list[str], typed: Any, parser: Any, positional: tuple[str, ...]) -> list[str]:
-    """The words without a name as options: positional ones, and a folder behind `--dry_run` where one word is left."""
+    """
+    The words without a name as options: positional ones, and a folder behind `--dry_run` where one word is left; with
+    `--all` a run is not needed.
+    """
     free = [word for word in rest if not word.startswith("-")]
     missing = [name for name in positional if not getattr(typed, name)]
+    needed = 0 if getattr(typed, "all", False) else len(missing)
     named = []
     for flag, word in pairwise(words):
-        if flag in ("--dry_run", "--dry-run") and word in free and len(free) > len(missing):
+        if flag in ("--dry_run", "--dry-run") and word in free and len(free) > needed:
             free.remove(word)
             named.append(f"--dry_run={word}")
     for word in [word for word in rest if word.startswith("-")] + free[len(missing) :]:
