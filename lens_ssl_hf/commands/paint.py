@@ -13,7 +13,6 @@ them as they are (nonlens).
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..data.options import DataArguments
 from ..errors import exit_on_input_error
@@ -39,6 +38,7 @@ class PaintArguments:
 @one_process
 def main() -> None:
     data_arguments, arguments = parse(DataArguments, PaintArguments, description=__doc__, most_used=MOST_USED)
+    from ..data.dataset import load_cutouts
     from ..data.painting import paint
     from ..data.storage import check_target
 
@@ -46,10 +46,8 @@ def main() -> None:
     cutouts = load_dataset(data_arguments)
     settings = {"per_galaxy": arguments.per_galaxy, "seed": arguments.seed, "num_proc": data_arguments.num_proc}
     output = paint(cutouts, arguments.output, arguments.seeing, **settings)
-    from ..data.dataset import load_cutouts
-
     painted = load_cutouts(output)
-    draw_examples(painted, Path(output) / "examples.png")
+    draw_examples(painted, output / "examples.png")
     print(f"{output / 'examples.png'}: some of the cutouts")
     for name, split in painted.items():
         lenses = sum(split["label"])

@@ -144,7 +144,7 @@ class Cutouts(datasets.GeneratorBasedBuilder):
         self._splits = splits
         self._stretch = Stretch.from_dict(info.stretch)
         self.info.description = info.to_json()
-        self.info.features = _features(len(info.bands), info.size, simulated, self.config.listing.columns)
+        self.info.features = features_of(len(info.bands), info.size, simulated, self.config.listing.columns)
         if self.config.bad.problems:
             self.config.bad.write(output_dir / REPORT_FILE)
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in splits]
@@ -277,7 +277,8 @@ def _check_options(config: CutoutsConfig) -> None:
         raise InputError(f"cannot write {report}: choose another bad_file_report")  # before anything is built
 
 
-def _features(bands: int, size: int, simulated: bool, columns: dict[str, str]) -> datasets.Features:
+def features_of(bands: int, size: int, simulated: bool, columns: dict[str, str]) -> datasets.Features:
+    """The columns of a dataset; `columns` are further ones with their types."""
     features = {
         "id": datasets.Value("string"),
         "pixels": datasets.Array3D((bands, size, size), "float32"),

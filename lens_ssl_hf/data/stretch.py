@@ -65,13 +65,9 @@ class Stretch:
             return cls("none")
         borders, centres = [], []
         for cutout in pixels:
-            height, width = cutout.shape[-2:]
-            rim, half = max(1, min(height, width) // 8), (slice(height // 4, -(height // 4) or None),) * 2
-            border = np.ones((height, width), bool)
-            border[rim:-rim, rim:-rim] = False
-            median = _nanmedian(cutout[:, border])
-            noise = 1.4826 * _nanmedian(np.abs(cutout[:, border] - median[:, None]))
-            borders.append((median, noise))
+            height = cutout.shape[-2]
+            half = (slice(height // 4, -(height // 4) or None),) * 2
+            borders.append(border_sky(cutout))
             centres.append(cutout[:, half[0], half[1]].reshape(len(cutout), -1))
         if not borders:
             raise InputError("there is no training cutout to fit the stretch on: add some or use stretch='none'")
@@ -119,6 +115,16 @@ class Stretch:
     def from_dict(cls, values: Mapping[str, Any]) -> "Stretch":
         """The inverse of [`~Stretch.to_dict`]."""
         return cls(**values)
+
+
+def border_sky(flux: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Level and standard deviation `(bands,)` of the sky in a cutout `(bands, H, W)`: median and MAD of its border."""
+    height, width = flux.shape[-2:]
+    rim = max(1, min(height, width) // 8)
+    border = np.ones((height, width), bool)
+    border[rim:-rim, rim:-rim] = False
+    sky = _nanmedian(flux[:, border])
+    return sky, 1.4826 * _nanmedian(np.abs(flux[:, border] - sky[:, None]))
 
 
 def check_display(pixels: np.ndarray) -> None:

@@ -171,7 +171,7 @@ def _read_chunk(rows: list[Row], reading: _Reading) -> list[tuple[Crops | str, f
     """Crops and position of each row; where the table gives none, the position of the file's WCS."""
     found = []
     for row, raw in zip(rows, reading.read(rows, reading)):
-        raw = raw if isinstance(raw, str) else reading.told.add_to(raw, row.name)  # off the tiles it has no name
+        raw = reading.told.add_to(raw, row.name)
         crops = raw if isinstance(raw, str) else reading.asked.crops(raw, row.name)
         position = row.ra, row.dec
         if position == (None, None) and isinstance(raw, RawCutout):

@@ -25,11 +25,8 @@ METADATA = b"lens_ssl_hf"  # its key in the schema of a shard
 AGAIN = "remove it, and lens-ssl score makes it again"
 SHARD = "scores-{number:05d}-of-{count:05d}.parquet"
 CALIBRATION = ("a", "b", "lowest_logit")  # what decides on p_lens
-_FORMER = {
-    "precision": "fp32",
-    "zero_point": None,
-    "pixel_scale": None,
-}  # options that earlier versions did not have, and what these did
+# Options that earlier versions did not have, and what these did.
+_FORMER = {"precision": "fp32", "zero_point": None, "pixel_scale": None}
 _PACKAGES = ("lens-ssl-hf", "torch", "transformers", "numpy", "pyarrow", "astropy")
 
 

@@ -48,8 +48,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        """How errors call it."""
-        return str(self.paths[0]) if self.position is None else f"{self.paths[0]}, cutout {self.position + 1}"
+        """How errors call it; a position off every tile has no file."""
+        name = str(self.paths[0] if self.paths else self.id)
+        return name if self.position is None else f"{name}, cutout {self.position + 1}"
 
 
 @dataclass
