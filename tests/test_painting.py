@@ -6,8 +6,9 @@ import datasets
 import numpy as np
 import pytest
 
-from lens_ssl_hf import InputError, Stretch, cutout_info, finetune, load_cutouts, paint
+from lens_ssl_hf import InputError, Stretch, cutout_info, finetune, load_cutouts, paint, push_dataset
 from lens_ssl_hf.data import painting
+from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.painting import Brush, draw_arcs, paint_arcs, sky_of
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -54,7 +55,7 @@ def test_galaxies_are_written_with_and_without_arcs(survey):
         name: row["pixels"].tobytes() for name, row in every.items()
     }
     info = cutout_info(made)
-    assert info.simulated and info.stretch == cutout_info(survey).stretch
+    assert info.name == "simulated lenses with simulated arcs" and info.stretch == cutout_info(survey).stretch
     assert info.fingerprint == cutout_info(again).fingerprint != cutout_info(survey).fingerprint
 
 
@@ -119,6 +120,31 @@ def test_faint_and_blue_galaxies_are_no_lenses(scene):
         assert draw_arcs(flux, Brush(**{**vars(brush), **change}), np.random.default_rng(0)) is None
 
 
+def test_both_splits_have_lenses_whatever_the_seed(survey):
+    cutouts = datasets.DatasetDict({"unlabelled": survey["unlabelled"]})
+    rows = painting.galaxies_of(cutouts)
+    drawn = []
+    for seed in range(20):
+        brush = painting.make_brush(cutouts, rows, 0.6, seed)
+        split_of = painting._split(cutouts, rows, brush, 0.1, 1)
+        hosts = painting._are_hosts(rows, painting._as_numpy(cutouts), brush)
+        drawn.append([split for split, host in zip(split_of, hosts) if host])
+        assert 2 <= split_of.count("validation") <= 6
+    assert all(set(splits) == {"train", "validation"} and 4 <= len(splits) <= 10 for splits in drawn)
+
+
+def test_real_galaxies_with_arcs_stay_real_for_whoever_publishes_them(survey):
+    """Their owners decide on the licence, and not this package, as for what it simulates."""
+    real = datasets.DatasetDict({"unlabelled": survey["unlabelled"].select(range(40))})
+    info = {**vars(cutout_info(survey)), "simulated": False, "name": "mine"}
+    real["unlabelled"].info.description = CutoutInfo(**info).to_json()
+    paint(real, "painted", seeing=0.6, num_proc=1)
+    made = load_cutouts("painted")
+    assert not cutout_info(made).simulated and cutout_info(made).name == "mine with simulated arcs"
+    with pytest.raises(InputError, match="a licence for me/painted is missing"):
+        push_dataset(made, "me/painted", dry_run="page")
+
+
 def test_galaxies_of_groups_in_other_splits_are_left_alone(survey):
     beside = survey["unlabelled"].add_column("number", range(40))
     beside = beside.map(lambda row: {"group": survey["test"][0]["group"] if row["number"] < 5 else row["group"]})
@@ -141,6 +167,12 @@ def test_what_cannot_be_painted_is_refused(survey):
         (survey, {"per_galaxy": 0}, "per_galaxy is 0: give at least 1"),
         (datasets.DatasetDict({"test": survey["test"]}), {}, "no galaxy to paint on: give unlabelled cutouts"),
         (datasets.DatasetDict({"unlabelled": survey["unlabelled"].select([0])}), {}, "are of one group: give groups"),
+        (
+            datasets.DatasetDict({"unlabelled": survey["unlabelled"].select([0, 1])}),
+            {},
+            "only 1 of 2 galaxies could be lenses, and .* give more galaxies",
+        ),
+        (survey, {"validation_fraction": 1.0}, "validation_fraction is 1: give a number between 0 and 1"),
     ]
     for cutouts, settings, text in cases:
         with pytest.raises(InputError, match=text):

@@ -20,14 +20,18 @@ import datasets
 import numpy as np
 
 from ..errors import InputError
-from .info import CutoutInfo, cutout_info
+from .dataset import features_of
+from .from_files import MODEL_CROP
+from .info import cutout_info
+from .listing.rows import Row
+from .listing.splits import draw_splits
 from .pool import map_chunks
 from .simulation.lensing import draw_source, lens_image
 from .simulation.light import grid, sersic
 from .simulation.observation import convolve, moffat, transfer_of
 from .simulation.survey import MARGIN
 from .storage import check_target, save_cutouts
-from .stretch import Stretch
+from .stretch import Stretch, border_sky
 
 # Mean wavelengths in nm of filters as surveys name them: what the colour of arcs is drawn for.
 WAVELENGTHS = {"u": 365, "g": 480, "r": 622, "i": 763, "z": 905, "y": 1000}
@@ -39,7 +43,6 @@ SNR = (25.0, 300.0)  # of the arcs in the bluest band
 LEAST_CONTRAST = 0.4  # share of the arcs in the light at their place, in the bluest band
 MOST_LIGHT = 0.7  # of the arcs in the reddest band, relative to the galaxy
 LEAST_RADIUS = 1.2  # Einstein radius, in units of the seeing
-CROP = 32  # pixels that models see
 CORE = 5  # pixels around the centre in which the colour of a galaxy is measured
 DRAWS = 50  # of arcs for a galaxy, before it is given up
 BRIGHTEST = 0.35  # share of the galaxies, and of these the redder half: the ones that arcs are painted on
@@ -83,6 +86,8 @@ def paint(
     noise is left out. Each galaxy with arcs is written with blue companions of such light, too: what is simulated does
     not tell the classes apart, but how it lies.
 
+    Groups are divided into a training and a validation split, what could be lenses and what could not alike.
+
     Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is not known, as of an
     asinh whose white is 20 times its softening.
 
@@ -92,36 +97,37 @@ def paint(
         seeing (`float`): FWHM of the PSF in arcsec.
         seed (`int`, *optional*, defaults to `0`): each cutout depends on it, its number and its galaxy alone.
         per_galaxy (`int`, *optional*, defaults to `1`): arcs that are painted on each, one after the other.
-        validation_fraction (`float`, *optional*, defaults to `0.1`): share of the groups in the validation split.
+        validation_fraction (`float`, *optional*, defaults to `0.1`): share of the galaxies in the validation split.
         num_proc (`int`, *optional*): processes; by default one per CPU core on Linux.
 
     Returns:
         `Path`: the directory.
 
     Raises:
-        [`InputError`]: no galaxy, no pixel scale, bands of unknown wavelength, a seeing that leaves no room for arcs.
+        [`InputError`]: no galaxy, too few that could be lenses for two splits, no pixel scale, bands of unknown
+            wavelength, a seeing that leaves no room for arcs.
     """
     info, output = cutout_info(cutouts), Path(output)
     check_target(output)
     if per_galaxy < 1:
         raise InputError(f"per_galaxy is {per_galaxy}: give at least 1")
+    if not 0 < validation_fraction < 1:
+        raise InputError(f"validation_fraction is {validation_fraction:g}: give a number between 0 and 1")
     rows = galaxies_of(cutouts)
     brush = make_brush(cutouts, rows, seeing, seed)
-    columns = {name: list(cutouts[name]["group"]) for name in {name for name, _ in rows}}
-    groups = [str(columns[name][index]) for name, index in rows]
-    held_out = _held_out(groups, validation_fraction, seed)
+    split_of = _split(cutouts, rows, brush, validation_fraction, num_proc)
     facts = [info.fingerprint, "painted", asdict(brush), per_galaxy, validation_fraction]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-    described = replace(info, name=f"{info.name}, painted", simulated=True, fingerprint=digest)
+    described = replace(info, name=f"{info.name} with simulated arcs", fingerprint=digest)
     with tempfile.TemporaryDirectory(prefix="lens-ssl-paint-") as cache:
         made = datasets.DatasetDict()
         for split in ("train", "validation"):
-            chosen = [(*row, i) for i, row in enumerate(rows) if (groups[i] in held_out) == (split == "validation")]
+            chosen = [(*row, i) for i, row in enumerate(rows) if split_of[i] == split]
             made[split] = datasets.Dataset.from_generator(
                 _generate,
-                features=_features(info),
+                features=features_of(len(info.bands), info.size, False, {"einstein_radius": "float64"}),
                 gen_kwargs={
-                    "sources": dict(cutouts),
+                    "cutouts": cutouts,
                     "chosen": chosen,
                     "brush": brush,
                     "per_galaxy": per_galaxy,
@@ -155,15 +161,15 @@ def make_brush(cutouts: datasets.DatasetDict, rows: list[tuple[str, int]], seein
     """The [`Brush`] for these galaxies of `cutouts`; for errors see [`paint`]."""
     info = cutout_info(cutouts)
     if info.pixel_scale is None:
-        raise InputError("the pixel scale of the cutouts is not known: give pixel_scale")
+        raise InputError("the pixel scale of the cutouts is not known: give pixel_scale where they are built")
     for band in info.bands if len(info.bands) > 1 else ():
         if band not in WAVELENGTHS:
             raise InputError(f"the wavelength of band {band} is not known: name the bands as {' '.join(WAVELENGTHS)}")
     most = _most_radius(info.pixel_scale)
     if not 0 < seeing * LEAST_RADIUS < most:
         raise InputError(
-            f"seeing is {seeing:g} arcsec, and arcs in the central {CROP} pixels have radii of {most:.2g} at most: "
-            f"give a FWHM below {most / LEAST_RADIUS:.2g} arcsec, or cutouts of larger pixels"
+            f"seeing is {seeing:g} arcsec, and arcs in the central {MODEL_CROP} pixels have radii of {most:.2g} at "
+            f"most: give a FWHM below {most / LEAST_RADIUS:.2g} arcsec, or cutouts of larger pixels"
         )
     stretch = info.stretch
     if stretch["kind"] == "none":
@@ -202,42 +208,53 @@ def _limits(sample: list[np.ndarray], bands: tuple[str, ...]) -> tuple[float, fl
 
 def _most_radius(pixel_scale: float) -> float:
     """Arcsec; the images of a source at some distance from the axis reach 1.6 times as far out."""
-    return CROP / 2 * pixel_scale / 1.6
+    return MODEL_CROP / 2 * pixel_scale / 1.6
 
 
-def _held_out(groups: list[str], fraction: float, seed: int) -> set[str]:
-    """The groups of the validation split: at least one, and not all."""
-    names = sorted(set(groups))
-    if len(names) < 2:
+def _split(
+    cutouts: datasets.DatasetDict, rows: list[tuple[str, int]], brush: Brush, fraction: float, num_proc: int | None
+) -> list[str]:
+    """`train` or `validation` for each galaxy; hosts and others are divided alike, groups are not divided."""
+    groups = {name: list(cutouts[name]["group"]) for name in {name for name, _ in rows}}
+    hosts = map_chunks(_are_hosts, rows, num_proc, (_as_numpy(cutouts), brush))
+    drawn = [Row(f"{name} {i}", (), int(host), group=str(groups[name][i])) for (name, i), host in zip(rows, hosts)]
+    if len({row.group for row in drawn}) < 2:
         raise InputError("all galaxies are of one group: give groups, so that some can be held out for validation")
-    count = min(max(1, round(fraction * len(names))), len(names) - 1)
-    return set(np.random.default_rng(seed).permutation(names)[:count].tolist())
+    split_of = draw_splits(drawn, {"validation": fraction}, brush.seed)
+    found = [split_of[row.group] for row in drawn if row.label]
+    if len(set(found)) < 2:
+        raise InputError(
+            f"only {len(found)} of {len(rows)} galaxies could be lenses, and the training and the validation split "
+            "need some: give more galaxies, or more groups"
+        )
+    return [split_of[row.group] for row in drawn]
 
 
-def _features(info: CutoutInfo) -> datasets.Features:
-    return datasets.Features(
-        {
-            "id": datasets.Value("string"),
-            "pixels": datasets.Array3D((len(info.bands), info.size, info.size), "float32"),
-            "label": datasets.ClassLabel(names=["nonlens", "lens"]),
-            "subclass": datasets.Value("string"),
-            "group": datasets.Value("string"),
-            "ra": datasets.Value("float64"),
-            "dec": datasets.Value("float64"),
-            "einstein_radius": datasets.Value("float64"),
-        }
-    )
+def _are_hosts(rows: list[tuple[str, int]], sources: dict[str, datasets.Dataset], brush: Brush) -> list[bool]:
+    """Which of these galaxies could be lenses, by brightness and colour."""
+    stretch = Stretch.from_dict(brush.stretch)
+    fluxes = [stretch.invert(np.asarray(sources[name][i]["pixels"], np.float32)) for name, i in rows]
+    return [_is_host(_core_flux(flux, sky_of(flux)[0]), brush) for flux in fluxes]
+
+
+def _is_host(fluxes: np.ndarray, brush: Brush) -> bool:
+    order = _by_wavelength(brush.bands)
+    bluest, reddest = fluxes[order[0]], fluxes[order[-1]]
+    return bool(reddest >= brush.least_flux and reddest >= brush.least_colour * bluest)
+
+
+def _as_numpy(cutouts: datasets.DatasetDict) -> dict[str, datasets.Dataset]:
+    return {name: split.with_format("numpy") for name, split in cutouts.items()}
 
 
 def _generate(
-    sources: dict[str, datasets.Dataset],
+    cutouts: datasets.DatasetDict,
     chosen: list[tuple[str, int, int]],
     brush: Brush,
     per_galaxy: int,
     num_proc: int | None,
 ) -> Iterator[dict[str, Any]]:
-    sources = {name: split.with_format("numpy") for name, split in sources.items()}
-    yield from map_chunks(_paint_chunk, chosen, num_proc, (sources, brush, per_galaxy))
+    yield from map_chunks(_paint_chunk, chosen, num_proc, (_as_numpy(cutouts), brush, per_galaxy))
 
 
 def _paint_chunk(
@@ -310,7 +327,7 @@ def draw_arcs(
     bluest, reddest = order[0], order[-1]
     sky, noise = sky_of(flux)
     fluxes = _core_flux(flux, sky)
-    if fluxes[reddest] < brush.least_flux or fluxes[reddest] < brush.least_colour * fluxes[bluest]:
+    if not _is_host(fluxes, brush):
         return None
     light = np.maximum(flux - sky[:, None, None], 0)
     shape, side = shape_of(light[reddest]), flux.shape[-1]
@@ -325,21 +342,16 @@ def draw_arcs(
         contrast = squared / (image * (image + light[bluest] / in_bluest)).sum()
         fluxes = in_bluest * _colour(brush, bluer, bluest)
         galaxy = light[reddest][distance < radius].sum()
-        is_inside = image[distance < CROP / 2 * brush.pixel_scale].sum() > 0.97
+        is_inside = image[distance < MODEL_CROP / 2 * brush.pixel_scale].sum() > 0.97
         if is_inside and contrast > LEAST_CONTRAST and fluxes[reddest] < MOST_LIGHT * galaxy:
             return (fluxes[:, None, None] * image).astype(np.float32), radius
     return None
 
 
 def sky_of(flux: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Level and standard deviation `(bands,)` of the sky, from the border, as [`Stretch.fit`] has them."""
-    border = np.ones(flux.shape[1:], bool)
-    rim = max(1, min(flux.shape[1:]) // 8)
-    border[rim:-rim, rim:-rim] = False
-    values = flux[:, border]
-    sky = np.median(values, axis=1)
-    noise = 1.4826 * np.median(np.abs(values - sky[:, None]), axis=1)
-    return sky, np.maximum(noise, 1e-3 * (flux.max(axis=(1, 2)) - sky))  # a border that was cut to black
+    """[`border_sky`], with some noise where a border was cut to black."""
+    sky, noise = border_sky(flux)
+    return sky, np.maximum(noise, 1e-3 * (flux.max(axis=(1, 2)) - sky))
 
 
 def shape_of(light: np.ndarray) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def _splits_of_groups(
     if not all(0 < f < 1 for f in fractions.values()) or sum(fractions.values()) >= 1:
         raise InputError("validation_fraction and test_fraction must be above 0 and together below 1")
     if fractions:
-        split_of |= _draw_splits([row for row in labelled if row.split in (None, "train")], fractions, seed)
+        split_of |= draw_splits([row for row in labelled if row.split in (None, "train")], fractions, seed)
     return split_of
 
 
@@ -80,8 +80,15 @@ def _check_classes(rows: list[Row], source: str) -> None:
             raise InputError(f"{source} holds {rest}: add some with the label {name}")
 
 
-def _draw_splits(rows: list[Row], fractions: dict[str, float], seed: int) -> dict[str, str]:
-    """Split of every group: in random order, large groups first, each to the split that lacks most of its kind."""
+def draw_splits(rows: list[Row], fractions: dict[str, float], seed: int) -> dict[str, str]:
+    """
+    Split of every group: in random order, large groups first, each to the split that lacks most of its kind.
+
+    Args:
+        rows (`list[Row]`): with `label`, `subclass` and `group`.
+        fractions (`dict[str, float]`): of the rows in each split; what remains is `train`.
+        seed (`int`): of the order.
+    """
     strata = {stratum: i for i, stratum in enumerate(sorted({(row.label, row.subclass) for row in rows}))}
     counts = defaultdict(lambda: np.zeros(len(strata)))
     for row in rows:
