@@ -3,30 +3,32 @@ What simulated arcs on real galaxies are worth on a real sky: five folds of the 
 
 ```bash
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
-python scripts/labelled_simulations.py --data_dir runs/cfhtls/data --output runs/cfhtls/painted
 python scripts/labelled_simulations.py --data_dir runs/cfhtls/data --output runs/cfhtls/painted --start cnn
 ```
 
 Arcs are painted on the windows and non-lenses outside of the test fold (lens-ssl paint). A classifier is fine-tuned on
 these, and then on the real labels of the training folds; beside it one on the real labels alone, with as many steps.
-Windows on the graded candidates themselves, which may be lenses, are left out. A command that was stopped goes on.
+Each is scored as it is, with the mean logit of eight views, and with that of all seeds and views. Windows that show
+the graded candidate of their stamp, which may be a lens, are left out. A command that was stopped goes on.
 """
 
 import json
+import math
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
-from lens_ssl_hf.errors import exit_on_input_error
-from lens_ssl_hf.files import write_json
+from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.files import write_json, writing
 
 PIXEL_SCALE, SEEING = 0.28, 0.7  # arcsec, of the cutouts that prepare_cfhtls writes
-CENTRE = "_80_80.png"  # the end of a window's name where it shows the candidate of its stamp
+# A graded candidate is in the middle of its stamp. A crop of 32 pixels shows 48 pixels of the stamp, and its corners are
+# 34 away from its middle.
+CANDIDATE, REACH = (80, 80), 34
 MEASURES = ("roc_auc", "auc_vs_hard_nonlens")
-WAYS = ("simulated arcs alone", "simulated arcs, then real labels", "real labels alone")
+ARCS, BOTH, REAL = "simulated arcs alone", "simulated arcs, then real labels", "real labels alone"
 
 
 @dataclass
@@ -39,11 +41,18 @@ class Arguments:
     painted_steps: int = option(1000, "Steps on simulated arcs.")
     real_steps: int = option(400, "Steps on real labels after that.")
     per_galaxy: int = option(3, "Simulated lenses of each galaxy.")
-    seeds: int = option(1, "Repetitions; the logits of all are averaged, too.")
+    seeds: int = option(1, "Repetitions.")
     folds: list[int] = option(None, "Test folds; by default all five.")
-    ways: list[int] = option(None, "Numbers of the ways, from 0; by default all three.")
     num_proc: int | None = option(None, "Processes that paint.")
     result: str = option("model_cards/results/labelled_simulations.json", "The JSON file to write, or add to.")
+
+
+def shows_a_candidate(file: str) -> bool:
+    """Whether a window, whose name ends with its row and column in the stamp, shows the candidate of the stamp."""
+    if not file.startswith("windows/"):
+        return False
+    row, column = (int(part) for part in Path(file).stem.split("_")[-2:])
+    return math.hypot(row - CANDIDATE[0], column - CANDIDATE[1]) < REACH
 
 
 def real_cutouts(data_dir: Path, fold: int, table: str = "cfhtls.csv") -> Any:
@@ -62,62 +71,102 @@ def painted(arguments: Arguments, fold: int) -> Path:
     output, data_dir = Path(arguments.output) / f"painted-{fold}", Path(arguments.data_dir)
     if not output.exists():
         rows = pd.read_csv(data_dir / "cfhtls.csv")
-        rows[~rows["file"].str.endswith(CENTRE)].to_csv(data_dir / "galaxies.csv", index=False)
+        with writing(data_dir / "galaxies.csv") as new:
+            rows[~rows["file"].map(shows_a_candidate)].to_csv(new, index=False)
         settings = {"per_galaxy": arguments.per_galaxy, "num_proc": arguments.num_proc}
         paint(real_cutouts(data_dir, fold, "galaxies.csv"), output, SEEING, **settings)
     return output
 
 
-def scored(arguments: Arguments, fold: int, seed: int, way: str) -> Any:
-    """Predictions of the test fold."""
-    from lens_ssl_hf import finetune, predict
+def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Path]:
+    """The fine-tuned classifiers of a fold and seed."""
+    from lens_ssl_hf import finetune
 
-    real = real_cutouts(Path(arguments.data_dir), fold)
     is_name = arguments.start in ("vitt8", "vits8", "cnn")
     start = {"backbone": arguments.start} if is_name else {"init": arguments.start}
     folder = Path(arguments.output) / f"{Path(arguments.start).name}-{fold}-{seed}"
     common = {"seed": seed, "resume": "auto", "eval_every": 50}
-    if way == WAYS[2]:
-        steps = arguments.painted_steps + arguments.real_steps
-        return predict(finetune(real, folder / "real", steps=steps, **start, **common), real)
-    first = finetune(
-        str(painted(arguments, fold)), folder / "painted", steps=arguments.painted_steps, **start, **common
-    )
-    if way == WAYS[0]:
-        return predict(first, real)
-    return predict(finetune(real, folder / "both", init=first, steps=arguments.real_steps, **common), real)
+    arcs = str(painted(arguments, fold))
+    first = finetune(arcs, folder / "painted", steps=arguments.painted_steps, **start, **common)
+    steps = arguments.painted_steps + arguments.real_steps
+    return {
+        ARCS: first,
+        BOTH: finetune(real, folder / "both", init=first, steps=arguments.real_steps, **common),
+        REAL: finetune(real, folder / "real", steps=steps, **start, **common),
+    }
 
 
-def measured(found: list[Any]) -> dict[str, list[float]]:
-    """Of the predictions of each seed: their measures, and at last those of the mean logit."""
+def scored(run: Path, real: Any) -> dict[str, Any]:
+    """Predictions of the test split, as it is and by eight views."""
+    import torch
+
+    from lens_ssl_hf import predict
+    from lens_ssl_hf.inference.classifier import Classifier
+    from lens_ssl_hf.survey.scorer import dihedral_views
+
+    classifier = Classifier.load(run)
+    single, views = predict(classifier, real), predict(classifier, real)
+    pixels = torch.tensor(real["test"].with_format("numpy")["pixels"][:])
+    logits = torch.stack([classifier.logits(view).double() for view in dihedral_views(pixels, 8)]).mean(dim=0)
+    views.score = (logits[:, 1] - logits[:, 0]).sigmoid().numpy()
+    return {"": single, ", 8 views": views}
+
+
+def ensemble(members: list[Any]) -> Any:
+    """Predictions with the mean logit of several."""
     import numpy as np
+    from scipy.special import expit, logit
 
-    from lens_ssl_hf.evaluation.metrics import measure
-
-    scores = [one.score for one in found]
-    if len(scores) > 1:
-        logits = [np.log(np.clip(one, 1e-7, 1)) - np.log(np.clip(1 - one, 1e-7, 1)) for one in scores]
-        scores.append(1 / (1 + np.exp(-np.mean(logits, axis=0))))
-    every = [measure(found[0].label, one, subclasses=found[0].subclass) for one in scores]
-    return {name: [round(one[name]["value"], 4) for one in every] for name in MEASURES}
+    first = members[0].select(np.arange(len(members[0])))
+    first.score = expit(np.mean([logit(np.clip(one.score, 1e-15, 1 - 1e-15)) for one in members], axis=0))
+    return first
 
 
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
-    path, start = Path(arguments.result), Path(arguments.start).name
-    result = json.loads(path.read_text()) if path.exists() else {}
+    from lens_ssl_hf.data.files.raw import readable
+    from lens_ssl_hf.study.statistics import compare
+
+    path, start, result = Path(arguments.result), Path(arguments.start).name, {}
+    if path.exists():
+        with readable(path, "JSON", "give another result"):
+            result = json.loads(path.read_text())
+    folds = list(range(5)) if arguments.folds is None else arguments.folds
+    for fold in folds:
+        if fold not in range(5):
+            raise InputError(f"folds has {fold}: give numbers from 0 to 4")
+    if arguments.seeds < 1:
+        raise InputError(f"seeds is {arguments.seeds}: give at least 1")
+    cells = []
+
+    def add(method: str, fold: int, seed: int, predictions: Any) -> None:
+        """A cell of [`compare`], whose baseline is called supervised."""
+        directory = Path(arguments.output) / "predictions" / start / f"{method}, {fold}, {seed}"
+        directory.mkdir(parents=True, exist_ok=True)
+        predictions.save(directory / "predictions.parquet")
+        method = "supervised" if method == REAL else method
+        cells.append({"method": method, "backbone": start, "labels": "all", "num_labels": 0, "seed": seed, "subset": 0,
+                      "fold": fold, "directory": str(directory)})  # fmt: skip
+
+    for fold in folds:
+        real, members = real_cutouts(Path(arguments.data_dir), fold), {}
+        for seed in range(arguments.seeds):
+            for way, run in runs(arguments, real, fold, seed).items():
+                for views, found in scored(run, real).items():
+                    add(way + views, fold, seed, found)
+                members.setdefault(way, []).append(found)  # of eight views
+        for way, every in members.items() if arguments.seeds > 1 else ():
+            add(f"{way}, 8 views of {arguments.seeds} seeds", fold, 0, ensemble(every))
+    rows = {}
+    for row in compare(cells):
+        method = REAL if row["method"] == "supervised" else row["method"]
+        rows[method] = {name: row[name] for name in MEASURES}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
-    result[start] = own = {**facts, "folds": {}}  # of several seeds, the last values are those of the mean logit
-    for fold in range(5) if arguments.folds is None else arguments.folds:
-        for way in WAYS if arguments.ways is None else [WAYS[number] for number in arguments.ways]:
-            found = [scored(arguments, fold, seed, way) for seed in range(arguments.seeds)]
-            own["folds"].setdefault(way, {})[str(fold)] = measured(found)
-            write_json(path, result)
-    for way, folds in own["folds"].items():
-        print(
-            f"{way:34}", "  ".join(f"{name} {fmean(one[name][-1] for one in folds.values()):.3f}" for name in MEASURES)
-        )
+    result[start] = {**facts, "folds": folds, "rows": rows}
+    write_json(path, result)
+    for method, row in rows.items():
+        print(f"{method:50}", "  ".join(f"{name} {row[name]['value']:.3f}" for name in MEASURES))
 
 
 if __name__ == "__main__":
