@@ -24,8 +24,8 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.files import write_json, writing
 
 PIXEL_SCALE, SEEING = 0.28, 0.7  # arcsec, of the cutouts that prepare_cfhtls writes
-# A graded candidate is in the middle of its stamp. A crop of 32 pixels shows 48 pixels of the stamp, and its corners are
-# 34 away from its middle.
+# A graded candidate is in the middle of its stamp. A crop of 32 pixels shows 48 of the stamp; its corners are 34 away
+# from its middle.
 CANDIDATE, REACH = (80, 80), 34
 MEASURES = ("roc_auc", "auc_vs_hard_nonlens")
 ARCS, BOTH, REAL = "simulated arcs alone", "simulated arcs, then real labels", "real labels alone"
