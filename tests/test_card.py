@@ -83,6 +83,25 @@ def test_a_run_of_the_python_api_is_reproduced_by_its_call(evaluated):
     assert f"```python\n{call}\n```" in text
 
 
+def test_a_classifier_that_began_as_a_classifier_was_not_pretrained_without_labels(tmp_path):
+    first = json.loads((write_classifier_run(tmp_path / "first") / "run.json").read_text())
+    first |= {"init": "scratch", "init_method": "scratch", "num_labels": 321}
+    first.pop("init_run", None)
+    first["data"] |= {"name": "painted", "simulated": True}
+    run = write_classifier_run(tmp_path / "run")
+    change(run, init="runs/first", init_method="scratch", init_run=first)
+    text = str(render_card(CardFacts.from_run(run, "a")))
+    assert "after fine-tuning on 321 labels of painted." in text
+    assert "It began as a classifier that was trained on 321 labelled cutouts of painted (**simulated**).\n" in text
+    assert "was pretrained" not in text and "supervised pretraining" not in text and "from scratch" not in text
+    change(
+        run,
+        init_run={**first, "init_run": json.loads((write_pretrain_run(tmp_path / "ssl") / "run.json").read_text())},
+    )
+    text = str(render_card(CardFacts.from_run(run, "a")))
+    assert "That training went on from a pretraining on " in text
+
+
 def test_without_evaluation_there_is_no_number(tmp_path):
     facts = CardFacts.from_run(write_classifier_run(tmp_path / "run"), "lens-toy-classifier")
     card = render_card(facts)
