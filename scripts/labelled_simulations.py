@@ -45,6 +45,9 @@ class Arguments:
     folds: list[int] = option(None, "Test folds; by default all five.")
     num_proc: int | None = option(None, "Processes that paint.")
     result: str = option("model_cards/results/labelled_simulations.json", "The JSON file to write, or add to.")
+    export: str | None = option(
+        None, "A folder for the classifier of simulated arcs and real labels, first fold and seed."
+    )
 
 
 def shows_a_candidate(file: str) -> bool:
@@ -112,28 +115,64 @@ def scored(run: Path, real: Any) -> dict[str, Any]:
     return {"": single, ", 8 views": views}
 
 
-def ensemble(members: list[Any]) -> Any:
-    """Predictions with the mean logit of several."""
-    import numpy as np
-    from scipy.special import expit, logit
+def as_markdown(result: dict[str, Any]) -> str:
+    """The table of results, by their start."""
+    from lens_ssl_hf.study.tables import format_interval
 
-    first = members[0].select(np.arange(len(members[0])))
-    first.score = expit(np.mean([logit(np.clip(one.score, 1e-15, 1 - 1e-15)) for one in members], axis=0))
-    return first
+    head = ["start", "fine-tuned on", "ROC AUC", "minus real labels alone", "ROC AUC, hard", "minus real labels alone"]
+    lines = [head, ["---"] * len(head)]
+    for start, own in result.items():
+        for way, row in own["rows"].items():
+            cells = [start, way]
+            for entry in (row[name] for name in MEASURES):
+                minus = entry.get("minus", {}).get("supervised")
+                cells += [format_interval(entry), format_interval(minus, signed=True) if minus else ""]
+            lines.append(cells)
+    note = []
+    for start, own in result.items():
+        steps = own["painted_steps"], own["real_steps"]
+        note.append(
+            f"{start}: means over {len(own['folds'])} test folds and {own['seeds']} seeds, {steps[0]:,} steps on "
+            f"simulated arcs, {steps[1]:,} on real labels after them, {sum(steps):,} on real labels alone."
+        )
+    note.append(
+        "Intervals of 95 %: in square brackets over seeds and test groups, in round ones over test groups alone."
+    )
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"{table}\n\n" + "\n".join(note)
+
+
+def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table: str) -> None:
+    """Export a classifier, with a card that tells what all folds gave, and without pictures of the cutouts."""
+    from lens_ssl_hf import export
+    from lens_ssl_hf.evaluation.reports import describe, report_on
+    from lens_ssl_hf.hub.card import CardFacts, write_card
+
+    folder = export(run, arguments.export)
+    fold = arguments.folds[0]
+    text = f"This is the classifier of test fold {fold} and seed 0. The table has the means over the folds.\n\n{table}"
+    facts = CardFacts.from_run(run, folder.name, study=text)
+    facts.pictures = [file.name for file in folder.glob("*.png")]
+    report = {**describe(vars(info), "test"), "model": folder.name, "warnings": [], **report_on(predictions)}
+    facts.reports = {"classifier": report}
+    write_json(folder / "metrics.json", report)
+    write_card(facts, folder)
 
 
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
+    from lens_ssl_hf import cutout_info
     from lens_ssl_hf.data.files.raw import readable
+    from lens_ssl_hf.evaluation.predictions import ensemble
     from lens_ssl_hf.study.statistics import compare
 
     path, start, result = Path(arguments.result), Path(arguments.start).name, {}
     if path.exists():
         with readable(path, "JSON", "give another result"):
             result = json.loads(path.read_text())
-    folds = list(range(5)) if arguments.folds is None else arguments.folds
-    for fold in folds:
+    arguments.folds = arguments.folds or list(range(5))
+    for fold in arguments.folds:
         if fold not in range(5):
             raise InputError(f"folds has {fold}: give numbers from 0 to 4")
     if arguments.seeds < 1:
@@ -149,12 +188,14 @@ def main() -> None:
         cells.append({"method": method, "backbone": start, "labels": "all", "num_labels": 0, "seed": seed, "subset": 0,
                       "fold": fold, "directory": str(directory)})  # fmt: skip
 
-    for fold in folds:
+    for fold in arguments.folds:
         real, members = real_cutouts(Path(arguments.data_dir), fold), {}
         for seed in range(arguments.seeds):
             for way, run in runs(arguments, real, fold, seed).items():
                 for views, found in scored(run, real).items():
                     add(way + views, fold, seed, found)
+                    if (way, views, fold, seed) == (BOTH, "", arguments.folds[0], 0):
+                        best = run, found, cutout_info(real)
                 members.setdefault(way, []).append(found)  # of eight views
         for way, every in members.items() if arguments.seeds > 1 else ():
             add(f"{way}, 8 views of {arguments.seeds} seeds", fold, 0, ensemble(every))
@@ -163,8 +204,10 @@ def main() -> None:
         method = REAL if row["method"] == "supervised" else row["method"]
         rows[method] = {name: row[name] for name in MEASURES}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
-    result[start] = {**facts, "folds": folds, "rows": rows}
+    result[start] = {**facts, "folds": arguments.folds, "rows": rows}
     write_json(path, result)
+    if arguments.export is not None:
+        publish(arguments, *best, as_markdown({start: result[start]}))
     for method, row in rows.items():
         print(f"{method:50}", "  ".join(f"{name} {row[name]['value']:.3f}" for name in MEASURES))
 

@@ -20,10 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+import labelled_simulations
+
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.files import write_json
 from lens_ssl_hf.study.cells import PREDICTIONS, unpack_cells
+from lens_ssl_hf.study.ensembles import ensembles
 from lens_ssl_hf.study.methods import METHOD_NAMES
 from lens_ssl_hf.study.report import draw_pictures
 from lens_ssl_hf.study.statistics import compare
@@ -173,21 +176,6 @@ def sky_table(results: dict) -> str:
     return f"{_as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
 
 
-def painting_table(results: dict) -> str:
-    """What scripts/labelled_simulations.py measured, as Markdown."""
-    lines = [["start", "fine-tuned on", "ROC AUC", "ROC AUC, hard"], ["---"] * 4]
-    for start, own in results.items():
-        for way, folds in own["folds"].items():
-            columns = [[one[name][-1] for one in folds.values()] for name in ("roc_auc", "auc_vs_hard_nonlens")]
-            cells = [f"{fmean(column):.3f} ({min(column):.3f} to {max(column):.3f})" for column in columns]
-            lines.append([f"{start} ({len(folds)} folds)", way, *cells])
-    steps = next(iter(results.values()))
-    total = steps["painted_steps"] + steps["real_steps"]
-    note = f"{steps['painted_steps']:,} steps on simulated arcs, {steps['real_steps']:,} on real labels after them; "
-    note += f"{total:,} on real labels alone."
-    return f"{_as_markdown(lines)}\n\nMeans over the test folds, with their range. {note}"
-
-
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
@@ -257,7 +245,7 @@ def make(name: str) -> str:
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
     kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
     kinds |= {"simulated_survey": survey_table, "second_sky": sky_table}
-    kinds |= {"labelled_simulations": painting_table}
+    kinds |= {"labelled_simulations": labelled_simulations.as_markdown}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
@@ -271,6 +259,15 @@ def fill(text: str) -> str:
     )
 
 
+def _with_completeness(rows: list[dict], earlier: list[dict]) -> list[dict]:
+    """Rows with the completeness of earlier ones: these knew scores of the large test split, which no report keeps."""
+    known = {(row["method"], row["backbone"], row["labels"]): row.get("completeness_at_fpr_1e-3") for row in earlier}
+    for row in rows:
+        if (entry := known.get((row["method"], row["backbone"], row["labels"]))) is not None:
+            row["completeness_at_fpr_1e-3"] = entry
+    return rows
+
+
 def make_report(study: Path) -> None:
     """The statistics of a study, from its predictions where they are there, its tables and pictures, again."""
     results = json.loads((study / "results.json").read_text())
@@ -278,7 +275,7 @@ def make_report(study: Path) -> None:
         records = unpack_cells(study, folder) if (study / PREDICTIONS).is_file() else []
         cells = [record for record in records if record["labels"] != "none"]
         if cells:
-            results["rows"] = compare(cells)
+            results |= {"rows": _with_completeness(compare(cells), results["rows"]), "ensembles": ensembles(cells)}
             write_json(study / "results.json", results)
         write_tables(results, study)
         draw_pictures(results, cells, study)

@@ -20,6 +20,7 @@ from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.study.cards import write_cards
 from lens_ssl_hf.study.cells import unpack_cells
+from lens_ssl_hf.study.ensembles import ensembles
 from lens_ssl_hf.study.plan import Cell, describe_plan
 from lens_ssl_hf.study.report import collect, write_report
 from lens_ssl_hf.study.run import Study, write_data
@@ -363,6 +364,27 @@ def test_differences_are_paired_and_mean_over_folds(tmp_path):
     cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(200, 0.5), labels, fold=1))
     with pytest.raises(InputError, match="another test set"):
         compare(cells, num_bootstrap=10)
+
+
+def test_an_ensemble_is_the_mean_logit_of_all_seeds(tmp_path):
+    rng, labels = np.random.default_rng(4), np.arange(200) % 3 % 2
+    cells, by_hand, single = [], [], []
+    for fold in (0, 1):
+        for subset in (0, 1):
+            logits = labels + rng.normal(size=(3, 200))
+            for seed, one in enumerate(logits):
+                cells.append(write_cell(tmp_path, "dino", seed, subset, 1 / (1 + np.exp(-one)), labels, fold))
+                single.append(roc_auc_score(labels, one))
+            by_hand.append(roc_auc_score(labels, logits.mean(axis=0)))
+            for seed in (0, 1):  # too few
+                cells.append(write_cell(tmp_path, "ibot", seed, subset, 1 / (1 + np.exp(-one)), labels, fold))
+    (row,) = ensembles(cells)
+    assert (row["method"], row["labels"], row["members"], row["subsets"]) == ("dino", "100", 3, 2)
+    found = row["roc_auc"]
+    assert found["value"] == pytest.approx(np.mean(by_hand)) and found["low"] < found["value"] < found["high"]
+    minus = found["minus"]["single"]
+    assert minus["value"] == pytest.approx(np.mean(by_hand) - np.mean(single)) and minus["low"] > 0
+    assert minus["test_set_alone"] and "auc_vs_hard_nonlens" in row
 
 
 def test_intervals_know_seeds_subsets_and_groups(tmp_path):

@@ -1,6 +1,7 @@
 """What a classifier says of one split, as a table: in memory, or as a Parquet file."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow
 from pyarrow import parquet
+from scipy.special import expit, logit
 
 from ..errors import InputError
 from ..files import writing
@@ -93,6 +95,14 @@ class Predictions:
             raise InputError(f"cannot read predictions from {path} ({error}): write them again") from error
         columns = {name: column for name, column in table.items() if name not in COLUMNS}
         return cls(table["id"], label, table["group"], table["subclass"], score, columns)
+
+
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """Of several classifiers on the same cutouts: P(lens) of the mean logit."""
+    scores = np.clip([one.score for one in members], 1e-15, 1 - 1e-15)
+    found = members[0].select(np.arange(len(members[0])))
+    found.score = expit(logit(scores).mean(axis=0))
+    return found
 
 
 def other_columns(split: Any) -> dict[str, list]:

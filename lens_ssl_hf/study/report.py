@@ -14,6 +14,7 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.probes import PROBE_NAMES
 from ..files import write_json
 from .cells import IDENTITY, pack_cells
+from .ensembles import ensembles
 from .methods import METHODS
 from .plots import plot_calibration, plot_label_efficiency, plot_study_roc
 from .statistics import compare, rectangles
@@ -41,7 +42,7 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
     rows = compare(cells)
     if not rows:
         raise InputError(f"{study.output_dir} has no method that is done (on all folds) yet: run the study to its end")
-    results = collect(study, records, rows)
+    results = {**collect(study, records, rows), "ensembles": ensembles(cells)}
     write_tables(results, folder)
     draw_pictures(results, cells, folder)
     if folder.resolve() != study.output_dir.resolve():

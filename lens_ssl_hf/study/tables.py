@@ -32,7 +32,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     """The table of a study's results.json as Markdown, with what it stands on."""
     head, rows = _cells(results)
     lines = [head, ["---"] * len(head), *rows]
-    tables = [lines, _difference_cells(results), _probe_cells(results)]
+    tables = [lines, _difference_cells(results), _ensemble_cells(results), _probe_cells(results)]
     text, *more = ("\n".join("| " + " | ".join(cells) + " |" for cells in table) for table in tables if table)
     return "\n\n".join([text, caption(results), *more])
 
@@ -60,6 +60,24 @@ def _labels(row: Mapping[str, Any]) -> str:
     return f"all ({row['num_labels']:,})" if row["labels"] == "all" else f"{row['num_labels']:,}"
 
 
+def _ensemble_cells(results: Mapping[str, Any]) -> list[list[str]]:
+    """Head, rule and rows of the table of ensembles."""
+    rows = results.get("ensembles", [])  # which earlier versions did not have
+    if not rows:
+        return []
+    names = [name for name in _COMPARED if any(name in row for row in rows)]
+    head = ["labels", "mean logit of all seeds of", "backbone", "seeds"]
+    for name in names:
+        head += [f"{_MEASURES[name]} (95 %)", "minus a single one (95 %)"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [_labels(row), METHOD_NAMES[row["method"]], row["backbone"], str(row["members"])]
+        for name in names:
+            cells += [format_interval(row[name]), format_interval(row[name]["minus"]["single"], signed=True)]
+        lines.append(cells)
+    return lines
+
+
 def _probe_cells(results: Mapping[str, Any]) -> list[list[str]]:
     """Head, rule and rows of the table of frozen features."""
     if not results["probes"]:
@@ -84,10 +102,10 @@ def _tex(text: str) -> str:
 
 
 def latex_table(results: Mapping[str, Any]) -> str:
-    """The same as LaTeX (booktabs): the table, and those of differences and of the frozen features."""
+    """The same as LaTeX (booktabs): the table, and those of differences, ensembles and frozen features."""
     head, rows = _cells(results)
     tabulars = [_tabular(head, rows)]
-    for more in (_difference_cells(results), _probe_cells(results)):
+    for more in (_difference_cells(results), _ensemble_cells(results), _probe_cells(results)):
         if more:
             tabulars += ["", r"\medskip", _tabular(more[0], more[2:])]
     text = [rf"\caption{{{_tex(' '.join(caption(results).split()))}}}", r"\end{table}", ""]
