@@ -15,6 +15,16 @@ class InputError(ValueError):
     """A mistake in what the user gave: one sentence that names the file, column or argument and the fix."""
 
 
+def check_at_least(least: float, **values: float | None) -> None:
+    """
+    Raises:
+        [`InputError`]: one of the values is smaller, or NaN; the sentence gives its name. `None` is left alone.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name} is {value}: give at least {least}")
+
+
 class Interrupted(KeyboardInterrupt):
     """
     What was told to stop, by Ctrl-C or SIGTERM; a training has saved what it had.

@@ -246,6 +246,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
         (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
         (lambda: Predictions.load(tmp_path / "bad.parquet"), "no column 'label'"),
         (lambda: evaluate_model(tmp_path / "none.parquet"), "cannot read predictions"),
+        (lambda: evaluate_model(run, tiny_cutouts, seed=-1), "seed is -1: give at least 0"),
     ]
     for call, sentence in cases:
         with pytest.raises(InputError, match=sentence) as error:

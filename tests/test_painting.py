@@ -165,6 +165,7 @@ def test_what_cannot_be_painted_is_refused(survey):
         (told(bands=["i", "r", "B"]), {}, "wavelength of band B is not known: name the bands"),
         (survey, {"seeing": 2.0}, "seeing is 2 arcsec, and arcs .* at most: give a FWHM below 1.4"),
         (survey, {"per_galaxy": 0}, "per_galaxy is 0: give at least 1"),
+        (survey, {"seed": -1}, "seed is -1: give at least 0"),
         (datasets.DatasetDict({"test": survey["test"]}), {}, "no galaxy to paint on: give unlabelled cutouts"),
         (datasets.DatasetDict({"unlabelled": survey["unlabelled"].select([0])}), {}, "are of one group: give groups"),
         (

@@ -208,6 +208,8 @@ def test_a_click_on_the_map_shows_the_nearest_cutout(survey, tmp_path):
         ("scores --like object_1", "holds no scored object object_1, and there is no such file"),
         ("scores --like bad.npy", r"bad\.npy"),
         ("scores --anomalies 0", "top is 0: give at least 1"),
+        ("scores --anomalies 3 --seed -1", "seed is -1: give at least 0"),
+        ("scores --map score --seed -1", "seed is -1: give at least 0"),
         ("scores --map colour", "the scores have no column 'colour' to colour by: choose from id, ra, dec"),
         ("scores --map id", "column 'id' has 120 different texts: choose a column of numbers"),
         ("scores --map score --projection umap", "umap-learn is not installed"),

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import looks_local, write_text
 from .files.readers import FITS_SUFFIXES
 from .files.stacks import STACK_SUFFIXES
@@ -267,9 +267,8 @@ def _check_options(config: CutoutsConfig) -> None:
         value, is_length = getattr(config, name), name in lengths
         if value is not None and not (math.isfinite(value) and (value > 0 or not is_length)):
             raise InputError(f"{name} is {value}: give a {'positive' if is_length else 'finite'} number")
-    for name, least in {"data_seed": 0, "unlabelled_size": 0, "test_large_size": 0, "num_proc": 1}.items():
-        if (value := getattr(config, name)) is not None and value < least:
-            raise InputError(f"{name} is {value}: give at least {least}")
+    check_at_least(1, num_proc=config.num_proc)
+    check_at_least(0, **{name: getattr(config, name) for name in ("data_seed", "unlabelled_size", "test_large_size")})
     if len(set(config.bands or ())) < len(config.bands or ()):
         raise InputError(f"bands {' '.join(config.bands)} names a band twice: name each once")
     report = Path(config.bad_file_report)

@@ -19,7 +19,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from .dataset import features_of
 from .from_files import MODEL_CROP
 from .info import cutout_info
@@ -109,8 +109,8 @@ def paint(
     """
     info, output = cutout_info(cutouts), Path(output)
     check_target(output)
-    if per_galaxy < 1:
-        raise InputError(f"per_galaxy is {per_galaxy}: give at least 1")
+    check_at_least(1, per_galaxy=per_galaxy, num_proc=num_proc)
+    check_at_least(0, seed=seed)
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction:g}: give a number between 0 and 1")
     rows = galaxies_of(cutouts)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..data.tensors import CutoutTensors, as_tensors
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import alone_in, write_json
 from ..inference.classifier import Classifier
 from ..inference.inputs import choose_split
@@ -55,6 +55,8 @@ def evaluate_model(
     Raises:
         [`InputError`]: no labels, one class only, another number of bands, or an unwritable `output_dir`.
     """
+    check_at_least(0, seed=seed, num_bootstrap=num_bootstrap)
+    check_at_least(1, batch_size=batch_size)
     run = Path(model) if isinstance(model, str | os.PathLike) and (Path(model) / "run.json").is_file() else None
     settings = {"prevalence": prevalence, "num_bootstrap": num_bootstrap, "seed": seed}
     if run and read_run(run)["task"] == "pretrain":

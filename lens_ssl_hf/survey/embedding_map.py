@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize, to_hex
 from PIL import Image
 
 from ..data.storage import check_target
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..evaluation.pictures import colour_image
 from ..evaluation.plots import COLOURS, new_figure, save_figure
 from ..files import writing
@@ -57,6 +57,7 @@ def draw_map(
         [`InputError`]: no embeddings, no such column, umap-learn is missing, or what [`rank`] refuses.
     """
     scores, output = Path(scores), Path(output)
+    check_at_least(0, seed=seed)
     if projection not in PROJECTIONS:
         raise InputError(f"projection is {projection}: choose from {', '.join(PROJECTIONS)}")
     if projection == "umap" and find_spec("umap") is None:

@@ -18,7 +18,7 @@ import datasets
 import torch
 import transformers
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import cannot_write, write_text
 from ..processes import CHECK_EVERY, leave_with
 from . import manifest as manifests
@@ -124,8 +124,7 @@ def _check(executor: str, workers: int | None, slurm_options: Mapping[str, str])
         if find_spec(package) is None:
             extra = "'lens-ssl-hf[survey]'" if package == "datatrove" else package
             raise InputError(f"the executor {executor} needs {package}, which is not installed: pip install {extra}")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers is {workers}: give at least 1")
+    check_at_least(1, workers=workers)
     if executor != "slurm" and slurm_options:
         raise InputError(f"slurm_options has no meaning for the executor {executor}: leave it out")
     if executor == "slurm" and not {"partition", "time"} <= set(slurm_options):

@@ -15,7 +15,7 @@ from pyarrow import compute, parquet
 
 from ..data.files.raw import readable
 from ..data.storage import check_target
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import write_json, writing
 from . import manifest as manifests
 from .grades import grades_of, read_grades, spellings
@@ -108,10 +108,8 @@ def rank(
         [`InputError`]: scores that are missing, damaged or not complete, or without the embeddings that `diverse`
             needs; known lenses that cannot be read; or an `output` that cannot be written.
     """
-    numbers = {"audit": audit, "uncertain": uncertain, "diverse": diverse, "separation": separation, "seed": seed}
-    for name, value, least in (("top", top, 1), *((name, value, 0) for name, value in numbers.items())):
-        if not value >= least:
-            raise InputError(f"{name} is {value}: give at least {least}")
+    check_at_least(1, top=top)
+    check_at_least(0, audit=audit, uncertain=uncertain, diverse=diverse, separation=separation, seed=seed)
     grades = read_grades(graded) if graded else None
     done = [] if grades is None else spellings(grades["id"].to_list())
     scores, output = Path(scores), Path(output)

@@ -15,7 +15,7 @@ import pyarrow
 from pyarrow import parquet
 
 from ..data.files.raw import RawCutout
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import make_folder, remove_dead, write_json, writing
 from . import calibration as calibrations
 from . import manifest as manifests
@@ -86,14 +86,7 @@ def score(
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
     _check(models, views, precision, tasks, task)
-    for name, value in {
-        "shard_size": shard_size,
-        "tasks": tasks,
-        "batch_size": batch_size,
-        "num_proc": num_proc,
-    }.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
+    check_at_least(1, shard_size=shard_size, tasks=tasks, batch_size=batch_size, num_proc=num_proc)
     output = Path(output)
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(cutouts)):
         raise InputError(f"output {output} lies in the input {cutouts}: choose another output")

@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from ..data.listing.rows import Row
 from ..data.storage import check_target
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from . import manifest as manifests
 from .crops import text_array
 from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
@@ -124,6 +124,7 @@ def find_anomalies(
     """
     if detector not in DETECTORS:
         raise InputError(f"detector is {detector}: choose from {', '.join(DETECTORS)}")
+    check_at_least(0, seed=seed)
     manifest, shards = _open(scores, output, top, separation)
     reference = sample(shards, SAMPLE, seed)
     measure = _distance if detector == "neighbours" else _isolation
@@ -152,9 +153,8 @@ def _isolation(reference: pyarrow.Table, seed: int) -> Callable[[pyarrow.Table],
 def _open(
     scores: str | os.PathLike, output: str | os.PathLike, top: int, separation: float
 ) -> tuple[dict[str, Any], Shards]:
-    for name, value, least in (("top", top, 1), ("separation", separation, 0)):
-        if not value >= least:
-            raise InputError(f"{name} is {value}: give at least {least}")
+    check_at_least(1, top=top)
+    check_at_least(0, separation=separation)
     check_target(Path(output))
     manifest = manifests.read(Path(scores))
     return manifest, open_embeddings(Path(scores), manifest)
