@@ -9,9 +9,10 @@ python scripts/labelled_simulations.py --data_dir runs/cfhtls/data --output runs
 Arcs are painted on the windows and non-lenses outside of the test fold (lens-ssl paint). A classifier is fine-tuned on
 these, and then on the real labels of the training folds; beside it one on the real labels alone, with as many steps.
 Each is scored as it is, with the mean logit of eight views, and with that of all seeds and views. Windows that show
-the graded candidate of their stamp, which may be a lens, are left out. A command that was stopped goes on.
+the graded candidate of their own stamp, which may be a lens, are left out. A command that was stopped goes on.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import MISSING, dataclass
@@ -21,7 +22,7 @@ from typing import Any
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.errors import InputError, exit_on_input_error
-from lens_ssl_hf.files import write_json, writing
+from lens_ssl_hf.files import write_json, write_text
 
 PIXEL_SCALE, SEEING = 0.28, 0.7  # arcsec, of the cutouts that prepare_cfhtls writes
 # A graded candidate is in the middle of its stamp. A crop of 32 pixels shows 48 of the stamp; its corners are 34 away
@@ -71,11 +72,13 @@ def painted(arguments: Arguments, fold: int) -> Path:
 
     from lens_ssl_hf import paint
 
-    output, data_dir = Path(arguments.output) / f"painted-{fold}", Path(arguments.data_dir)
+    data_dir = Path(arguments.data_dir)
+    rows = pd.read_csv(data_dir / "cfhtls.csv")
+    table = rows[~rows["file"].map(shows_a_candidate)].to_csv(index=False)
+    digest = hashlib.blake2b(f"{arguments.per_galaxy}\n{table}".encode(), digest_size=4).hexdigest()
+    output = Path(arguments.output) / f"painted-{fold}-{digest}"
     if not output.exists():
-        rows = pd.read_csv(data_dir / "cfhtls.csv")
-        with writing(data_dir / "galaxies.csv") as new:
-            rows[~rows["file"].map(shows_a_candidate)].to_csv(new, index=False)
+        write_text(data_dir / "galaxies.csv", table)
         settings = {"per_galaxy": arguments.per_galaxy, "num_proc": arguments.num_proc}
         paint(real_cutouts(data_dir, fold, "galaxies.csv"), output, SEEING, **settings)
     return output
@@ -119,21 +122,23 @@ def as_markdown(result: dict[str, Any]) -> str:
     """The table of results, by their start."""
     from lens_ssl_hf.study.tables import format_interval
 
-    head = ["start", "fine-tuned on", "ROC AUC", "minus real labels alone", "ROC AUC, hard", "minus real labels alone"]
+    minus = "minus real labels alone, scored so"
+    head = ["start", "fine-tuned on", "ROC AUC", minus, "ROC AUC, hard", minus]
     lines = [head, ["---"] * len(head)]
     for start, own in result.items():
         for way, row in own["rows"].items():
             cells = [start, way]
             for entry in (row[name] for name in MEASURES):
-                minus = entry.get("minus", {}).get("supervised")
-                cells += [format_interval(entry), format_interval(minus, signed=True) if minus else ""]
+                found = entry.get("minus", {}).get("supervised")
+                cells += [format_interval(entry), format_interval(found, signed=True) if found else ""]
             lines.append(cells)
     note = []
     for start, own in result.items():
         steps = own["painted_steps"], own["real_steps"]
         note.append(
-            f"{start}: means over {len(own['folds'])} test folds and {own['seeds']} seeds, {steps[0]:,} steps on "
-            f"simulated arcs, {steps[1]:,} on real labels after them, {sum(steps):,} on real labels alone."
+            f"{start}: means over {len(own['folds'])} test folds and seeds; seeds of the training: {own['seeds']}. "
+            f"{steps[0]:,} steps on simulated arcs, {steps[1]:,} on real labels after them; {sum(steps):,} on real "
+            "labels alone. Rows of several seeds have one ensemble per fold."
         )
     note.append(
         "Intervals of 95 %: in square brackets over seeds and test groups, in round ones over test groups alone."
@@ -177,32 +182,33 @@ def main() -> None:
             raise InputError(f"folds has {fold}: give numbers from 0 to 4")
     if arguments.seeds < 1:
         raise InputError(f"seeds is {arguments.seeds}: give at least 1")
-    cells = []
+    cells: dict[str, list[dict[str, Any]]] = {}  # by how they are scored
 
-    def add(method: str, fold: int, seed: int, predictions: Any) -> None:
+    def add(way: str, how: str, fold: int, seed: int, predictions: Any) -> None:
         """A cell of [`compare`], whose baseline is called supervised."""
-        directory = Path(arguments.output) / "predictions" / start / f"{method}, {fold}, {seed}"
+        directory = Path(arguments.output) / "predictions" / start / f"{way}{how}, {fold}, {seed}"
         directory.mkdir(parents=True, exist_ok=True)
         predictions.save(directory / "predictions.parquet")
-        method = "supervised" if method == REAL else method
-        cells.append({"method": method, "backbone": start, "labels": "all", "num_labels": 0, "seed": seed, "subset": 0,
-                      "fold": fold, "directory": str(directory)})  # fmt: skip
+        cell = {"method": "supervised" if way == REAL else way, "backbone": start, "labels": "all", "num_labels": 0}
+        cell |= {"seed": seed, "subset": 0, "fold": fold, "directory": str(directory)}
+        cells.setdefault(how, []).append(cell)
 
     for fold in arguments.folds:
         real, members = real_cutouts(Path(arguments.data_dir), fold), {}
         for seed in range(arguments.seeds):
             for way, run in runs(arguments, real, fold, seed).items():
-                for views, found in scored(run, real).items():
-                    add(way + views, fold, seed, found)
-                    if (way, views, fold, seed) == (BOTH, "", arguments.folds[0], 0):
+                for how, found in scored(run, real).items():
+                    add(way, how, fold, seed, found)
+                    if (way, how, fold, seed) == (BOTH, "", arguments.folds[0], 0):
                         best = run, found, cutout_info(real)
                 members.setdefault(way, []).append(found)  # of eight views
         for way, every in members.items() if arguments.seeds > 1 else ():
-            add(f"{way}, 8 views of {arguments.seeds} seeds", fold, 0, ensemble(every))
+            add(way, f", 8 views of {arguments.seeds} seeds", fold, 0, ensemble(every))
     rows = {}
-    for row in compare(cells):
-        method = REAL if row["method"] == "supervised" else row["method"]
-        rows[method] = {name: row[name] for name in MEASURES}
+    for how, own in cells.items():
+        for row in compare(own):
+            way = REAL if row["method"] == "supervised" else row["method"]
+            rows[way + how] = {name: row[name] for name in MEASURES}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
     result[start] = {**facts, "folds": arguments.folds, "rows": rows}
     write_json(path, result)

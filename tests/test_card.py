@@ -87,12 +87,12 @@ def test_a_classifier_that_began_as_a_classifier_was_not_pretrained_without_labe
     first = json.loads((write_classifier_run(tmp_path / "first") / "run.json").read_text())
     first |= {"init": "scratch", "init_method": "scratch", "num_labels": 321}
     first.pop("init_run", None)
-    first["data"] |= {"name": "painted", "simulated": True}
+    first["data"] |= {"name": "painted", "painted": True}
     run = write_classifier_run(tmp_path / "run")
     change(run, init="runs/first", init_method="scratch", init_run=first)
     text = str(render_card(CardFacts.from_run(run, "a")))
     assert "after fine-tuning on 321 labels of painted." in text
-    assert "It began as a classifier that was trained on 321 labelled cutouts of painted (**simulated**).\n" in text
+    assert "It began as a classifier that was trained on 321 labelled cutouts of painted.\n" in text
     assert "was pretrained" not in text and "supervised pretraining" not in text and "from scratch" not in text
     change(
         run,
@@ -100,6 +100,11 @@ def test_a_classifier_that_began_as_a_classifier_was_not_pretrained_without_labe
     )
     text = str(render_card(CardFacts.from_run(run, "a")))
     assert "That training went on from a pretraining on " in text
+    facts = json.loads((run / "run.json").read_text())
+    del facts["init_run"]  # as of an exported folder, whose config names the method
+    (run / "run.json").write_text(json.dumps({**facts, "init": "exported"}))
+    text = str(render_card(CardFacts.from_run(run, "a")))
+    assert "labels from the weights of `exported`." in text and "from scratch" not in text
 
 
 def test_without_evaluation_there_is_no_number(tmp_path):

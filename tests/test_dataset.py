@@ -618,6 +618,13 @@ def test_windows_of_real_stamps_keep_clear_of_the_test_split(real_data, monkeypa
         stem, row, column = Path(window["file"]).stem.rsplit("_", 2)
         assert group_of[stem] == window["group"] and not window["label"] and not window["fold"]
         assert all(36 <= int(centre) <= 124 for centre in (row, column))
+    monkeypatch.syspath_prepend(SCRIPTS)
+    shows_a_candidate = runpy.run_path(str(SCRIPTS / "labelled_simulations.py"))["shows_a_candidate"]
+    kept = [row for row in rows if not shows_a_candidate(row["file"])]
+    assert 694 + 500 < len(kept) < len(rows) - len(group_of)
+    for row in kept[694:]:  # the windows; a crop that is rotated reaches 24 sqrt(2) pixels of the stamp
+        distances = [int(place) - 80 for place in Path(row["file"]).stem.rsplit("_", 2)[1:]]
+        assert np.hypot(*distances) >= 24 * 2**0.5
 
 
 @pytest.mark.parametrize(

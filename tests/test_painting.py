@@ -1,12 +1,13 @@
 """Simulated arcs on galaxies of one's own: which galaxies, how much light, and nothing else that tells the classes."""
 
 import math
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 
-from lens_ssl_hf import InputError, Stretch, cutout_info, finetune, load_cutouts, paint, push_dataset
+from lens_ssl_hf import InputError, Stretch, cutout_info, export, finetune, load_cutouts, paint, push_dataset
 from lens_ssl_hf.data import painting
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.painting import Brush, draw_arcs, paint_arcs, sky_of
@@ -133,16 +134,26 @@ def test_both_splits_have_lenses_whatever_the_seed(survey):
     assert all(set(splits) == {"train", "validation"} and 4 <= len(splits) <= 10 for splits in drawn)
 
 
-def test_real_galaxies_with_arcs_stay_real_for_whoever_publishes_them(survey):
-    """Their owners decide on the licence, and not this package, as for what it simulates."""
+def test_real_galaxies_with_arcs_stay_real_for_whoever_publishes_them(survey, monkeypatch):
+    """Their owners decide on the licence, where this package does for what it simulates; cards tell of the arcs."""
     real = datasets.DatasetDict({"unlabelled": survey["unlabelled"].select(range(40))})
     info = {**vars(cutout_info(survey)), "simulated": False, "name": "mine"}
     real["unlabelled"].info.description = CutoutInfo(**info).to_json()
     paint(real, "painted", seeing=0.6, num_proc=1)
     made = load_cutouts("painted")
-    assert not cutout_info(made).simulated and cutout_info(made).name == "mine with simulated arcs"
+    assert not cutout_info(made).simulated and cutout_info(made).painted
+    assert cutout_info(made).name == "mine with simulated arcs"
     with pytest.raises(InputError, match="a licence for me/painted is missing"):
         push_dataset(made, "me/painted", dry_run="page")
+    push_dataset(made, "me/painted", license="other", dry_run="page")
+    card = Path("page/README.md").read_text()
+    assert "- simulated-data\n" in card and "arcs and companions are simulated" in card
+    finetune(made, "run", backbone="cnn", steps=1, eval_every=1)
+    card = export("run", "model") / "README.md"
+    assert "> **Trained on real galaxies with simulated arcs.**" in card.read_text()
+    monkeypatch.setattr(painting, "PAINT_VERSION", "other")
+    paint(real, "again", seeing=0.6, num_proc=1)
+    assert cutout_info(load_cutouts("again")).fingerprint != cutout_info(made).fingerprint
 
 
 def test_galaxies_of_groups_in_other_splits_are_left_alone(survey):
@@ -171,14 +182,14 @@ def test_what_cannot_be_painted_is_refused(survey):
         (
             datasets.DatasetDict({"unlabelled": survey["unlabelled"].select([0, 1])}),
             {},
-            "only 1 of 2 galaxies could be lenses, and .* give more galaxies",
+            r"galaxies that could be lenses \(1 of 2\) are all in one split, .* give more galaxies",
         ),
         (survey, {"validation_fraction": 1.0}, "validation_fraction is 1: give a number between 0 and 1"),
     ]
     for cutouts, settings, text in cases:
         with pytest.raises(InputError, match=text):
             paint(cutouts, "painted", **{"seeing": 0.6, **settings})
-    assert not list(painting.Path().iterdir())
+    assert not list(Path().iterdir())
 
 
 def test_a_fine_tuning_goes_on_from_a_cnn(tiny_cutouts, tmp_path):

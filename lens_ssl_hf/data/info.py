@@ -28,6 +28,7 @@ class CutoutInfo:
         fingerprint (`str`): hex digest of the source's files or the simulator's version, and of all settings.
         left_out (`int`): number of bad files that were left out.
         simulator_version (`str`, *optional*): of simulated cutouts; of real ones and of older sets `None`.
+        painted (`bool`, *optional*): whether [`paint`] added arcs; `None` where it did not, as in older sets.
     """
 
     source: str
@@ -41,6 +42,7 @@ class CutoutInfo:
     fingerprint: str = ""
     left_out: int = 0
     simulator_version: str | None = None
+    painted: bool | None = None
 
     def to_json(self) -> str:
         """As one JSON object."""

@@ -33,6 +33,7 @@ from .simulation.survey import MARGIN
 from .storage import check_target, save_cutouts
 from .stretch import Stretch, border_sky
 
+PAINT_VERSION = "2"  # raise it whenever what is painted changes: it is part of a dataset's fingerprint
 # Mean wavelengths in nm of filters as surveys name them: what the colour of arcs is drawn for.
 WAVELENGTHS = {"u": 365, "g": 480, "r": 622, "i": 763, "z": 905, "y": 1000}
 WAVELENGTHS |= {"VIS": 715, "Y": 1080, "J": 1367, "H": 1770}
@@ -86,7 +87,7 @@ def paint(
     noise is left out. Each galaxy with arcs is written with blue companions of such light, too: what is simulated does
     not tell the classes apart, but how it lies.
 
-    Groups are divided into a training and a validation split, what could be lenses and what could not alike.
+    Groups are divided into a training and a validation split, and both get their share of what could be a lens.
 
     Display units are taken back to flux and made again; those of 8-bit pictures, whose stretch is not known, as of an
     asinh whose white is 20 times its softening.
@@ -116,9 +117,9 @@ def paint(
     rows = galaxies_of(cutouts)
     brush = make_brush(cutouts, rows, seeing, seed)
     split_of = _split(cutouts, rows, brush, validation_fraction, num_proc)
-    facts = [info.fingerprint, "painted", asdict(brush), per_galaxy, validation_fraction]
+    facts = [info.fingerprint, "painted", PAINT_VERSION, asdict(brush), per_galaxy, validation_fraction]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-    described = replace(info, name=f"{info.name} with simulated arcs", fingerprint=digest)
+    described = replace(info, name=f"{info.name} with simulated arcs", painted=True, fingerprint=digest)
     with tempfile.TemporaryDirectory(prefix="lens-ssl-paint-") as cache:
         made = datasets.DatasetDict()
         for split in ("train", "validation"):
@@ -224,8 +225,8 @@ def _split(
     found = [split_of[row.group] for row in drawn if row.label]
     if len(set(found)) < 2:
         raise InputError(
-            f"only {len(found)} of {len(rows)} galaxies could be lenses, and the training and the validation split "
-            "need some: give more galaxies, or more groups"
+            f"the galaxies that could be lenses ({len(found)} of {len(rows)}) are all in one split, and training and "
+            "validation need some: give more galaxies, or more groups"
         )
     return [split_of[row.group] for row in drawn]
 

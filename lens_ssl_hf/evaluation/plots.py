@@ -240,10 +240,8 @@ def _describe(facts: Mapping[str, Any]) -> str:
         return f"{method} pretraining of {backbone} on {facts.get('num_train_images')} cutouts"
     method = facts.get("init_method")
     origin = "trained from scratch" if method == "scratch" else f"fine-tuned after {METHOD_NAMES.get(method, method)}"
-    if facts.get("init_run", {}).get("task") == "finetune":
-        origin = (
-            f"fine-tuned after {facts['init_run'].get('num_labels')} labels of {facts['init_run']['data']['name']}"
-        )
+    if facts.get("init_run", {}).get("task") == "finetune" or method == "scratch" != facts.get("init", method):
+        origin = "fine-tuned from a classifier"
     return f"{backbone}, {origin} on {facts.get('num_labels')} labels"
 
 

@@ -107,7 +107,9 @@ class CardFacts:
     @property
     def method(self) -> str:
         """How the weights began: `DINO`, `iBOT`, `SimSiam`, or for classifiers also `from scratch`."""
-        method = self.run.get("method") or self.run.get("init_method") or "scratch"
+        method = (
+            self.run.get("method") or self.run.get("init_method") or "scratch"
+        )  # or of what it was fine-tuned from
         return "from scratch" if method == "scratch" else METHOD_NAMES.get(method, method)
 
     @property
@@ -140,7 +142,7 @@ class CardFacts:
         tags = ["astronomy", "gravitational-lensing", "cnn" if self.is_cnn else "vit", "lens_ssl_hf"]
         if self.method != "from scratch":
             tags += ["self-supervised-learning", str(self.run.get("method") or self.run.get("init_method"))]
-        tags += ["simulated-data"] if self.data["simulated"] else []
+        tags += ["simulated-data"] if self.data["simulated"] or self.data.get("painted") else []
         return ModelCardData(
             license=self.license or (None if self.begun_elsewhere else "apache-2.0"),
             library_name="transformers",
@@ -232,7 +234,7 @@ def render_dataset_card(
         "pretty_name": f"Gravitational lenses and look-alikes: {repo_id.split('/')[-1]}",
         "size_categories": [_SIZE_CATEGORIES[max(0, min(len(str(size)), 7) - 3)]],
         **header,
-        "tags": [*header["tags"], *(["simulated-data"] if info.simulated else [])],
+        "tags": [*header["tags"], *(["simulated-data"] if info.simulated or info.painted else [])],
     }
     return _render(
         "dataset.md.jinja",

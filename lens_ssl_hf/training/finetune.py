@@ -191,9 +191,10 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
     model = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)](config)
     if encoder is not None:
         own = model.base_model.state_dict()  # with a mask token or without
-        taken = {name for name in own if not name.startswith("classifier")}  # a CNN's base model is all of it
-        found = {name: one for name, one in encoder.state_dict().items() if name in taken}
-        model.base_model.load_state_dict(own | found)
+        given = {name: one for name, one in encoder.state_dict().items() if name in own}
+        kept = {name for name in own if name.endswith("mask_token") and name not in given}
+        kept |= {name for name in own if name.startswith("classifier")}  # a CNN's base model is all of it
+        model.base_model.load_state_dict(given | {name: own[name] for name in kept})
     for name, parameter in model.named_parameters():
         if name.endswith("mask_token"):  # which a classifier does not use: its gradient never comes
             parameter.requires_grad_(False)
