@@ -4,6 +4,7 @@
 #     scripts/gpu.sh check    # the tests that need a GPU
 #     scripts/gpu.sh speed    # scripts/benchmark_gpu.py
 #     scripts/gpu.sh study    # as many cells of the study on simulated cutouts as there is time for
+#     scripts/gpu.sh batches  # DINO in batches of several sizes, by one rule of scaling, fine-tuned with few labels
 #     scripts/gpu.sh train    # a long pretraining, exported; classifiers from it and from scratch
 #     scripts/gpu.sh real     # the study on five folds of TABLE (scripts/prepare_cfhtls.py), after that on simulated
 #                             # cutouts; a backbone that has seen all of its windows but those of the test split
@@ -23,6 +24,7 @@
 #     cat gpu_results/study.tar.gz.* | tar -xz -C runs/study     # whole: lens-ssl study goes on there and reports
 #     cat gpu_results/unfinished.tar.gz.* | tar -xz -C report    # cells of pretrainings that are not all fine-tuned
 #     cat gpu_results/real.tar.gz.* | tar -xz -C runs/real
+#     cat gpu_results/batches.tar.gz.* | tar -xz -C runs         # batches32, batches128, ...: a study each
 #     cat gpu_results/weights.tar.* | tar -x                     # FIRST_PIECE=4 brings those after the first four
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +33,7 @@ part=${1:-} SECONDS=0
 if [ "${2:-}" = --rehearse ]; then
     export LENS_SSL_REHEARSE=1 CUDA_VISIBLE_DEVICES=
     : "${WORKERS:=2}" "${BACKBONES:=vitt8}" "${TRAIN_BACKBONE:=vitt8}" "${LABELS:=16 all}" "${TRAIN_LABELS:=16}"
+    : "${BATCHES:=16 32}" "${BATCH_LABELS:=16}" "${BATCH_SEEDS:=1}" "${BATCH_EPOCHS:=1}"
     : "${SEEDS:=1}" "${EPOCHS:=1}" "${STEPS:=2}" "${TRAIN_EPOCHS:=1}" "${BATCH:=32}"
     sizes="--train_size 48 --validation_size 24 --test_size 24"
     study_sizes="$sizes --unlabelled_size 48 --test_large_size 40" train_sizes="$sizes --unlabelled_size 48"
@@ -42,6 +45,8 @@ fi
 : "${RECIPES:=scripts/large_batches.yaml}" "${EXPORT:=}"                 # study; the pretraining whose weights are kept
 : "${TABLE:=/tmp/cfhtls/cfhtls.csv}" "${REAL_METHODS:=supervised cnn dino-continued dino-continued-linear}"      # real
 : "${REAL_EXPORT:=}" "${FOLDS:=0 1 2 3 4}"
+: "${BATCHES:=32 128 512}" "${BATCH_BACKBONE:=vitt8}" "${BATCH_LABELS:=100 300}" "${BATCH_SEEDS:=2}"     # batches
+: "${BATCH_EPOCHS:=10}"
 : "${TRAIN_METHOD:=dino}" "${TRAIN_BACKBONE:=vits8}" "${TRAIN_EPOCHS:=100}" "${BATCH:=512}" "${TRAIN_LABELS:=300}"
 : "${CHECK_OPTIONS:=}" "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # of lens-ssl pretrain
 : "${study_sizes:=--unlabelled_size 60000 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
@@ -122,6 +127,25 @@ END
     fi
 }
 
+# The rule: of AdamW, learning rates by the square root of the size (Malladi et al. 2022); of averages over the steps,
+# momenta to the power of the size (Busbridge et al. 2023, "How to Scale Your EMA").
+run_batches() {  # SIZE
+    local recipe=$WORK/batches$1.yaml
+    within python3 - "$1" << 'END' > "$recipe"
+import sys
+import yaml
+from lens_ssl_hf.training.arguments import PretrainArguments, recipe
+size, known = int(sys.argv[1]), vars(PretrainArguments()) | recipe("dino")
+scale = size / known["batch_size"]
+scaled = {name: known[name] ** scale for name in ("teacher_momentum", "centre_momentum")}
+scaled |= {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
+print(yaml.safe_dump({"dino": {"batch_size": size, **scaled}}))
+END
+    METHODS=dino LABELS=$BATCH_LABELS SEEDS=$BATCH_SEEDS RECIPES=$recipe
+    share_cells "batches$1" "$BATCH_BACKBONE" "$(planned_cells)" --dataset "$WORK/study_data" --methods dino \
+        --backbones "$BATCH_BACKBONE" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" --epochs "$BATCH_EPOCHS"
+}
+
 share_cells() {  # FOLDER BACKBONES PLANNED OPTIONS...: until STUDY_SECONDS, or so many of the cells are done
     local worker folder=$1 backbones=$2 planned=$3
     shift 3
@@ -169,7 +193,7 @@ pack_study() {
 pack() {  # NAME FOLDERS...: what is small in them, in pieces
     local name=$1
     shift
-    find study.json "$@" -maxdepth 1 -type f \( -name "*.json" -o -name "*.jsonl" -o -name "predictions*.parquet" \) |
+    find $(ls -d study.json batches*/study.json 2> /dev/null) "$@" -maxdepth 1 -type f \( -name "*.json" -o -name "*.jsonl" -o -name "predictions*.parquet" \) |
         tar -cz -T - | split -b 15M -d - "$OUT/$name.tar.gz."
 }
 
@@ -241,11 +265,15 @@ run_part() {
             stage pack pack_study
             [ -z "$EXPORT" ] || stage export \
                 export_pieces "$WORK/study/pretrainings/$EXPORT" "$WORK/exported/lens-${EXPORT%-seed*}" ;;
+        batches)
+            stage simulate simulate "$WORK/study_data" $study_sizes
+            for size in $BATCHES; do stage "batches of $size" run_batches "$size"; done
+            (cd "$WORK" && pack batches batches*/*/*) ;;
         real) stage real run_real ;;
         train)
             stage simulate simulate "$WORK/train_data" $train_sizes
             run_train ;;
-        *) echo "usage: scripts/gpu.sh check|speed|study|train|real [--rehearse]" >&2; return 2 ;;
+        *) echo "usage: scripts/gpu.sh check|speed|study|batches|train|real [--rehearse]" >&2; return 2 ;;
     esac
 }
 

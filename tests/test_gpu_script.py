@@ -81,6 +81,19 @@ def test_study(tmp_path):
     assert names == {"study": ["supervised"], "unfinished": ["dino", "ibot", "simsiam"]}
 
 
+def test_batches_are_scaled_by_one_rule(tmp_path):
+    home = unpack(rehearse("batches", tmp_path), "batches.tar.gz", tmp_path / "home")
+    settings = {}
+    for size in (16, 32):
+        (pretraining,) = (home / f"batches{size}" / "pretrainings").glob("*/cell.json")
+        settings[size] = json.loads(pretraining.read_text())["settings"]
+        assert settings[size]["batch_size"] == size and (home / f"batches{size}" / "study.json").is_file()
+        assert len(list((home / f"batches{size}" / "cells").glob("*/predictions.parquet"))) == 1
+    assert settings[32]["teacher_momentum"] == 0.99 and settings[32]["learning_rate"] == 5e-4  # the recipe's own
+    assert settings[16]["teacher_momentum"] ** 2 == pytest.approx(0.99)
+    assert settings[16]["learning_rate"] * 2**0.5 == pytest.approx(5e-4)
+
+
 def write_table(folder):
     """Pictures of lenses and other galaxies in two folds, and of some without a label."""
     rng, rows = np.random.default_rng(0), ["file,label,kind,fold,group"]
