@@ -156,7 +156,7 @@ def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table:
     folder = export(run, arguments.export)
     fold = arguments.folds[0]
     text = f"This is the classifier of test fold {fold} and seed 0. The table has the means over the folds.\n\n{table}"
-    facts = CardFacts.from_run(run, folder.name, study=text)
+    facts = CardFacts.from_run(run, str(arguments.export), study=text)
     facts.pictures = [file.name for file in folder.glob("*.png")]
     report = {**describe(vars(info), "test"), "model": folder.name, "warnings": [], **report_on(predictions)}
     facts.reports = {"classifier": report}
