@@ -29,6 +29,11 @@ PIXEL_SCALE, SEEING = 0.28, 0.7  # arcsec, of the cutouts that prepare_cfhtls wr
 # from its middle.
 CANDIDATE, REACH = (80, 80), 34
 MEASURES = ("roc_auc", "auc_vs_hard_nonlens")
+ORIGIN = (
+    "The cutouts are lens candidates of the CFHT Legacy Survey and galaxies beside them, as 8-bit pictures. The "
+    "labels are grades of the experts of Space Warps (Marshall et al. 2016, More et al. 2016), not spectroscopy. Hard "
+    "non-lenses are candidates that the experts turned down. Source: github.com/drphilmarshall/SpaceWarps."
+)
 ARCS, BOTH, REAL = "simulated arcs alone", "simulated arcs, then real labels", "real labels alone"
 
 
@@ -46,9 +51,7 @@ class Arguments:
     folds: list[int] = option(None, "Test folds; by default all five.")
     num_proc: int | None = option(None, "Processes that paint.")
     result: str = option("model_cards/results/labelled_simulations.json", "The JSON file to write, or add to.")
-    export: str | None = option(
-        None, "A folder for the classifier of simulated arcs and real labels, first fold and seed."
-    )
+    export: str | None = option(None, "A folder for the classifier of real labels alone, of the first fold and seed.")
 
 
 def shows_a_candidate(file: str) -> bool:
@@ -155,7 +158,8 @@ def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table:
 
     folder = export(run, arguments.export)
     fold = arguments.folds[0]
-    text = f"This is the classifier of test fold {fold} and seed 0. The table has the means over the folds.\n\n{table}"
+    text = f"{ORIGIN}\n\nThis is the classifier of test fold {fold} and seed 0, and what stands above is of that fold "
+    text += f"alone. The table has the means over all folds, also for other ways to train one.\n\n{table}"
     facts = CardFacts.from_run(run, str(arguments.export), study=text)
     facts.pictures = [file.name for file in folder.glob("*.png")]
     report = {**describe(vars(info), "test"), "model": folder.name, "warnings": [], **report_on(predictions)}
@@ -199,7 +203,7 @@ def main() -> None:
             for way, run in runs(arguments, real, fold, seed).items():
                 for how, found in scored(run, real).items():
                     add(way, how, fold, seed, found)
-                    if (way, how, fold, seed) == (BOTH, "", arguments.folds[0], 0):
+                    if (way, how, fold, seed) == (REAL, "", arguments.folds[0], 0):
                         best = run, found, cutout_info(real)
                 members.setdefault(way, []).append(found)  # of eight views
         for way, every in members.items() if arguments.seeds > 1 else ():
