@@ -162,7 +162,9 @@ def test_an_interval_that_covers_too_little_says_so():
     labels, scores = np.repeat([1, 0], [150, 150]), np.random.default_rng(0).random(300)
     found = measure(labels, scores, num_bootstrap=50)
     for key in ("completeness_at_fpr_1e-2", "purity_at_fpr_1e-2"):
-        assert found[key]["note"].startswith("150 non-lenses place") and found[key]["note"].endswith("have 200")
+        assert found[key]["note"].startswith("150 non-lenses place") and found[key]["note"].endswith(
+            "at least 200 are needed"
+        )
     assert "lies too high" in found["tpr0"]["note"] and "lies too high" in found["expected_calibration_error"]["note"]
     assert "note" not in found["roc_auc"] and "note" not in found["completeness_at_fpr_1e-3"]
     more = measure(np.append(labels, [0] * 50), np.append(scores, scores[:50]), num_bootstrap=50)

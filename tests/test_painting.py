@@ -1,5 +1,6 @@
 """Simulated arcs on galaxies of one's own: which galaxies, how much light, and nothing else that tells the classes."""
 
+import json
 import math
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def test_real_galaxies_with_arcs_stay_real_for_whoever_publishes_them(survey, mo
     finetune(made, "run", backbone="cnn", steps=1, eval_every=1)
     card = export("run", "model") / "README.md"
     assert "> **Trained on real galaxies with simulated arcs.**" in card.read_text()
+    finetune(survey, "next", init="model", steps=1, eval_every=1)
+    card = (export("next", "second") / "README.md").read_text()  # the history of an exported start is not lost
+    assert "It began as a classifier that was trained on " in card and "mine with simulated arcs" in card
+    finetune(survey, "last", init="second", steps=1, eval_every=1)
+    recipe = json.loads((export("last", "third") / "recipe.json").read_text())
+    assert recipe["init_run"]["init_run"]["data"]["painted"]
     monkeypatch.setattr(painting, "PAINT_VERSION", "other")
     paint(real, "again", seeing=0.6, num_proc=1)
     assert cutout_info(load_cutouts("again")).fingerprint != cutout_info(made).fingerprint

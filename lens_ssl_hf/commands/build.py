@@ -30,8 +30,11 @@ class OutputArguments:
     output: str = field(metadata={"help": "The directory to write."})
 
 
-def draw_examples(cutouts: Any, path: Path) -> None:
-    """A row of lenses and one of non-lenses, or two of unlabelled cutouts; a square marks what models see."""
+def draw_examples(cutouts: Any, path: Path, with_companions: bool = False) -> None:
+    """
+    A row of lenses and one of non-lenses, or two of unlabelled cutouts; a square marks what models see.
+    `with_companions` draws those of painted galaxies: the same galaxies as they are, with arcs and with companions.
+    """
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -46,6 +49,13 @@ def draw_examples(cutouts: Any, path: Path) -> None:
     if "train" not in cutouts:
         first = np.arange(len(split))[: 2 * COLUMNS]
         rows = {"unlabelled": first[:COLUMNS], "": first[COLUMNS:]}
+    if with_companions:
+        places = {name: place for place, name in enumerate(split["id"])}
+        galaxies = [name.removesuffix("-arcs0") for name in places if name.endswith("-arcs0")][:COLUMNS]
+        rows = {
+            title: np.array([places.get(name + end, -1) for name in galaxies], int)
+            for title, end in (("as they are", ""), ("with arcs: lens", "-arcs0"), ("with companions", "-companions0"))
+        }
     scale = max(1, -(-SIDE // info.size))
     cell = scale * info.size + 4
     sheet = Image.new("RGB", (COLUMNS * cell, len(rows) * (cell + 14)), "white")
@@ -54,6 +64,8 @@ def draw_examples(cutouts: Any, path: Path) -> None:
         top = number * (cell + 14)
         draw.text((2, top), name, fill="black")
         for column, index in enumerate(indices.tolist()):
+            if index < 0:  # some have no companions
+                continue
             pixels = np.asarray(split.with_format("numpy")[index]["pixels"])
             image = Image.fromarray(colour_image(pixels, info.bands))
             left, upper = column * cell + 2, top + 14

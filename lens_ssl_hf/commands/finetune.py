@@ -38,7 +38,7 @@ def main() -> None:
     run = finetune(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    dataset = shlex.quote(data_arguments.dataset)
+    dataset = shlex.quote(data_arguments.dataset) if "test" in cutouts else "LABELLED_CUTOUTS"
     tell(f"run: {run}   next: lens-ssl evaluate {shlex.quote(str(run))} --dataset {dataset}")
 
 

@@ -3,13 +3,13 @@ Paint simulated arcs onto your own galaxies: a labelled dataset of your sky, whe
 
 ```bash
 lens-ssl paint --dataset my_cutouts/ --seeing 0.7 --output painted/
-lens-ssl finetune --dataset painted/ --init model_cards/lens-dino-vits8 --output_dir runs/painted
-lens-ssl finetune --dataset my_cutouts/ --init runs/painted --output_dir runs/mine      # where you have labels
+lens-ssl finetune --dataset painted/ --backbone cnn --output_dir runs/painted
+lens-ssl finetune --dataset my_cutouts/ --like runs/painted --init runs/painted --output_dir runs/mine   # on labels
 ```
 
 The galaxies are the cutouts without a label, and the non-lenses of the training split; cutouts of the validation and
-test splits are left alone. Bright red ones are written with arcs (lens) and with blue companions (nonlens), and all of
-them as they are (nonlens).
+test splits are left alone. Those that could be lenses, the redder half of the brightest 35 %, are written with arcs
+(lens) and with blue companions (nonlens), and all of them as they are (nonlens).
 """
 
 from dataclasses import dataclass, field
@@ -47,11 +47,14 @@ def main() -> None:
     settings = {"per_galaxy": arguments.per_galaxy, "seed": arguments.seed, "num_proc": data_arguments.num_proc}
     output = paint(cutouts, arguments.output, arguments.seeing, **settings)
     painted = load_cutouts(output)
-    draw_examples(painted, output / "examples.png")
+    draw_examples(painted, output / "examples.png", with_companions=True)
     print(f"{output / 'examples.png'}: some of the cutouts")
     for name, split in painted.items():
-        lenses = sum(split["label"])
-        print(f"{name:12}{lenses} with arcs, {len(split) - lenses} without")
+        lenses, companions = sum(split["label"]), sum("-companions" in one for one in split["id"])
+        plain = len(split) - lenses - companions
+        print(f"{name:12}{lenses} with arcs, {companions} with companions, {plain} as they are")
+        if companions < lenses / 2:
+            print(f"{'':12}few companions fit in at this seeing: blue light near a galaxy may be taken for a lens")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def paint(
     """
     info, output = cutout_info(cutouts), Path(output)
     check_target(output)
+    if info.painted:
+        raise InputError(f"{info.name} has simulated arcs already: give the galaxies that these were painted on")
     check_at_least(1, per_galaxy=per_galaxy, num_proc=num_proc)
     check_at_least(0, seed=seed)
     if not 0 < validation_fraction < 1:

@@ -138,7 +138,7 @@ class Completeness(LensMetric):
             return None
         return (
             f"{negatives} non-lenses place the threshold badly, and nothing in the draws shows it: the interval lies "
-            f"too high and covers 80 to 90 %, not 95 %; have {round(MIN_FALSE_POSITIVES / self.fpr)}"
+            f"too high and covers 80 to 90 %, not 95 %; at least {round(MIN_FALSE_POSITIVES / self.fpr)} are needed"
         )
 
 

@@ -21,9 +21,10 @@ from ..evaluation.probes import PROBE_NAMES
 from ..files import write_text
 from ..quoting import fenced, in_markdown
 from ..training.arguments import FORMER_OPTIONS, METHOD_NAMES, FinetuneArguments, PretrainArguments, recipe
-from ..training.run_directory import read_metrics, read_run
+from ..training.run_directory import read_facts, read_metrics, read_run
 from .clean import one_line, without_local_paths
 
+RECIPE = "recipe.json"  # the run.json of an export
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
@@ -63,12 +64,12 @@ class CardFacts:
     def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":
         """Collect run.json, metrics.jsonl and evaluation/ of a run, without the local paths in them."""
         run = Path(run)
-        facts, evaluation = read_run(run), read_evaluation(run)
+        facts, evaluation = with_history(read_run(run)), read_evaluation(run)
         init = str(facts.get("init", ""))
         is_hub_id = re.fullmatch(HUB_ID, init) and not Path(init).exists()
         return cls(
             name=name,
-            run=one_line(without_local_paths(dict(facts))),
+            run=one_line(without_local_paths(facts)),
             reports=_reports(one_line(evaluation)),
             monitor=_last_monitor(run / "metrics.jsonl"),
             pictures=[file.name for file in run.glob("evaluation/*.png") if evaluation]
@@ -142,7 +143,8 @@ class CardFacts:
         tags = ["astronomy", "gravitational-lensing", "cnn" if self.is_cnn else "vit", "lens_ssl_hf"]
         if self.method != "from scratch":
             tags += ["self-supervised-learning", str(self.run.get("method") or self.run.get("init_method"))]
-        tags += ["simulated-data"] if self.data["simulated"] or self.data.get("painted") else []
+        simulated = self.data["simulated"] or any(run["data"].get("painted") for run in self.runs)
+        tags += ["simulated-data"] if simulated else []
         return ModelCardData(
             license=self.license or (None if self.begun_elsewhere else "apache-2.0"),
             library_name="transformers",
@@ -178,6 +180,19 @@ class CardFacts:
                     )
                 )
         return results
+
+
+def with_history(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The facts of a run; where it began from an exported folder, with those of the run that was exported, as `init_run`.
+    """
+    recipe = Path(str(facts.get("init"))) / RECIPE
+    if "init_run" not in facts and recipe.is_file():
+        try:
+            return {**facts, "init_run": dict(read_facts(recipe))}
+        except InputError:  # of something else, or damaged: the weights are named all the same
+            pass
+    return dict(facts)
 
 
 def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:

@@ -21,14 +21,14 @@ from ..files import replacing, write_json
 from ..models.backbones import load_encoder
 from ..models.loading import load_classifier
 from ..training.run_directory import read_run
-from .card import HUB_ID, CardFacts, read_evaluation, write_card
+from .card import HUB_ID, RECIPE, CardFacts, read_evaluation, with_history, write_card
 from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
 _FILES = r"(preprocessor_)?config\.json|((lens_)?image_processor|flux|cnn)\.py|README\.md|"
 _FILES += r"calibration\.json|model.*\.safetensors(\.index\.json)?|"
 _FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
-RECIPE, METRICS, HEADS = "recipe.json", "metrics.json", "pretraining"
+METRICS, HEADS = "metrics.json", "pretraining"
 
 
 def export(
@@ -82,7 +82,7 @@ def export(
         if half:
             _halve(partial / SAFE_WEIGHTS_NAME)
         save_processor(partial, facts["data"], facts["crop_size"], facts["image_mean"], facts["image_std"])
-        write_json(partial / RECIPE, without_local_paths(facts))
+        write_json(partial / RECIPE, without_local_paths(with_history(facts)))
         _add_calibration(run, partial)
         _add_evaluation(run, partial)
         if with_heads:

@@ -210,8 +210,8 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
         looked_at += 1
         crops = scorer.asked.crops(raw, name) if isinstance(raw, RawCutout) else raw
         problems += [crops] if isinstance(crops, str) else []
-        if isinstance(raw, RawCutout) and not raw.display:
-            stated.update(facts_of(raw) | {"flux"})
+        if isinstance(raw, RawCutout):
+            stated.update({"picture"} | (facts_of(raw) & {"pixel scale"}) if raw.display else facts_of(raw) | {"flux"})
     if len(problems) == looked_at:
         raise InputError(f"none of {looked_at} cutouts of {source.name} can be scored; the first: {problems[0]}")
     for name, key in (("bands", "bands"), ("pixel scale", "pixel_scale"), ("zero point", "zero_point")):
@@ -221,13 +221,14 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
                 f"half of the cutouts of {source.name}, or more, state no zero point where others do: give "
                 "zero_point, or add MAGZERO or BUNIT to their headers"
             )
-        if known and stated["flux"] and not stated[name]:
+        is_asked = stated["flux"] or (name == "pixel scale" and stated["picture"])
+        if known and is_asked and not stated[name]:
             value = " ".join(known[0]) if key == "bands" else f"{known[0]:.4g}"
             logger.warning(
                 f"no cutout of {source.name} that was looked at states its {name}: taken as {value}; if that is "
                 f"wrong, give {key}"
             )
-    return sorted(stated - Counter(flux=stated["flux"]))
+    return sorted(set(stated) - {"flux", "picture"})
 
 
 def shards_of(task: int, tasks: int, count: int) -> range:

@@ -284,11 +284,15 @@ def read_run(run: str | os.PathLike) -> RunFacts:
     Raises:
         [`InputError`]: there is none, or it is damaged.
     """
-    path = Path(run) / "run.json"
+    return read_facts(Path(run) / "run.json")
+
+
+def read_facts(path: Path) -> RunFacts:
+    """[`read_run`] of a run.json, or of the recipe.json of an export."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{run} is no run directory (no readable run.json): give one") from error
+        raise InputError(f"{path.parent} is no run directory (no readable {path.name}): give one") from error
     if not isinstance(facts, dict) or facts.get("task") not in ("pretrain", "finetune"):
         raise InputError(f"{path} is damaged or of something else, it names no task: give a run directory")
     wrong = [name for name, kind in _KINDS.items() if name in facts and not isinstance(facts[name], kind)]
