@@ -29,11 +29,17 @@ PIXEL_SCALE, SEEING = 0.28, 0.7  # arcsec, of the cutouts that prepare_cfhtls wr
 # from its middle.
 CANDIDATE, REACH = (80, 80), 34
 MEASURES = ("roc_auc", "auc_vs_hard_nonlens")
-ORIGIN = (
-    "The cutouts are lens candidates of the CFHT Legacy Survey and galaxies beside them, as 8-bit pictures. The "
-    "labels are grades of the experts of Space Warps (Marshall et al. 2016, More et al. 2016), not spectroscopy. Hard "
-    "non-lenses are candidates that the experts turned down. Source: github.com/drphilmarshall/SpaceWarps."
-)
+# What the card of the exported classifier says of these cutouts, beside the numbers.
+ORIGIN = """\
+The cutouts are 8-bit pictures of the CFHT Legacy Survey from github.com/drphilmarshall/SpaceWarps (MIT licence). The
+labels are grades of experts (Space Warps: Marshall et al. 2016, More et al. 2016), not spectroscopy: a lens is a
+candidate with a mean grade of 1.7 or more out of 3, a hard non-lens a candidate with 0.3, and a field non-lens another
+object near a candidate. Field non-lenses are fainter than candidates, and the sky around many of them is mirrored at
+the edge of a picture, so most of them are told apart by more than their shape: read the AUC against hard non-lenses.
+
+**Do not search other surveys or unselected galaxies with it as it is.** It has seen graded candidates of one survey
+and objects beside them, at 0.28 arcsec per pixel: resample pictures to that first, so that 32 pixels show 9 arcsec.
+"""
 ARCS, BOTH, REAL = "simulated arcs alone", "simulated arcs, then real labels", "real labels alone"
 
 
@@ -125,8 +131,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     """The table of results, by their start."""
     from lens_ssl_hf.study.tables import format_interval
 
-    minus = "minus real labels alone, scored so"
-    head = ["start", "fine-tuned on", "ROC AUC", minus, "ROC AUC, hard", minus]
+    minus = "minus real labels alone, same scoring"
+    head = ["model", "fine-tuned on", "ROC AUC", minus, "ROC AUC, hard", minus]
     lines = [head, ["---"] * len(head)]
     for start, own in result.items():
         for way, row in own["rows"].items():
@@ -158,11 +164,17 @@ def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table:
 
     folder = export(run, arguments.export)
     fold = arguments.folds[0]
-    text = f"{ORIGIN}\n\nThis is the classifier of test fold {fold} and seed 0, and what stands above is of that fold "
-    text += f"alone. The table has the means over all folds, also for other ways to train one.\n\n{table}"
+    text = f"{ORIGIN}\nThis is one of the classifiers of real labels alone, that of test fold {fold} and seed 0. What "
+    text += f"to expect of it is the first line of this table, and not what it has on its own fold.\n\n{table}"
     facts = CardFacts.from_run(run, str(arguments.export), study=text)
     facts.pictures = [file.name for file in folder.glob("*.png")]
-    report = {**describe(vars(info), "test"), "model": folder.name, "warnings": [], **report_on(predictions)}
+    report = {
+        **describe(vars(info), "test"),
+        "dataset": f"{info.name}, fold {fold}",
+        "model": folder.name,
+        "warnings": [],
+        **report_on(predictions),
+    }
     facts.reports = {"classifier": report}
     write_json(folder / "metrics.json", report)
     write_card(facts, folder)

@@ -129,6 +129,19 @@ def test_what_cutouts_do_not_state_can_be_told(write, run):
     assert Path("ranking/page.html").exists()
 
 
+def test_pictures_whose_pixels_are_of_unknown_size_are_scored_with_a_warning(run, caplog):
+    Path("pictures").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"pictures/{i}.png")
+    assert score(run, "pictures", "scores")["stated"] == []
+    (warning,) = [one.getMessage() for one in caplog.records if "states its" in one.getMessage()]
+    assert "states its pixel scale: taken as 0.168; if that is wrong, give pixel_scale" in warning
+    caplog.clear()
+    assert score(run, "pictures", "told", pixel_scale=0.2)["stated"] == ["pixel scale"]
+    assert not [one for one in caplog.records if "states its" in one.getMessage()]
+
+
 def test_what_cutouts_state_counts_more_than_what_is_told(run):
     score(run, write_files(), "scores")
     score(run, "cutouts", "told", bands=["g", "r", "i"], zero_point=20.0, pixel_scale=0.168)
