@@ -512,7 +512,11 @@ def test_the_probe_sees_what_brightness_hides_from_neighbours():
     assert roc_auc(labels[rest], neighbours) < 0.9 and roc_auc(labels[rest], probed) > 0.95
 
 
-def test_the_last_momentum_of_the_teacher_can_be_set(tiny_cutouts, tmp_path):
+def test_the_last_momentum_of_the_teacher_can_be_set_and_short_runs_are_told(tiny_cutouts, tmp_path, caplog):
     settings = {**SSL, "teacher_momentum": 0.9, "final_teacher_momentum": 0.9}
     logged = lines(pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings))
     assert {line["teacher_momentum"] for line in logged if "teacher_momentum" in line} == {0.9}
+    assert "steps are few" not in caplog.text
+    pretrain(tiny_cutouts, tmp_path / "short", "dino", **{**settings, "final_teacher_momentum": 1.0})
+    assert "steps are few: a teacher whose momentum ends at 1 stays behind" in caplog.text
+    assert "or final_teacher_momentum 0.9" in caplog.text

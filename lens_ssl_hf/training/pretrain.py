@@ -1,5 +1,6 @@
 """Self-supervised pretraining with SimSiam, DINO or iBOT: views of unlabelled cutouts to the method's loss."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ from .monitors import MONITORED, CollapseWatch, FeatureMonitor
 from .run_directory import origin, read_run
 from .schedules import cosine, linear
 from .trainer import Batch, Number, Task, train
+
+logger = logging.getLogger(__name__)
+
+FEW_STEPS = 1000  # of a pretraining; measured at 300
 
 
 def pretrain(
@@ -72,7 +77,19 @@ def pretrain(
     facts = {"task": "pretrain", "method": method, "backbone": backbone_name(model.encoder.config), "data": data.info}
     facts |= {"num_train_images": len(data.images), "num_train_labels": data.num_labels}
     facts |= {"num_parameters": sum(p.numel() for p in model.encoder.parameters()), **origin(arguments.init, encoder)}
-    return train(Pretraining(model, data, arguments, accelerator), facts, accelerator)
+    task = Pretraining(model, data, arguments, accelerator)
+    if accelerator.is_main_process:
+        _advise(arguments, task.steps)
+    return train(task, facts, accelerator)
+
+
+def _advise(arguments: PretrainArguments, steps: int) -> None:
+    """Tell of what short runs lose: docs/study.md, "Short pretrainings"."""
+    if arguments.method != "simsiam" and arguments.final_teacher_momentum == 1 and steps < FEW_STEPS:
+        logger.warning(
+            f"{steps} steps are few: a teacher whose momentum ends at 1 stays behind, and its features are worse. "
+            f"Give more epochs, or final_teacher_momentum {arguments.teacher_momentum:g}"
+        )
 
 
 @dataclass
