@@ -42,7 +42,7 @@ def write_report(study: Any, records: Sequence[Mapping[str, Any]], folder: str |
     rows = compare(cells)
     if not rows:
         raise InputError(f"{study.output_dir} has no method that is done (on all folds) yet: run the study to its end")
-    results = {**collect(study, records, rows), "ensembles": ensembles(cells)}
+    results = collect(study, records, rows)
     write_tables(results, folder)
     draw_pictures(results, cells, folder)
     if folder.resolve() != study.output_dir.resolve():
@@ -86,6 +86,7 @@ def collect(study: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Map
             "nonlenses": dict(sorted(kinds.items())),
         },
         "rows": list(rows),
+        "ensembles": ensembles([record for record in records if record["labels"] != "none"]),
         "probes": _probes(records),
         "pretraining": _recipes([record for record in trained if record["labels"] == "none"]),
         "finetuning": _recipes([record for record in trained if record["labels"] != "none"]),
