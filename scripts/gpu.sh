@@ -115,7 +115,7 @@ run_real() {
     share_cells real "${BACKBONES// /|}" "$(($(planned_cells) * $(wc -w <<< "$FOLDS")))" $table --folds $FOLDS --methods $METHODS \
         --backbones $BACKBONES --labels all --seeds "$SEEDS" --subsets "$SUBSETS" \
         ${LENS_SSL_REHEARSE:+--epochs 1} $([[ $METHODS != *continued* ]] || echo "--earlier_study $WORK/study")
-    (cd "$WORK/real" && pack real */*)
+    (cd "$WORK/real" && pack real study.json */*)
     if [ -n "$REAL_EXPORT" ]; then
         within python3 - "$RECIPES" dino-continued << 'END' > "$WORK/real.yaml"
 import sys, yaml
@@ -185,15 +185,15 @@ pack_study() {
             [ "$(find cells -path "cells/$source-labels*/cell.json" | wc -l)" -lt $(($(wc -w <<< "$LABELS") * SUBSETS)) ]
         then unfinished+=("$folder"); else whole+=("$folder"); fi
     done
-    pack study "${whole[@]}"
-    [ ${#unfinished[@]} = 0 ] || pack unfinished "${unfinished[@]}"
+    pack study study.json "${whole[@]}"
+    [ ${#unfinished[@]} = 0 ] || pack unfinished study.json "${unfinished[@]}"
     cd - > /dev/null
 }
 
-pack() {  # NAME FOLDERS...: what is small in them, in pieces
+pack() {  # NAME PLACES...: files, and what is small in folders, in pieces
     local name=$1
     shift
-    find $(ls -d study.json batches*/study.json 2> /dev/null) "$@" -maxdepth 1 -type f \( -name "*.json" -o -name "*.jsonl" -o -name "predictions*.parquet" \) |
+    find "$@" -maxdepth 1 -type f \( -name "*.json" -o -name "*.jsonl" -o -name "predictions*.parquet" \) |
         tar -cz -T - | split -b 15M -d - "$OUT/$name.tar.gz."
 }
 
@@ -268,7 +268,7 @@ run_part() {
         batches)
             stage simulate simulate "$WORK/study_data" $study_sizes
             for size in $BATCHES; do stage "batches of $size" run_batches "$size"; done
-            (cd "$WORK" && pack batches batches*/*/*) ;;
+            (cd "$WORK" && pack batches batches*/study.json batches*/*/*) ;;
         real) stage real run_real ;;
         train)
             stage simulate simulate "$WORK/train_data" $train_sizes

@@ -15,20 +15,19 @@ the graded candidate of their own stamp, which may be a lens, are left out. A co
 import hashlib
 import json
 import math
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
-from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.errors import InputError, check_at_least, exit_on_input_error
 from lens_ssl_hf.files import write_json, write_text
 
 PIXEL_SCALE, SEEING = 0.28, 0.7  # arcsec, of the cutouts that prepare_cfhtls writes
 # A graded candidate is in the middle of its stamp. A crop of 32 pixels shows 48 of the stamp; its corners are 34 away
 # from its middle.
 CANDIDATE, REACH = (80, 80), 34
-MEASURES = ("roc_auc", "auc_vs_hard_nonlens")
 # What the card of the exported classifier says of these cutouts, beside the numbers.
 ORIGIN = """\
 The cutouts are 8-bit pictures of the CFHT Legacy Survey from github.com/drphilmarshall/SpaceWarps (MIT licence). The
@@ -113,23 +112,22 @@ def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Pat
 
 def scored(run: Path, real: Any) -> dict[str, Any]:
     """Predictions of the test split, as it is and by eight views."""
-    import torch
+    import numpy as np
+    from scipy.special import expit
 
     from lens_ssl_hf import predict
-    from lens_ssl_hf.inference.classifier import Classifier
-    from lens_ssl_hf.survey.scorer import dihedral_views
+    from lens_ssl_hf.survey.scorer import Scorer
 
-    classifier = Classifier.load(run)
-    single, views = predict(classifier, real), predict(classifier, real)
-    pixels = torch.tensor(real["test"].with_format("numpy")["pixels"][:])
-    logits = torch.stack([classifier.logits(view).double() for view in dihedral_views(pixels, 8)]).mean(dim=0)
-    views.score = (logits[:, 1] - logits[:, 0]).sigmoid().numpy()
-    return {"": single, ", 8 views": views}
+    single = predict(run, real)
+    crops = ((one,) for one in real["test"].with_format("numpy")["pixels"][:])
+    logits = np.concatenate([found.logits[:, 0] for found in Scorer([run], views=8).score(crops)])
+    return {"": single, ", 8 views": replace(single, score=expit(logits))}
 
 
-def as_markdown(result: dict[str, Any]) -> str:
+def results_table(result: dict[str, Any]) -> str:
     """The table of results, by their start."""
-    from lens_ssl_hf.study.tables import format_interval
+    from lens_ssl_hf.study.statistics import COMPARED
+    from lens_ssl_hf.study.tables import as_markdown, format_interval
 
     minus = "minus real labels alone, same scoring"
     head = ["model", "fine-tuned on", "ROC AUC", minus, "ROC AUC, hard", minus]
@@ -137,7 +135,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     for start, own in result.items():
         for way, row in own["rows"].items():
             cells = [start, way]
-            for entry in (row[name] for name in MEASURES):
+            for entry in (row[name] for name in COMPARED):
                 found = entry.get("minus", {}).get("supervised")
                 cells += [format_interval(entry), format_interval(found, signed=True) if found else ""]
             lines.append(cells)
@@ -152,8 +150,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     note.append(
         "Intervals of 95 %: in square brackets over seeds and test groups, in round ones over test groups alone."
     )
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"{table}\n\n" + "\n".join(note)
+    return f"{as_markdown(lines)}\n\n" + "\n".join(note)
 
 
 def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table: str) -> None:
@@ -186,7 +183,7 @@ def main() -> None:
     from lens_ssl_hf import cutout_info
     from lens_ssl_hf.data.files.raw import readable
     from lens_ssl_hf.evaluation.predictions import ensemble
-    from lens_ssl_hf.study.statistics import compare
+    from lens_ssl_hf.study.statistics import COMPARED, compare
 
     path, start, result = Path(arguments.result), Path(arguments.start).name, {}
     if path.exists():
@@ -196,8 +193,7 @@ def main() -> None:
     for fold in arguments.folds:
         if fold not in range(5):
             raise InputError(f"folds has {fold}: give numbers from 0 to 4")
-    if arguments.seeds < 1:
-        raise InputError(f"seeds is {arguments.seeds}: give at least 1")
+    check_at_least(1, seeds=arguments.seeds)
     cells: dict[str, list[dict[str, Any]]] = {}  # by how they are scored
 
     def add(way: str, how: str, fold: int, seed: int, predictions: Any) -> None:
@@ -224,14 +220,14 @@ def main() -> None:
     for how, own in cells.items():
         for row in compare(own):
             way = REAL if row["method"] == "supervised" else row["method"]
-            rows[way + how] = {name: row[name] for name in MEASURES}
+            rows[way + how] = {name: row[name] for name in COMPARED}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
     result[start] = {**facts, "folds": arguments.folds, "rows": rows}
     write_json(path, result)
     if arguments.export is not None:
-        publish(arguments, *best, as_markdown({start: result[start]}))
+        publish(arguments, *best, results_table({start: result[start]}))
     for method, row in rows.items():
-        print(f"{method:50}", "  ".join(f"{name} {row[name]['value']:.3f}" for name in MEASURES))
+        print(f"{method:50}", "  ".join(f"{name} {row[name]['value']:.3f}" for name in COMPARED))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from lens_ssl_hf.study.ensembles import ensembles
 from lens_ssl_hf.study.methods import METHOD_NAMES
 from lens_ssl_hf.study.report import draw_pictures
 from lens_ssl_hf.study.statistics import compare
-from lens_ssl_hf.study.tables import format_interval, markdown_table, write_tables
+from lens_ssl_hf.study.tables import as_markdown, format_interval, markdown_table, write_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "model_cards" / "results"
@@ -71,7 +71,7 @@ def speed_table(results: dict) -> str:
     levers = [["lever", "predicted", "measured"], ["---"] * 3]
     for row in results["levers"]["rows"]:
         levers.append([row["lever"], f"{row['predicted']:.2f}", f"{row['measured']:.2f}"])
-    return f"{_as_markdown(lines)}\n\n{text}\n\n{_as_markdown(levers)}"
+    return f"{as_markdown(lines)}\n\n{text}\n\n{as_markdown(levers)}"
 
 
 def gpu_table(results: dict) -> str:
@@ -102,7 +102,7 @@ def gpu_table(results: dict) -> str:
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
         found = {row["precision"]: row["cutouts_per_second"] for row in rows if row["backbone"] == backbone}
         scored.append([backbone, *(f"{found[kind]:,.0f}" for kind in kinds)])
-    return "\n\n".join([_as_markdown(lines), text, *map(_as_markdown, (levers, rates, scored))])
+    return "\n\n".join([as_markdown(lines), text, *map(as_markdown, (levers, rates, scored))])
 
 
 def scoring_table(results: dict) -> str:
@@ -125,7 +125,7 @@ def scoring_table(results: dict) -> str:
         costs.append([f"10^{power}", *(_duration(10**power / rate) for rate in rates.values()), disk])
     machine = results["machine"]
     text = f"lens-dino-vits8-classifier, {machine['device']}, torch {machine['torch']}."
-    return "\n\n".join([_as_markdown(lines), text, _engines(measured), _as_markdown(costs)])
+    return "\n\n".join([as_markdown(lines), text, _engines(measured), as_markdown(costs)])
 
 
 def _duration(seconds: float) -> str:
@@ -149,7 +149,7 @@ def _engines(measured: dict[int, dict]) -> str:
                 f"{one['changes_a_score_by']:.0e}" if one["changes_a_score_by"] else "",
             ]
         )
-    return _as_markdown(lines)
+    return as_markdown(lines)
 
 
 def survey_table(results: dict) -> str:
@@ -159,7 +159,7 @@ def survey_table(results: dict) -> str:
     lines += [[name, *map(str, found)] for name, found in results["lenses_among_the_first"].items()]
     share = results["lenses"] / results["cutouts"]
     lines.append(["random order, on average", *(f"{number * share:g}" for number in first)])
-    return f"{_as_markdown(lines)}\n\n{results['cutouts']:,} simulated cutouts, {results['lenses']} of them lenses."
+    return f"{as_markdown(lines)}\n\n{results['cutouts']:,} simulated cutouts, {results['lenses']} of them lenses."
 
 
 def sky_table(results: dict) -> str:
@@ -173,7 +173,7 @@ def sky_table(results: dict) -> str:
     text = (
         f"{results['test']:,} test cutouts, half of them lenses; {results['steps']} steps of fine-tuning. In brackets "
     )
-    return f"{_as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
+    return f"{as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
 
 
 def short_runs_table(results: dict) -> str:
@@ -195,7 +195,7 @@ def short_runs_table(results: dict) -> str:
         seen = results["monitor"].get(start, [])
         cells += [f"{fmean(one[name] for one in seen):.3f}" if seen else "" for name in ("probe_auc", "knn_auc")]
         lines.append([*cells, f"{fmean(one['effective_rank'] for one in seen):.1f}" if seen else ""])
-    return _as_markdown(lines)
+    return as_markdown(lines)
 
 
 def trials_table(log: list[dict]) -> str:
@@ -214,7 +214,7 @@ def trials_table(log: list[dict]) -> str:
             found, name = max(scored, key=lambda one: fmean(one[0]), default=([], ""))
             cells += [name, f"{fmean(found):.3f} ({len(found)})"] if found else ["", ""]
         lines.append(cells)
-    return _as_markdown(lines)
+    return as_markdown(lines)
 
 
 def study_table(results: dict) -> str:
@@ -240,7 +240,7 @@ def summary_table() -> str:
             found = {row["method"]: row for row in results["rows"] if row["labels"] == budget}
             labels = f"all ({found['supervised']['num_labels']:,})" if budget == "all" else budget
             lines.append([title, labels, *(_auc(found.get(method.format(ssl))) for method in SUMMARY_METHODS)])
-    return f"{_as_markdown(lines)}\n\n{note}"
+    return f"{as_markdown(lines)}\n\n{note}"
 
 
 def _auc(row: dict | None) -> str:
@@ -255,10 +255,6 @@ def demo_line(needs: dict) -> str:
     )
 
 
-def _as_markdown(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def make(name: str) -> str:
     """The table of this name."""
     if name == "summary":
@@ -267,7 +263,7 @@ def make(name: str) -> str:
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
     kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
     kinds |= {"simulated_survey": survey_table, "second_sky": sky_table}
-    kinds |= {"short_runs": short_runs_table, "labelled_simulations": labelled_simulations.as_markdown}
+    kinds |= {"short_runs": short_runs_table, "labelled_simulations": labelled_simulations.results_table}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lens_ssl_hf.commands.parsing import parse
-from lens_ssl_hf.errors import InputError, exit_on_input_error
+from lens_ssl_hf.errors import InputError, check_at_least, exit_on_input_error
 from lens_ssl_hf.files import cannot_write, writing
 
 MARGIN = 36  # least distance of a window's centre from the edge of a stamp, in pixels
@@ -112,8 +112,7 @@ def main() -> None:
     for name in ("window", "size"):
         if getattr(arguments, name) < 8 or getattr(arguments, name) % 2:
             raise InputError(f"{name} is {getattr(arguments, name)}: give an even number of at least 8 pixels")
-    if arguments.objects_per_stamp < 1:
-        raise InputError(f"objects_per_stamp is {arguments.objects_per_stamp}: give at least 1")
+    check_at_least(1, objects_per_stamp=arguments.objects_per_stamp)
     source, target = Path(arguments.data_dir).resolve(), Path(arguments.output_dir)
     if target.resolve() == source:
         raise InputError(f"output_dir {target} is data_dir, whose cutouts it would replace: choose another output_dir")

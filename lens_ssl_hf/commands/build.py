@@ -30,10 +30,10 @@ class OutputArguments:
     output: str = field(metadata={"help": "The directory to write."})
 
 
-def draw_examples(cutouts: Any, path: Path, with_companions: bool = False) -> None:
+def draw_examples(cutouts: Any, path: Path) -> None:
     """
-    A row of lenses and one of non-lenses, or two of unlabelled cutouts; a square marks what models see.
-    `with_companions` draws those of painted galaxies: the same galaxies as they are, with arcs and with companions.
+    A row of lenses and one of non-lenses, or two of unlabelled cutouts; of painted ones the same galaxies as they are,
+    with arcs and with companions. A square marks what models see.
     """
     import numpy as np
     from PIL import Image, ImageDraw
@@ -49,7 +49,7 @@ def draw_examples(cutouts: Any, path: Path, with_companions: bool = False) -> No
     if "train" not in cutouts:
         first = np.arange(len(split))[: 2 * COLUMNS]
         rows = {"unlabelled": first[:COLUMNS], "": first[COLUMNS:]}
-    if with_companions:
+    if info.painted:
         places = {name: place for place, name in enumerate(split["id"])}
         galaxies = [name.removesuffix("-arcs0") for name in places if name.endswith("-arcs0")][:COLUMNS]
         rows = {

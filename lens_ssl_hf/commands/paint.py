@@ -47,7 +47,7 @@ def main() -> None:
     settings = {"per_galaxy": arguments.per_galaxy, "seed": arguments.seed, "num_proc": data_arguments.num_proc}
     output = paint(cutouts, arguments.output, arguments.seeing, **settings)
     painted = load_cutouts(output)
-    draw_examples(painted, output / "examples.png", with_companions=True)
+    draw_examples(painted, output / "examples.png")
     print(f"{output / 'examples.png'}: some of the cutouts")
     for name, split in painted.items():
         lenses, companions = sum(split["label"]), sum("-companions" in one for one in split["id"])

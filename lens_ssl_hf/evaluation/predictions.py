@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +100,7 @@ class Predictions:
 def ensemble(members: Sequence[Predictions]) -> Predictions:
     """Of several classifiers on the same cutouts: P(lens) of the mean logit."""
     scores = np.clip([one.score for one in members], 1e-15, 1 - 1e-15)
-    found = members[0].select(np.arange(len(members[0])))
-    found.score = expit(logit(scores).mean(axis=0))
-    return found
+    return replace(members[0], score=expit(logit(scores).mean(axis=0)))
 
 
 def other_columns(split: Any) -> dict[str, list]:

@@ -108,9 +108,7 @@ class CardFacts:
     @property
     def method(self) -> str:
         """How the weights began: `DINO`, `iBOT`, `SimSiam`, or for classifiers also `from scratch`."""
-        method = (
-            self.run.get("method") or self.run.get("init_method") or "scratch"
-        )  # or of what it was fine-tuned from
+        method = self.run.get("method") or self.run.get("init_method") or "scratch"
         return "from scratch" if method == "scratch" else METHOD_NAMES.get(method, method)
 
     @property

@@ -11,7 +11,7 @@ from ..evaluation.reports import describe, report_on
 from ..files import write_text
 from ..hub.card import CardFacts, render_card
 from .methods import BASELINES, METHOD_NAMES, PRETRAINED
-from .tables import caption, format_interval
+from .tables import as_markdown, caption, format_interval
 
 
 def write_cards(
@@ -79,4 +79,4 @@ def _of_one(results: Mapping[str, Any], method: str, backbone: str) -> str:
         "pretraining": [one for one in results["pretraining"] if one["method"] == method],
         "finetuning": [one for one in results["finetuning"] if one["method"] in names],
     }
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption({**results, **own})
+    return f"{as_markdown(lines)}\n\n{caption({**results, **own})}"

@@ -7,9 +7,7 @@ from typing import Any
 
 from ..evaluation.predictions import Predictions, ensemble
 from .cells import PREDICTIONS
-from .statistics import compare, rectangles
-
-MEASURES = ("roc_auc", "auc_vs_hard_nonlens")
+from .statistics import COMPARED, MIN_SEEDS, compare, rectangles
 
 
 def ensembles(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -29,7 +27,7 @@ def ensembles(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="lens-ssl-ensembles-") as folder:
         for (labels, backbone, method), column in rectangles(cells).items():
             seeds = sorted({seed for seed, _ in column})
-            if len(seeds) < 3 or method == "profiles":  # which depend on no seed
+            if len(seeds) < MIN_SEEDS or method == "profiles":  # which depend on no seed
                 continue
             single = [{**cell, "method": "supervised"} for folds in column.values() for cell in folds.values()]
             every = list(single)
@@ -43,7 +41,7 @@ def ensembles(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row = next(one for one in compare(every) if one["method"] == "ensemble")
             facts = {"method": method, "backbone": backbone, "labels": labels, "num_labels": row["num_labels"]}
             facts |= {"members": len(seeds), "subsets": row["subsets"]}
-            measures = {name: row[name] for name in MEASURES if name in row}
+            measures = {name: row[name] for name in COMPARED if name in row}
             rows.append(facts | {name: {**one, "minus": {"single": one["minus"]["supervised"]}}
                                  for name, one in measures.items()})  # fmt: skip
     return rows

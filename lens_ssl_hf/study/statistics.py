@@ -20,6 +20,7 @@ _MAX_DRAWN = 4_000_000  # cutouts in all draws of a test split
 MIN_SEEDS, MIN_SUBSETS = 3, 3  # for an interval over others, and a p-value: fewer do not tell how much they differ
 _SMALL, _LARGE = "predictions.parquet", "predictions_large.parquet"
 _HARD_AUC, _COMPLETENESS = auc_key("hard_nonlens"), "completeness_at_fpr_1e-3"
+COMPARED = ("roc_auc", _HARD_AUC)  # whose differences tables show
 
 
 def compare(cells: Sequence[Mapping[str, Any]], num_bootstrap: int = 2000, seed: int = 0) -> list[dict[str, Any]]:

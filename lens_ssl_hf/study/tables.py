@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.probes import PROBE_NAMES
 from ..files import write_text
 from .methods import BASELINES, METHOD_NAMES
-from .statistics import MIN_SEEDS, MIN_SUBSETS
+from .statistics import COMPARED, MIN_SEEDS, MIN_SUBSETS
 
 GSOC2024 = Path(__file__).with_name("gsoc2024_results.csv")
 _MEASURES = {
@@ -19,7 +19,6 @@ _MEASURES = {
     "accuracy": "accuracy",
     "completeness_at_fpr_1e-3": "completeness at FPR 1e-3",
 }
-_COMPARED = ("roc_auc", "auc_vs_hard_nonlens")  # whose differences to the baselines the tables show
 
 
 def write_tables(results: Mapping[str, Any], folder: Path) -> None:
@@ -33,13 +32,18 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     head, rows = _cells(results)
     lines = [head, ["---"] * len(head), *rows]
     tables = [lines, _difference_cells(results), _ensemble_cells(results), _probe_cells(results)]
-    text, *more = ("\n".join("| " + " | ".join(cells) + " |" for cells in table) for table in tables if table)
+    text, *more = (as_markdown(table) for table in tables if table)
     return "\n\n".join([text, caption(results), *more])
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, head and rule among them, as a Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _difference_cells(results: Mapping[str, Any]) -> list[list[str]]:
     """Head, rule and rows of the table of differences to the baselines besides `supervised`; empty without these."""
-    measures = [name for name in _COMPARED if any(name in row for row in results["rows"])]
+    measures = [name for name in COMPARED if any(name in row for row in results["rows"])]
     found = [row[measures[0]].get("minus", {}) for row in results["rows"]]
     baselines = [name for name in BASELINES if name != "supervised" and any(name in one for one in found)]
     if not baselines:
@@ -65,7 +69,7 @@ def _ensemble_cells(results: Mapping[str, Any]) -> list[list[str]]:
     rows = results.get("ensembles", [])  # which earlier versions did not have
     if not rows:
         return []
-    names = [name for name in _COMPARED if any(name in row for row in rows)]
+    names = [name for name in COMPARED if any(name in row for row in rows)]
     head = ["labels", "mean logit of all seeds of", "backbone", "seeds"]
     for name in names:
         head += [f"{_MEASURES[name]} (95 %)", "minus a single one (95 %)"]
@@ -127,7 +131,7 @@ def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = results["rows"]
     measures = {name: text for name, text in _MEASURES.items() if any(name in row for row in rows)}
-    compared = [name for name in _COMPARED if name in measures]
+    compared = [name for name in COMPARED if name in measures]
     earlier = _earlier_study(results)
     head = ["labels", "method", "backbone", "runs"]
     minuses = {name: [row.get(name, {}).get("minus", {}).get("supervised", {}) for row in rows] for name in compared}

@@ -107,7 +107,7 @@ class Scorer:
         for number, (classifier, preparation) in enumerate(zip(self.classifiers, self.preparations) if good else ()):
             place = self.asked.preparations.index(preparation)
             pixels = torch.from_numpy(np.stack([chunk[i][place] for i in good]))
-            found = [self._forward(classifier, view) for view in dihedral_views(pixels, self.views)]
+            found = [self._forward(classifier, view) for view in _views(pixels, self.views)]
             logits[good, number] = torch.stack([one[:, 1] - one[:, 0] for one, _ in found]).mean(dim=0).numpy()
             if embeddings is not None and number == 0:
                 embeddings[good] = found[0][1].cpu().numpy()
@@ -141,7 +141,7 @@ def _preparation(classifier: Classifier) -> Preparation:
     return Preparation(cutouts, classifier.model.config.num_channels, classifier.crop_size)
 
 
-def dihedral_views(pixels: torch.Tensor, number: int) -> Iterator[torch.Tensor]:
+def _views(pixels: torch.Tensor, number: int) -> Iterator[torch.Tensor]:
     """`(n, bands, H, W)` itself, then its quarter rotations, then those of its mirror image."""
     yield pixels
     if number > 1:
