@@ -30,6 +30,7 @@ from lens_ssl_hf.data.tensors import splits_and_info
 from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.study.plan import Plan
 from lens_ssl_hf.training import trainer
 from lens_ssl_hf.training.accelerator import native_precision
 from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
@@ -37,7 +38,7 @@ from lens_ssl_hf.training.finetune import label_subset, parameter_groups
 from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, probe_scores, roc_auc
 from lens_ssl_hf.training.progress import Forecast
 from lens_ssl_hf.training.run_directory import RunDirectory, read_run
-from lens_ssl_hf.training.schedules import cosine, linear
+from lens_ssl_hf.training.schedules import cosine, last_momentum, linear
 
 FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
 SSL = {
@@ -512,11 +513,28 @@ def test_the_probe_sees_what_brightness_hides_from_neighbours():
     assert roc_auc(labels[rest], neighbours) < 0.9 and roc_auc(labels[rest], probed) > 0.95
 
 
-def test_the_last_momentum_of_the_teacher_can_be_set_and_short_runs_are_told(tiny_cutouts, tmp_path, caplog):
-    settings = {**SSL, "teacher_momentum": 0.9, "final_teacher_momentum": 0.9}
-    logged = lines(pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings))
-    assert {line["teacher_momentum"] for line in logged if "teacher_momentum" in line} == {0.9}
-    assert "steps are few" not in caplog.text
-    pretrain(tiny_cutouts, tmp_path / "short", "dino", **{**settings, "final_teacher_momentum": 1.0})
-    assert "steps are few: a teacher whose momentum ends at 1 stays behind" in caplog.text
-    assert "or final_teacher_momentum 0.9" in caplog.text
+@pytest.mark.parametrize(
+    ("start", "steps", "end"),
+    [(0.99, 300, 0.99), (0.99, 2000, 1.0), (0.96, 75, 0.96), (0.96, 500, 1.0), (1.0, 9, 1.0)],
+)
+def test_the_teachers_momentum_stays_in_short_runs_and_rises_to_1_in_others(start, steps, end):
+    assert last_momentum(start, steps) == end
+
+
+def test_the_last_momentum_of_the_teacher_is_recorded_as_what_it_is(tiny_cutouts, tmp_path):
+    """Also in the study; a run from before there was the option has 1, as it had."""
+    settings = {**SSL, "teacher_momentum": 0.9}
+    run = pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings)
+    assert {line["teacher_momentum"] for line in lines(run) if "teacher_momentum" in line} == {0.9}
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["arguments"]["final_teacher_momentum"] == 0.9
+    pretrain(tiny_cutouts, run, "dino", **settings, resume="auto")
+    del facts["arguments"]["final_teacher_momentum"]
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"begun otherwise \(final_teacher_momentum is 0.9, was 1.0\)"):
+        pretrain(tiny_cutouts, run, "dino", **settings, resume="auto")
+    pretrain(tiny_cutouts, run, "dino", **settings, final_teacher_momentum=1.0, resume="auto")
+    study = Plan({None: tiny_cutouts}, tmp_path, ["dino"], ["vitt8"], ["all"], 1, 1, {"dino": {"epochs": 1}})
+    assert study.settings(study.cells()[0]).final_teacher_momentum == 0.99
+    study.pretraining["dino"] |= {"epochs": 9999}
+    assert study.settings(study.cells()[0]).final_teacher_momentum == 1

@@ -19,6 +19,7 @@ from ..models.backbones import BACKBONES, use_fast_attention
 from ..training.accelerator import autocast, native_precision, process_state
 from ..training.arguments import (
     FORMER_OPTIONS,
+    FORMER_VALUES,
     FinetuneArguments,
     PretrainArguments,
     make_arguments,
@@ -28,6 +29,7 @@ from ..training.arguments import (
 from ..training.finetune import label_subset
 from ..training.progress import format_time
 from ..training.run_directory import read_run
+from ..training.schedules import last_momentum
 from .cells import CELLS
 from .methods import METHODS, PRETRAINED
 
@@ -172,7 +174,7 @@ class Plan:
         arguments = self.settings(cell)
         record = read_record(self.directory(cell) / "cell.json", *RECORDED)
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
-        defaults = {item.name: item.default for item in fields(kind)}
+        defaults = {item.name: FORMER_VALUES.get(item.name, item.default) for item in fields(kind)}
         made, wanted = defaults | FORMER_OPTIONS | record["settings"], self.recorded(cell)
         wanted |= FORMER_OPTIONS if wanted else {}
         checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
@@ -235,7 +237,11 @@ class Plan:
                     raise InputError(f"{cell.method} goes on from a pretraining on other cutouts: give earlier_study")
                 earlier = Cell(cell.ssl_method, cell.backbone, "none", cell.seed, 0)
                 where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
-            return make_arguments(PretrainArguments, {**settings, **where})
+            arguments = make_arguments(PretrainArguments, {**settings, **where})
+            if arguments.final_teacher_momentum is None:  # as the training would, for what cell.json notes
+                steps = arguments.epochs * (self._num_images(cell) // arguments.batch_size)
+                arguments.final_teacher_momentum = last_momentum(arguments.teacher_momentum, steps)
+            return arguments
         given = self.finetuning or {}
         settings = {**given.get("all", {}), **given.get(cell.method, {})}
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
@@ -268,13 +274,16 @@ class Plan:
         if not cell.is_pretraining:
             labels = len(self.data[cell.fold][0]["train"]) if cell.labels == "all" else int(cell.labels)
             return 3.0 * tokens * min(arguments.batch_size, labels) * arguments.steps
-        splits, _ = self.data[cell.fold]
-        images = sum(len(splits[name]) for name in ("train", "unlabelled") if name in splits)
         student = 2 * tokens
         if cell.ssl_method != "simsiam":
             student += arguments.num_local_views * _tokens(arguments.local_size, arguments.patch_size)
         teacher = 0 if cell.ssl_method == "simsiam" else 2 * tokens
-        return float((3 * student + teacher) * images * arguments.epochs)
+        return float((3 * student + teacher) * self._num_images(cell) * arguments.epochs)
+
+    def _num_images(self, cell: Cell) -> int:
+        """How many cutouts a pretraining sees in an epoch."""
+        splits, _ = self.data[cell.fold]
+        return sum(len(splits[name]) for name in ("train", "unlabelled") if name in splits)
 
     def seconds(self, cells: Sequence[Cell]) -> float:
         """What these cells are expected to take on this machine, from a few measured steps of each backbone."""

@@ -89,8 +89,8 @@ class PretrainArguments(ViewArguments):
     )
     temperature_warmup_fraction: float = _option(0.3, "Share of the steps in which temperatures rise linearly.")
     teacher_momentum: float = _option(0.99, "EMA momentum of the teacher at the start (dino, ibot).")
-    final_teacher_momentum: float = _option(
-        1.0, "Where a cosine takes it. In runs of a few hundred steps, 1 leaves the teacher behind: keep it at 0.99."
+    final_teacher_momentum: float | None = _option(
+        None, "Where a cosine takes it; by default to 1, or nowhere in short runs, whose teacher would stay behind."
     )
     centre_momentum: float = _option(0.9, "EMA momentum of the centre (dino, ibot).")
     cls_loss_weight: float = _option(1.0, "lambda1, weight of the loss on [CLS] (ibot).")
@@ -126,7 +126,8 @@ class PretrainArguments(ViewArguments):
         _not_negative(self, "cls_loss_weight", "patch_loss_weight", "freeze_last_layer_fraction", "eval_every")
         _at_most(self, 1, "global_scale_min", "local_scale_min", "local_scale_max", "mask_ratio")
         _at_most(self, 1, "warmup_fraction", "freeze_last_layer_fraction")
-        fractions = ("teacher_momentum", "final_teacher_momentum", "centre_momentum", "temperature_warmup_fraction")
+        fractions = ["teacher_momentum", "centre_momentum", "temperature_warmup_fraction"]
+        fractions += ["final_teacher_momentum"] if self.final_teacher_momentum is not None else []
         _at_most(self, 1, *fractions)
         _not_negative(self, *fractions)
         if self.local_scale_min > self.local_scale_max:
@@ -195,8 +196,10 @@ def recipe(method: str) -> dict[str, Any]:
 
 # Options of earlier versions, with the value that training still has.
 FORMER_OPTIONS = {"gradient_accumulation_steps": 1, "layer_decay": 1.0}
+# What runs did that were begun before there were these options.
+FORMER_VALUES = {"final_teacher_momentum": 1.0}
 _OF_TEACHERS = ("num_local_views", "local_size", "local_scale_min", "local_scale_max")
-_OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature")
+_OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature", "final_teacher_momentum")
 
 
 def makes_no_difference(name: str, method: str | None) -> bool:

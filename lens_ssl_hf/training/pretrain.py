@@ -1,6 +1,5 @@
 """Self-supervised pretraining with SimSiam, DINO or iBOT: views of unlabelled cutouts to the method's loss."""
 
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -26,12 +25,8 @@ from .arguments import PretrainArguments, make_arguments, recipe
 from .faults import check_outputs
 from .monitors import MONITORED, CollapseWatch, FeatureMonitor
 from .run_directory import origin, read_run
-from .schedules import cosine, linear
+from .schedules import cosine, last_momentum, linear
 from .trainer import Batch, Number, Task, train
-
-logger = logging.getLogger(__name__)
-
-FEW_STEPS = 1000  # of a pretraining; measured at 300
 
 
 def pretrain(
@@ -77,19 +72,7 @@ def pretrain(
     facts = {"task": "pretrain", "method": method, "backbone": backbone_name(model.encoder.config), "data": data.info}
     facts |= {"num_train_images": len(data.images), "num_train_labels": data.num_labels}
     facts |= {"num_parameters": sum(p.numel() for p in model.encoder.parameters()), **origin(arguments.init, encoder)}
-    task = Pretraining(model, data, arguments, accelerator)
-    if accelerator.is_main_process:
-        _advise(arguments, task.steps)
-    return train(task, facts, accelerator)
-
-
-def _advise(arguments: PretrainArguments, steps: int) -> None:
-    """Tell of what short runs lose: docs/study.md, "Short pretrainings"."""
-    if arguments.method != "simsiam" and arguments.final_teacher_momentum == 1 and steps < FEW_STEPS:
-        logger.warning(
-            f"{steps} steps are few: a teacher whose momentum ends at 1 stays behind, and its features are worse. "
-            f"Give more epochs, or final_teacher_momentum {arguments.teacher_momentum:g}"
-        )
+    return train(Pretraining(model, data, arguments, accelerator), facts, accelerator)
 
 
 @dataclass
@@ -206,6 +189,8 @@ class Pretraining(Task):
         self.arguments, self.accelerator = arguments, accelerator
         self.section = self.samples.steps_per_epoch
         self.steps = arguments.epochs * self.section
+        if arguments.final_teacher_momentum is None:  # recorded as the number that it is
+            arguments.final_teacher_momentum = last_momentum(arguments.teacher_momentum, self.steps)
         self.evaluate_every = arguments.eval_every * self.section
         self.save_every = arguments.checkpoint_every * self.section
         outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes

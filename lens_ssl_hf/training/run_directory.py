@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from ..data.tensors import checksum
 from ..errors import InputError
 from ..files import make_folder, remove_leftovers, replacing, write_json, write_text
-from .arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, makes_no_difference
+from .arguments import FORMER_OPTIONS, FORMER_VALUES, FinetuneArguments, PretrainArguments, makes_no_difference
 from .faults import check_model
 from .tracking import Trackers
 
 logger = logging.getLogger(__name__)
 
+RECIPE = "recipe.json"  # the run.json of an export
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
 
 
@@ -126,7 +127,7 @@ class RunDirectory:
             for facts in (self._earlier, facts)
         )
         kind = PretrainArguments if facts["task"] == "pretrain" else FinetuneArguments
-        defaults = {item.name: item.default for item in fields(kind) if item.name in new}
+        defaults = {item.name: FORMER_VALUES.get(item.name, item.default) for item in fields(kind) if item.name in new}
         old = defaults | FORMER_OPTIONS | old  # begun before these options, or with those
         new |= FORMER_OPTIONS
         differences = [
@@ -251,7 +252,7 @@ def _stated(facts: dict[str, Any], name: str) -> Any:
 def origin(init: str, encoder: torch.nn.Module | None) -> dict[str, Any]:
     """
     Where initial weights come from: `init`, `init_method` and, where a run of ours made them, that run's facts, else a
-    checksum of the encoder's weights.
+    checksum of the encoder's weights, and where they were exported the facts of what was exported, as `init_recipe`.
     """
     if (Path(init) / "run.json").is_file():
         parent = read_run(init)
@@ -259,7 +260,17 @@ def origin(init: str, encoder: torch.nn.Module | None) -> dict[str, Any]:
     if init == "scratch":
         return {"init": init, "init_method": "scratch"}
     method = getattr(encoder.config, "init_method", "pretrained")  # exports of ours name it
-    return {"init": init, "init_method": method, "init_weights": checksum("", encoder.state_dict())}
+    facts = {"init": init, "init_method": method, "init_weights": checksum("", encoder.state_dict())}
+    recipe = read_recipe(init)
+    return facts if recipe is None else facts | {"init_recipe": recipe}
+
+
+def read_recipe(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The facts of the run that was exported to a folder; `None` where the folder does not tell them."""
+    try:
+        return dict(read_facts(Path(folder) / RECIPE))
+    except InputError:  # there is none, or it is of something else
+        return None
 
 
 class RunFacts(dict):
@@ -273,7 +284,15 @@ class RunFacts(dict):
         raise InputError(f"{self.path} is damaged, it lacks {name!r}: train again in another output_dir")
 
 
-_KINDS = {"arguments": dict, "data": dict, "versions": dict, "init_run": dict, "resumed": list, "crop_size": int}
+_KINDS = {
+    "arguments": dict,
+    "data": dict,
+    "versions": dict,
+    "init_run": dict,
+    "init_recipe": dict,
+    "resumed": list,
+    "crop_size": int,
+}
 _KINDS |= {"image_mean": list, "image_std": list, "seconds": int | float, "run_id": str}
 
 
