@@ -21,10 +21,9 @@ from ..evaluation.probes import PROBE_NAMES
 from ..files import write_text
 from ..quoting import fenced, in_markdown
 from ..training.arguments import FORMER_OPTIONS, METHOD_NAMES, FinetuneArguments, PretrainArguments, recipe
-from ..training.run_directory import read_facts, read_metrics, read_run
+from ..training.run_directory import read_metrics, read_recipe, read_run
 from .clean import one_line, without_local_paths
 
-RECIPE = "recipe.json"  # the run.json of an export
 HUB_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc"}
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
@@ -40,6 +39,7 @@ class CardFacts:
         reports (`dict[str, dict]`):
             What was measured on held-out labels, by the name of the classifier on the backbone (`"linear probe"`,
             `"nearest neighbours"`) or `"classifier"`; empty where the run was not evaluated.
+        elsewhere (`list[tuple[str, dict]]`): the same of other datasets, as pairs of name and report.
         monitor (`dict`): last kNN values of a pretraining on the validation split.
         pictures (`list[str]`): file names of the pictures beside the card.
         base_model (`str`, *optional*): Hub id of the backbone that was fine-tuned.
@@ -53,6 +53,7 @@ class CardFacts:
     name: str
     run: dict[str, Any]
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    elsewhere: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     monitor: dict[str, float] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
     base_model: str | None = None
@@ -62,7 +63,7 @@ class CardFacts:
 
     @classmethod
     def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":
-        """Collect run.json, metrics.jsonl and evaluation/ of a run, without the local paths in them."""
+        """Collect run.json, metrics.jsonl and the evaluations of a run, without the local paths in them."""
         run = Path(run)
         facts, evaluation = with_history(read_run(run)), read_evaluation(run)
         init = str(facts.get("init", ""))
@@ -71,6 +72,7 @@ class CardFacts:
             name=name,
             run=one_line(without_local_paths(facts)),
             reports=_reports(one_line(evaluation)),
+            elsewhere=[pair for one in _others(run, facts) for pair in _reports(one_line(one)).items()],
             monitor=_last_monitor(run / "metrics.jsonl"),
             pictures=[file.name for file in run.glob("evaluation/*.png") if evaluation]
             + [file.name for file in run.glob("curves.png")],
@@ -150,15 +152,15 @@ class CardFacts:
             tags=tags if bands == 3 else [*tags, f"{bands}-bands"],
             base_model=self.base_model,
             datasets=self.dataset_ids or None,
-            metrics=list(HUB_METRICS) if self.reports else None,
-            model_name=self.title if self.reports else None,
+            metrics=list(HUB_METRICS) if self.reports or self.elsewhere else None,
+            model_name=self.title if self.reports or self.elsewhere else None,
             eval_results=self.eval_results() or None,
         )
 
     def eval_results(self) -> list[EvalResult]:
         """Accuracy and ROC AUC of every report; for a backbone the metric's name says with which classifier."""
         results = []
-        for classifier, report in self.reports.items():
+        for classifier, report in [*self.reports.items(), *self.elsewhere]:
             dataset = report["dataset"] or "cutouts"
             for key, metric_type in HUB_METRICS.items():
                 entry = report["metrics"][key]
@@ -182,15 +184,14 @@ class CardFacts:
 
 def with_history(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The facts of a run; where it began from an exported folder, with those of the run that was exported, as `init_run`.
+    The facts of a run; where it or a run before it began from an exported folder, with those of the run that was
+    exported, as `init_run`.
     """
-    recipe = Path(str(facts.get("init"))) / RECIPE
-    if "init_run" not in facts and recipe.is_file():
-        try:
-            return {**facts, "init_run": dict(read_facts(recipe))}
-        except InputError:  # of something else, or damaged: the weights are named all the same
-            pass
-    return dict(facts)
+    rest = {name: value for name, value in facts.items() if name != "init_recipe"}
+    earlier = facts.get("init_run") or facts.get("init_recipe")
+    if earlier is None and "init" in facts:  # which earlier versions did not record
+        earlier = read_recipe(facts["init"])
+    return rest if earlier is None else {**rest, "init_run": with_history(earlier)}
 
 
 def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:
@@ -348,15 +349,34 @@ def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
     path = Path(run) / "evaluation" / "metrics.json"
     if not path.is_file():
         return None
+    report = _read_report(path)
+    is_own = report["fingerprint"] == read_run(run)["data"].get("fingerprint")
+    return without_local_paths(report) if is_own else None
+
+
+def _others(run: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """
+    The evaluations of a run on other datasets, without the local paths in them. Of those that it or the runs before it
+    were trained on, the test split alone is one.
+    """
+    seen = []
+    while facts:
+        seen.append(facts["data"].get("fingerprint"))
+        facts = facts.get("init_run", {})
+    reports = [_read_report(path) for path in sorted(run.glob("evaluation-*/metrics.json"))]
+    return [without_local_paths(one) for one in reports if one["split"] == "test" or one["fingerprint"] not in seen]
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """The metrics.json of an evaluation."""
     try:
         report = json.loads(path.read_text())
-        is_own = report["fingerprint"] == read_run(run)["data"].get("fingerprint")
+        if not isinstance(report["metrics"] if "probes" not in report else report["probes"], dict):
+            raise TypeError("no measures")
         _reports(report)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+        return {"fingerprint": report["fingerprint"], "split": report["split"], **report}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: evaluate the run again") from error
-    return without_local_paths(report) if is_own else None
 
 
 def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -20,8 +20,8 @@ from ..evaluation.plots import plot_curves
 from ..files import replacing, write_json
 from ..models.backbones import load_encoder
 from ..models.loading import load_classifier
-from ..training.run_directory import read_run
-from .card import HUB_ID, RECIPE, CardFacts, read_evaluation, with_history, write_card
+from ..training.run_directory import RECIPE, read_run
+from .card import HUB_ID, CardFacts, read_evaluation, with_history, write_card
 from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")

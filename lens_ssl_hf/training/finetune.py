@@ -79,6 +79,7 @@ def finetune(
     facts = {"task": "finetune", "method": None, "data": info, "batch_size": batch_size}
     facts |= {"backbone": "cnn" if isinstance(model.config, LensCnnConfig) else backbone_name(model.config)}
     facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
+    facts |= {"num_lenses": int((subset.labels == 1).sum())}
     facts |= {"num_parameters": sum(p.numel() for p in model.parameters())}
     facts |= {"model_class": type(model).__name__} | extra | origin(arguments.init, model.base_model)
     model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
