@@ -238,7 +238,13 @@ def test_what_was_measured_on_other_datasets_is_told(evaluated, tmp_path):
     before = json.loads((run / "run.json").read_text())
     change(run, init_run={**before, "data": {**before["data"], "fingerprint": "before"}})
     for folder, facts in {
-        "evaluation-sky": {"dataset": "sky", "fingerprint": "other", "split": "train", "warnings": ["other pixels"]},
+        "evaluation-sky": {
+            "dataset": "sky",
+            "fingerprint": "other",
+            "split": None,
+            "simulated": True,
+            "warnings": ["other pixels"],
+        },
         "evaluation-validation": {"dataset": "own", "split": "validation"},
         "evaluation-before": {"dataset": "before", "fingerprint": "before", "split": "test", "num_lenses": 7},
         "evaluation-seen": {"dataset": "seen", "fingerprint": "before", "split": "train"},
@@ -247,12 +253,12 @@ def test_what_was_measured_on_other_datasets_is_told(evaluated, tmp_path):
         (run / folder / "metrics.json").write_text(json.dumps(report | facts))
     facts = CardFacts.from_run(run, "lens-toy-classifier")
     found = [(one["dataset"], one["split"]) for _, one in facts.elsewhere]
-    assert found == [("before", "test"), ("sky", "train")]
+    assert found == [("before", "test"), ("sky", None)]
     text = str(render_card(facts))
     rows = [line for line in text.splitlines() if line.startswith(("| before", "| sky", "> Careful"))]
     auc = report["metrics"]["roc_auc"]
     assert rows[0].startswith(f"| before, test split | 7, {report['num_nonlenses']} | {auc['value']:.3f} (")
-    assert rows[1].startswith("| sky, train split | ") and rows[2] == "> Careful, sky: other pixels."
+    assert rows[1].startswith("| sky (**simulated**) | ") and rows[2] == "> Careful, sky: other pixels."
     listed = [one.dataset_name for one in facts.eval_results()]
     assert listed == ["toy", "toy", "before", "before", "sky", "sky"]
     (run / "evaluation-sky" / "metrics.json").write_text('{"metrics": 1}')
