@@ -1,8 +1,10 @@
 """Cards say what the run and its evaluation recorded, and huggingface_hub reads them back."""
 
+import html
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,7 +12,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 
 from lens_ssl_hf import InputError, evaluate_model
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
-from lens_ssl_hf.hub.card import CardFacts, render_card, write_card
+from lens_ssl_hf.hub.card import CardFacts, render_card, with_history, write_card
 from lens_ssl_hf.hub.clean import without_local_paths
 from lens_ssl_hf.training.arguments import FinetuneArguments
 
@@ -42,7 +44,9 @@ def test_metadata_is_read_back(evaluated, tmp_path):
 
 def test_every_number_of_the_table_comes_from_the_evaluation(evaluated):
     run, report = evaluated
+    change(run, num_lenses=8)
     text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))
+    assert "Trained on 20 labelled cutouts (8 lenses, 12 non-lenses); " in text
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", text, flags=re.M))
     for entry in report["metrics"].values():
         if entry["value"] is None:
@@ -232,38 +236,65 @@ def test_a_damaged_evaluation_is_named(tmp_path):
         CardFacts.from_run(run, "a")
 
 
+def evaluate_elsewhere(run, report, **reports):
+    for name, facts in reports.items():
+        (run / f"evaluation-{name}").mkdir()
+        (run / f"evaluation-{name}" / "metrics.json").write_text(json.dumps(report | facts))
+
+
 def test_what_was_measured_on_other_datasets_is_told(evaluated, tmp_path):
     """All splits of foreign datasets; of those that the weights have seen, the test split alone."""
     run, report = evaluated
     before = json.loads((run / "run.json").read_text())
-    change(run, init_run={**before, "data": {**before["data"], "fingerprint": "before"}})
-    for folder, facts in {
-        "evaluation-sky": {
-            "dataset": "sky",
-            "fingerprint": "other",
-            "split": None,
-            "simulated": True,
-            "warnings": ["other pixels"],
-        },
-        "evaluation-validation": {"dataset": "own", "split": "validation"},
-        "evaluation-before": {"dataset": "before", "fingerprint": "before", "split": "test", "num_lenses": 7},
-        "evaluation-seen": {"dataset": "seen", "fingerprint": "before", "split": "train"},
-    }.items():
-        (run / folder).mkdir()
-        (run / folder / "metrics.json").write_text(json.dumps(report | facts))
+    change(run, init_run={**before, "data": {**before["data"], "fingerprint": "before", "name": "seen"}})
+    evaluate_elsewhere(
+        run,
+        report,
+        sky={"dataset": "sky", "fingerprint": "other", "split": None, "simulated": True, "warnings": ["other pixels"]},
+        again={"dataset": "toy"},
+        validation={"dataset": "toy", "split": "validation"},
+        before={"dataset": "seen", "fingerprint": "before", "split": "test", "num_lenses": 7},
+        train={"dataset": "seen", "fingerprint": "before", "split": "train"},
+        rebuilt={"dataset": "seen", "fingerprint": "in other sizes", "split": "train"},
+        unknown={"dataset": None, "fingerprint": None, "split": "test"},
+    )
     facts = CardFacts.from_run(run, "lens-toy-classifier")
     found = [(one["dataset"], one["split"]) for _, one in facts.elsewhere]
-    assert found == [("before", "test"), ("sky", None)]
+    assert found == [("seen", "test"), ("sky", None)]
     text = str(render_card(facts))
-    rows = [line for line in text.splitlines() if line.startswith(("| before", "| sky", "> Careful"))]
+    rows = [line for line in text.splitlines() if line.startswith(("| seen", "| sky", "> Careful"))]
     auc = report["metrics"]["roc_auc"]
-    assert rows[0].startswith(f"| before, test split | 7, {report['num_nonlenses']} | {auc['value']:.3f} (")
+    assert rows[0].startswith(f"| seen, test split | 7, {report['num_nonlenses']} | {auc['value']:.3f} (")
     assert rows[1].startswith("| sky (**simulated**) | ") and rows[2] == "> Careful, sky: other pixels."
     listed = [one.dataset_name for one in facts.eval_results()]
-    assert listed == ["toy", "toy", "before", "before", "sky", "sky"]
-    (run / "evaluation-sky" / "metrics.json").write_text('{"metrics": 1}')
+    assert listed == ["toy", "toy", "seen", "seen", "sky", "sky"]
+    (run / "evaluation-sky" / "metrics.json").write_text('{"fingerprint": 1, "metrics": {}}')
     with pytest.raises(InputError, match=r"evaluation-sky/metrics\.json is damaged: evaluate the run again"):
         CardFacts.from_run(run, "a")
+
+
+def test_what_probes_measured_on_other_datasets_is_told(tiny_cutouts, tmp_path):
+    run = write_pretrain_run(tmp_path / "run")
+    report = evaluate_model(run, tiny_cutouts, num_bootstrap=20)
+    evaluate_elsewhere(run, report, sky={"dataset": "sky", "fingerprint": "other"})
+    text = html.unescape(str(render_card(CardFacts.from_run(run, "a"))))
+    table = [line for line in text.splitlines() if line.startswith(("| Cutouts", "|---|---|---|---|---|", "| sky"))]
+    assert [line.count("|") for line in table] == [7] * (2 + len(PROBE_NAMES))
+    assert [line.split(" | ")[1] for line in table[2:]] == list(PROBE_NAMES.values())
+
+
+def test_a_folder_that_happens_to_be_where_a_run_began_is_not_its_history(tmp_path, monkeypatch):
+    """Of runs of earlier versions, which did not record what they began from."""
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads((write_classifier_run(tmp_path / "run") / "run.json").read_text()) | {"run_id": "mine"}
+    for name in ("scratch", "model"):
+        Path(name).mkdir()
+        Path(name, "recipe.json").write_text(json.dumps(facts))
+    assert "init_run" not in with_history(facts)
+    assert "init_run" not in with_history(facts | {"init": "model"})  # its own export
+    other = facts | {"init": "model", "run_id": "other"}
+    assert with_history(other)["init_run"] == facts
+    assert "init_run" not in with_history(other | {"run_id": "next", "init_recipe": other})["init_run"]
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,12 @@ def test_a_method_on_the_command_line_brings_its_recipe(parsed, config):
 def test_the_record_of_a_run_is_such_a_file(parsed, config):
     arguments, _, _ = parsed("pretrain --dataset x --method ibot --epochs 3 --report_to tensorboard --no_flip")
     former = {"gradient_accumulation_steps": 1}  # of a version that had it
-    record = json.dumps({"task": "pretrain", "arguments": vars(arguments) | former})
+    settings = vars(arguments) | former
+    record = json.dumps({"task": "pretrain", "arguments": settings})
     assert parsed(f"pretrain --dataset x --config {config(record, 'run.json')}")[0] == arguments
+    del settings["final_teacher_momentum"]  # of a version that had it not, and in which it was 1
+    record = json.dumps({"task": "pretrain", "arguments": settings})
+    assert parsed(f"pretrain --dataset x --config {config(record, 'run.json')}")[0].final_teacher_momentum == 1
 
 
 def test_words_without_a_name_win_over_the_file(parsed, config):

@@ -157,6 +157,8 @@ def test_real_galaxies_with_arcs_stay_real_for_whoever_publishes_them(survey, mo
     card = (export("next", "second") / "README.md").read_text()  # the history of an exported start is not lost
     assert "It began as a classifier that was trained on " in card and "mine with simulated arcs" in card
     finetune(survey, "last", init="second", steps=1, eval_every=1)
+    Path("second/recipe.json").write_text('{"task": "pretrain"}')
+    finetune(survey, "last", init="second", steps=1, eval_every=1, resume="auto")
     shutil.rmtree("second")  # what it began from is recorded when it begins
     recipe = json.loads((export("last", "third") / "recipe.json").read_text())
     assert recipe["init_run"]["init_run"]["data"]["painted"]

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..errors import InputError
-from ..training.arguments import FORMER_OPTIONS, recipe
+from ..training.arguments import FORMER_OPTIONS, FORMER_VALUES, recipe
 
 MOST_USED = "Most used"
 # Options whose help begins with one of these words are a group of their own.
@@ -101,9 +101,9 @@ def read_yaml(file: str, option: str) -> dict[str, Any]:
 def _read_config(file: str, parser: Any, dataclasses: tuple[type, ...]) -> dict[str, Any]:
     """The options in a YAML file, or under `arguments` in a run's run.json, checked as those of a command line are."""
     options = read_yaml(file, "config")
-    if isinstance(options.get("arguments"), dict):
-        options = options["arguments"]
     names = [item.name for cls in dataclasses for item in fields(cls)]
+    if isinstance(options.get("arguments"), dict):
+        options = {name: value for name, value in FORMER_VALUES.items() if name in names} | options["arguments"]
     actions = {action.dest: action for action in reversed(parser._actions)}  # of --flip and --no_flip the first
     words, given = [], []
     for key, value in options.items():

@@ -16,7 +16,7 @@ def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: st
     """
     Where the evaluation of a run goes: `evaluation/` for the test split of the dataset that it was trained on. Other
     datasets, splits and parts of a split have a folder of their own, such as `evaluation-other_survey-0f3c9a21`, so
-    that the card of the run goes on to speak of its own.
+    that the card of the run tells them apart.
     """
     parts, fingerprint = ["evaluation"], str(info.get("fingerprint") or "")
     if not fingerprint or fingerprint != read_run(run)["data"].get("fingerprint"):

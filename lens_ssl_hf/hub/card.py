@@ -20,7 +20,15 @@ from ..errors import InputError
 from ..evaluation.probes import PROBE_NAMES
 from ..files import write_text
 from ..quoting import fenced, in_markdown
-from ..training.arguments import FORMER_OPTIONS, METHOD_NAMES, FinetuneArguments, PretrainArguments, recipe
+from ..training.arguments import (
+    FORMER_OPTIONS,
+    FORMER_VALUES,
+    METHOD_NAMES,
+    FinetuneArguments,
+    PretrainArguments,
+    makes_no_difference,
+    recipe,
+)
 from ..training.run_directory import read_metrics, read_recipe, read_run
 from .clean import one_line, without_local_paths
 
@@ -187,11 +195,18 @@ def with_history(facts: Mapping[str, Any]) -> dict[str, Any]:
     The facts of a run; where it or a run before it began from an exported folder, with those of the run that was
     exported, as `init_run`.
     """
+    found, init = _as_recorded(facts), str(facts.get("init", "scratch"))
+    if "init_run" in found or init == "scratch":
+        return found
+    recipe = read_recipe(init)  # of what may be there now: earlier versions did not record it when a run began
+    is_other = recipe is not None and recipe.get("run_id") != facts.get("run_id")
+    return {**found, "init_run": recipe} if is_other else found
+
+
+def _as_recorded(facts: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in facts.items() if name != "init_recipe"}
     earlier = facts.get("init_run") or facts.get("init_recipe")
-    if earlier is None and "init" in facts:  # which earlier versions did not record
-        earlier = read_recipe(facts["init"])
-    return rest if earlier is None else {**rest, "init_run": with_history(earlier)}
+    return {**rest, "init_run": _as_recorded(earlier)} if earlier else rest
 
 
 def write_card(facts: CardFacts, folder: str | os.PathLike) -> Path:
@@ -329,7 +344,12 @@ def reproduction(run: dict[str, Any]) -> Markup:
     pretraining = run["task"] == "pretrain"
     defaults = FORMER_OPTIONS | vars((PretrainArguments if pretraining else FinetuneArguments)())
     defaults |= recipe(run["method"]) if pretraining else {}
-    settings = {name: value for name, value in run["arguments"].items() if value != defaults.get(name)}
+    recorded = (FORMER_VALUES if pretraining else {}) | run["arguments"]
+    settings = {
+        name: value
+        for name, value in recorded.items()
+        if value != defaults.get(name) and not makes_no_difference(name, run["method"])
+    }
     folder = settings.pop("output_dir", defaults["output_dir"])
     settings.pop("resume", None)
     call = ", ".join([f"cutouts, {folder!r}", *(f"{name}={value!r}" for name, value in settings.items())])
@@ -356,27 +376,41 @@ def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
 
 def _others(run: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
-    The evaluations of a run on other datasets, without the local paths in them. Of those that it or the runs before it
-    were trained on, the test split alone is one.
+    The evaluations of a run on other datasets, without the local paths in them: on their test split, and on others of
+    datasets that neither it nor a run before it was trained on, by fingerprint and name. Of cutouts without a
+    fingerprint nobody knows what they are.
     """
-    seen = []
+    own, seen = facts["data"].get("fingerprint"), set()
     while facts:
-        seen.append(facts["data"].get("fingerprint"))
+        seen |= {facts.get("data", {}).get(name) for name in ("fingerprint", "name")}
         facts = facts.get("init_run", {})
-    reports = [_read_report(path) for path in sorted(run.glob("evaluation-*/metrics.json"))]
-    return [without_local_paths(one) for one in reports if one["split"] == "test" or one["fingerprint"] not in seen]
+    found = []
+    for path in sorted(run.glob("evaluation-*/metrics.json")):
+        report = _read_report(path, *_SHOWN)
+        is_unseen = report["split"] == "test" or not seen & {report["fingerprint"], report["dataset"]}
+        if report["fingerprint"] not in (None, "", own) and is_unseen:
+            found.append(without_local_paths(report))
+    return found
 
 
-def _read_report(path: Path) -> dict[str, Any]:
-    """The metrics.json of an evaluation."""
+# What a card shows of an evaluation on other cutouts.
+_SHOWN = ("dataset", "split", "simulated", "warnings", "num_lenses", "num_nonlenses", "metrics")
+_MEASURES = ("roc_auc", "accuracy", "completeness_at_fpr_1e-2")
+
+
+def _read_report(path: Path, *names: str) -> dict[str, Any]:
+    """The metrics.json of an evaluation, which must have these entries."""
     try:
         report = json.loads(path.read_text())
-        if not isinstance(report["metrics"] if "probes" not in report else report["probes"], dict):
-            raise TypeError("no measures")
-        _reports(report)
-        return {"fingerprint": report["fingerprint"], "split": report["split"], **report}
+        lacks = "fingerprint" not in report
+        for one in _reports(report).values():
+            lacks |= any(name not in one for name in names)
+            lacks |= "metrics" in names and any(name not in one["metrics"] for name in _MEASURES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: evaluate the run again") from error
+    if lacks:
+        raise InputError(f"{path} is damaged: evaluate the run again")
+    return report
 
 
 def _reports(report: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

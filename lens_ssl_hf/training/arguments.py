@@ -90,7 +90,7 @@ class PretrainArguments(ViewArguments):
     temperature_warmup_fraction: float = _option(0.3, "Share of the steps in which temperatures rise linearly.")
     teacher_momentum: float = _option(0.99, "EMA momentum of the teacher at the start (dino, ibot).")
     final_teacher_momentum: float | None = _option(
-        None, "Where a cosine takes it; by default to 1, or nowhere in short runs, whose teacher would stay behind."
+        None, "What a cosine takes it to; by default 1, but in short runs it stays as it is."
     )
     centre_momentum: float = _option(0.9, "EMA momentum of the centre (dino, ibot).")
     cls_loss_weight: float = _option(1.0, "lambda1, weight of the loss on [CLS] (ibot).")

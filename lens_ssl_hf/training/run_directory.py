@@ -176,7 +176,7 @@ class RunDirectory:
                         self.path,
                         ", ".join(changed),
                     )
-            kept = ("run_id", "command", "precision", *_ENVIRONMENT)
+            kept = ("run_id", "command", "precision", "init_recipe", *_ENVIRONMENT)
             self.facts |= {name: self._earlier[name] for name in kept if name in self._earlier}
             self.facts |= {"resumed": resumed} if resumed else {}
         self.add_facts({})

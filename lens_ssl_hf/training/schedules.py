@@ -2,7 +2,7 @@
 
 import math
 
-SHORT = 10.0  # spans that a teacher averages over: a run of fewer is short
+SHORT = 10  # spans that a teacher averages over: a run of fewer is short
 
 
 def cosine(start: float, end: float, step: int, total_steps: int, warmup_steps: int = 0) -> float:
@@ -28,9 +28,9 @@ def last_momentum(start: float, steps: int) -> float:
     Where the momentum of a teacher ends that begins at `start`: at 1, as in the papers, or at `start` in short runs.
 
     A teacher averages its student over 1 / (1 - momentum) steps. While a cosine takes the momentum to 1, this span
-    outgrows what is left of the run, and the teacher stands still from then on. In a run of 300 steps from 0.99 that
-    is after a quarter of the run, and the features are worse than those of a teacher that keeps up (docs/study.md,
-    "Short pretrainings"). What is short is counted in spans instead of steps, so that it holds for batches of any
+    outgrows what is left of the run, and the teacher hardly follows from then on. In a run of 300 steps from 0.99 that
+    is before the middle, and the features are worse than those of a teacher that keeps up (docs/study.md, "Short
+    pretrainings"). What is short is counted in spans instead of steps, so that it holds for batches of any
     size, whose momentum is scaled with it.
     """
-    return start if steps * (1 - start) < SHORT else 1.0
+    return start if steps * (1 - start) < SHORT - 1e-9 else 1.0
