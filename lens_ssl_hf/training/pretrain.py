@@ -1,5 +1,6 @@
 """Self-supervised pretraining with SimSiam, DINO or iBOT: views of unlabelled cutouts to the method's loss."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ from .monitors import MONITORED, CollapseWatch, FeatureMonitor
 from .run_directory import origin, read_run
 from .schedules import cosine, last_momentum, linear
 from .trainer import Batch, Number, Task, train
+
+logger = logging.getLogger(__name__)
+
+FEW_STEPS = 1000  # of DINO and iBOT: docs/study.md, "Short pretrainings"
 
 
 def pretrain(
@@ -72,7 +77,13 @@ def pretrain(
     facts = {"task": "pretrain", "method": method, "backbone": backbone_name(model.encoder.config), "data": data.info}
     facts |= {"num_train_images": len(data.images), "num_train_labels": data.num_labels}
     facts |= {"num_parameters": sum(p.numel() for p in model.encoder.parameters()), **origin(arguments.init, encoder)}
-    return train(Pretraining(model, data, arguments, accelerator), facts, accelerator)
+    task = Pretraining(model, data, arguments, accelerator)
+    if accelerator.is_main_process and method != "simsiam" and task.steps < FEW_STEPS:
+        logger.warning(
+            f"{task.steps} steps are few: after {FEW_STEPS:,} to 3,000, features were worth much more on simulated "
+            "cutouts (docs/training.md). Give more epochs, or smaller batches"
+        )
+    return train(task, facts, accelerator)
 
 
 @dataclass
