@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 
 import labelled_simulations
+import short_runs
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.errors import exit_on_input_error
@@ -176,28 +177,6 @@ def sky_table(results: dict) -> str:
     return f"{as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
 
 
-def short_runs_table(results: dict) -> str:
-    """Short pretrainings, as Markdown: fine-tuned, and what the monitor of the pretraining saw."""
-    head = [
-        "start",
-        "ROC AUC, fine-tuned",
-        "minus from scratch",
-        "linear probe",
-        "nearest neighbours",
-        "effective rank",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for start in dict.fromkeys([*results["roc_auc"], *results["monitor"]]):
-        found = results["roc_auc"].get(start, {})
-        cells = [start]
-        for entry, signed in ((found, False), (found.get("minus from scratch"), True)):
-            cells.append(format_interval({**entry, "test_set_alone": True}, signed) if entry else "")
-        seen = results["monitor"].get(start, [])
-        cells += [f"{fmean(one[name] for one in seen):.3f}" if seen else "" for name in ("probe_auc", "knn_auc")]
-        lines.append([*cells, f"{fmean(one['effective_rank'] for one in seen):.1f}" if seen else ""])
-    return as_markdown(lines)
-
-
 def trials_table(log: list[dict]) -> str:
     """How many recipes scripts/search_recipes.py tried per method, and the best with 100 and with 300 labels."""
     head = ["method", "trials", "best with 100 labels", "AUC (subsets)", "best with 300 labels", "AUC (subsets)"]
@@ -263,7 +242,7 @@ def make(name: str) -> str:
         return study_table(json.loads((RESULTS / name / "results.json").read_text()))
     kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
     kinds |= {"simulated_survey": survey_table, "second_sky": sky_table}
-    kinds |= {"short_runs": short_runs_table, "labelled_simulations": labelled_simulations.results_table}
+    kinds |= {"short_runs": short_runs.results_table, "labelled_simulations": labelled_simulations.results_table}
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 

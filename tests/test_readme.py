@@ -283,6 +283,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "measure_search": ["x", "--dataset", "y"],
         "search_recipes": ["--trials", "x", "--log", "y"],
         "second_sky": ["--output", "x"],
+        "short_runs": ["--output", "x"],
         "simulated_survey": ["--output", "x"],
     }
     names = {path.stem for path in (ROOT / "scripts").glob("*.py") if "parse(" in path.read_text()}

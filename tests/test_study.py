@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -364,6 +365,27 @@ def test_differences_are_paired_and_mean_over_folds(tmp_path):
     cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(200, 0.5), labels, fold=1))
     with pytest.raises(InputError, match="another test set"):
         compare(cells, num_bootstrap=10)
+
+
+def test_short_runs_are_compared_with_scratch_and_with_the_other_momentum(tmp_path):
+    """scripts/short_runs.py: one seed beside three."""
+    compared = runpy.run_path(str(ROOT / "scripts" / "short_runs.py"))["compared"]
+    rng, labels = np.random.default_rng(5), np.arange(200) % 3 % 2
+    starts = {"supervised": (1.0, 3), "dino, 300, constant": (2.0, 3), "dino, 300, to 1": (1.5, 1)}
+    cells, aucs = [], {}
+    for start, (signal, seeds) in starts.items():
+        for seed in range(seeds):
+            scores = scores_of(labels, signal, rng.normal(size=200))
+            cells.append(write_cell(tmp_path, start, seed, 0, scores, labels))
+            aucs.setdefault(start, []).append(roc_auc_score(labels, scores))
+    rows = {row["start"]: row for row in compared(cells)}
+    means = {start: np.mean(values) for start, values in aucs.items()}
+    assert {start: row["value"] for start, row in rows.items()} == pytest.approx(means)
+    for start in list(starts)[1:]:
+        assert rows[start]["minus from scratch"]["value"] == pytest.approx(means[start] - means["supervised"])
+    gain = rows["dino, 300, constant"].pop("minus to 1")["value"]
+    assert gain == pytest.approx(means["dino, 300, constant"] - means["dino, 300, to 1"])
+    assert not any("minus to 1" in row for row in rows.values()) and rows["dino, 300, to 1"]["seeds"] == 1
 
 
 def test_an_ensemble_is_the_mean_logit_of_all_seeds(tmp_path):
