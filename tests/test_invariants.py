@@ -22,6 +22,7 @@ VIEWS = {**JITTER, "global_scale_min": 0.4, "num_local_views": 2}
 VIEWS |= {"local_size": 16, "local_scale_min": 0.05, "local_scale_max": 0.4}
 VIEWS |= {"teacher_temperature": 0.04, "warmup_teacher_temperature": 0.04}
 SCHEDULE = {"epochs": 2, "warmup_fraction": 0.5, "freeze_last_layer_fraction": 0.5, "checkpoint_every": 2}
+SCHEDULE |= {"final_teacher_momentum": 1.0}
 # Float32 sums in another order move the first step by 1e-6; AdamW makes more of it in each step that follows.
 TOLERANCES = {"loss": 2e-4, "gradient_norm": 2e-3}
 # SimSiam's loss is a cosine, which passes through zero; batch norm and SGD make eight times more of it in each step.
