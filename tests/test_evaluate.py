@@ -319,7 +319,7 @@ def test_curves_name_what_spreads(method, label, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("lens_ssl_hf.evaluation.plots.save_figure", lambda figure, path: figures.append(figure))
     plot_curves(run)
-    assert f"{label} (std of unit vectors)" in [axes.get_ylabel() for axes in figures[0].axes]
+    assert f"{label}\n(std of unit vectors)" in [axes.get_ylabel() for axes in figures[0].axes]
 
 
 def words_of(figure):

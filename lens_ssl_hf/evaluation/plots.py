@@ -185,7 +185,7 @@ def plot_curves(run: str | os.PathLike, path: str | os.PathLike | None = None) -
         ({"knn_auc": "kNN", "probe_auc": "linear probe", "validation_auc": "classifier"}, "ROC AUC, validation split"),
         ({"effective_rank": ""}, "Effective rank of [CLS]"),
         ({"teacher_entropy": ""}, "Teacher entropy (nats)"),
-        ({"output_std": ""}, f"Spread of {spread} (std of unit vectors)"),
+        ({"output_std": ""}, f"Spread of {spread}\n(std of unit vectors)"),
         ({"learning_rate": ""}, "Learning rate"),
         ({"gradient_norm": ""}, "Gradient norm before clipping"),
     ]
