@@ -7,7 +7,7 @@ python scripts/short_runs.py --output runs/short
 ```
 
 A ViT-Ti/8 is pretrained on 1,600 simulated cutouts and fine-tuned with 100 and with 300 of their labels, and so is the
-same ViT from scratch. On two cores this takes about five hours. A command that was stopped goes on where it was.
+same ViT from scratch. This takes hours on two cores. A command that was stopped goes on where it was.
 """
 
 import itertools
