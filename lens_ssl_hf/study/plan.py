@@ -29,7 +29,6 @@ from ..training.arguments import (
 from ..training.finetune import label_subset
 from ..training.progress import format_time
 from ..training.run_directory import read_run
-from ..training.schedules import last_momentum
 from .cells import CELLS
 from .methods import METHODS, PRETRAINED
 
@@ -238,9 +237,7 @@ class Plan:
                 earlier = Cell(cell.ssl_method, cell.backbone, "none", cell.seed, 0)
                 where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
             arguments = make_arguments(PretrainArguments, {**settings, **where})
-            if arguments.final_teacher_momentum is None:  # as the training would, for what cell.json notes
-                steps = arguments.epochs * (self._num_images(cell) // arguments.batch_size)
-                arguments.final_teacher_momentum = last_momentum(arguments.teacher_momentum, steps)
+            arguments.settle_momentum(arguments.epochs * (self._num_images(cell) // arguments.batch_size))
             return arguments
         given = self.finetuning or {}
         settings = {**given.get("all", {}), **given.get(cell.method, {})}

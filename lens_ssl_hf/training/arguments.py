@@ -10,6 +10,7 @@ import yaml
 
 from ..data.options import option as _option
 from ..errors import InputError
+from .schedules import last_momentum
 from .tracking import check_trackers
 
 if TYPE_CHECKING:
@@ -137,6 +138,11 @@ class PretrainArguments(ViewArguments):
             )
         if self.local_size % self.patch_size:
             raise InputError(f"local_size {self.local_size} is not a multiple of patch_size {self.patch_size}")
+
+    def settle_momentum(self, steps: int) -> None:
+        """Make the default of `final_teacher_momentum` the number that it is in so many steps, as it is recorded."""
+        if self.final_teacher_momentum is None:
+            self.final_teacher_momentum = last_momentum(self.teacher_momentum, steps)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from .arguments import PretrainArguments, make_arguments, recipe
 from .faults import check_outputs
 from .monitors import MONITORED, CollapseWatch, FeatureMonitor
 from .run_directory import origin, read_run
-from .schedules import cosine, last_momentum, linear
+from .schedules import cosine, linear
 from .trainer import Batch, Number, Task, train
 
 logger = logging.getLogger(__name__)
@@ -200,8 +200,7 @@ class Pretraining(Task):
         self.arguments, self.accelerator = arguments, accelerator
         self.section = self.samples.steps_per_epoch
         self.steps = arguments.epochs * self.section
-        if arguments.final_teacher_momentum is None:  # recorded as the number that it is
-            arguments.final_teacher_momentum = last_momentum(arguments.teacher_momentum, self.steps)
+        arguments.settle_momentum(self.steps)
         self.evaluate_every = arguments.eval_every * self.section
         self.save_every = arguments.checkpoint_every * self.section
         outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes
