@@ -127,15 +127,16 @@ def print_table(rows: dict[str, tuple[dict, dict]]) -> None:
 
 def print_monitor(run: Path) -> None:
     """A linear probe of the features as the pretraining goes on, and where the pretrained backbone ended."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = ", ".join(f"{one['probe_auc']:.3f}" for one in lines if "probe_auc" in one)
-    recipe = json.loads((BOX / "recipe.json").read_text())
-    seen = recipe["arguments"]["epochs"] * recipe["num_train_images"]
+    from lens_ssl_hf.training.run_directory import read_metrics
+
+    found = ", ".join(f"{one['probe_auc']:.3f}" for one in read_metrics(run / "metrics.jsonl") if "probe_auc" in one)
     card = json.loads((BOX / "metrics.json").read_text())["probes"]["linear"]["metrics"]["roc_auc"]["value"]
-    trained = json.loads((run / "run.json").read_text())
-    number = trained["arguments"]["epochs"] * trained["num_train_images"]
+    seen, in_box = (
+        record["arguments"]["epochs"] * record["num_train_images"]
+        for record in (json.loads(file.read_text()) for file in (run / "run.json", BOX / "recipe.json"))
+    )
     print(f"ROC AUC of a linear probe on the features, before and after every second epoch: {found}. They have seen")
-    print(f"{number:,} images; those of {BOX.name} have seen {seen:,}, and have {card:.3f} on their own test split.")
+    print(f"{seen:,} images; those of {BOX.name} have seen {in_box:,}, and have {card:.3f} on their own test split.")
 
 
 def print_found(ranking: Path, survey) -> None:

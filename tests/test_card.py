@@ -83,7 +83,7 @@ def test_a_run_of_the_python_api_is_reproduced_by_its_call(evaluated):
     arguments = {"output_dir": "runs/x", "labels": "20", "init": "runs/dino", "steps": steps, "resume": "auto"}
     change(run, command=None, arguments=arguments)
     text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))
-    call = "lens_ssl_hf.finetune(cutouts, 'runs/x', labels='20', init='runs/dino')"
+    call = "lens_ssl_hf.finetune(cutouts, 'runs/x', init='runs/dino', labels='20')"
     assert f"```python\n{call}\n```" in text
 
 

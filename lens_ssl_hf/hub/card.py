@@ -22,10 +22,10 @@ from ..files import write_text
 from ..quoting import fenced, in_markdown
 from ..training.arguments import (
     FORMER_OPTIONS,
-    FORMER_VALUES,
     METHOD_NAMES,
     FinetuneArguments,
     PretrainArguments,
+    as_begun,
     makes_no_difference,
     recipe,
 )
@@ -342,12 +342,11 @@ def reproduction(run: dict[str, Any]) -> Markup:
     if run["command"]:
         return Markup(fenced(run["command"], "bash"))
     pretraining = run["task"] == "pretrain"
-    defaults = FORMER_OPTIONS | vars((PretrainArguments if pretraining else FinetuneArguments)())
-    defaults |= recipe(run["method"]) if pretraining else {}
-    recorded = (FORMER_VALUES if pretraining else {}) | run["arguments"]
+    kind = PretrainArguments if pretraining else FinetuneArguments
+    defaults = FORMER_OPTIONS | vars(kind()) | (recipe(run["method"]) if pretraining else {})
     settings = {
         name: value
-        for name, value in recorded.items()
+        for name, value in as_begun(kind, run["arguments"]).items()
         if value != defaults.get(name) and not makes_no_difference(name, run["method"])
     }
     folder = settings.pop("output_dir", defaults["output_dir"])

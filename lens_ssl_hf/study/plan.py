@@ -19,9 +19,9 @@ from ..models.backbones import BACKBONES, use_fast_attention
 from ..training.accelerator import autocast, native_precision, process_state
 from ..training.arguments import (
     FORMER_OPTIONS,
-    FORMER_VALUES,
     FinetuneArguments,
     PretrainArguments,
+    as_begun,
     make_arguments,
     makes_no_difference,
     recipe,
@@ -173,8 +173,7 @@ class Plan:
         arguments = self.settings(cell)
         record = read_record(self.directory(cell) / "cell.json", *RECORDED)
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
-        defaults = {item.name: FORMER_VALUES.get(item.name, item.default) for item in fields(kind)}
-        made, wanted = defaults | FORMER_OPTIONS | record["settings"], self.recorded(cell)
+        made, wanted = as_begun(kind, record["settings"]), self.recorded(cell)
         wanted |= FORMER_OPTIONS if wanted else {}
         checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
         differs = [f"{n} {made[n]}, now {wanted[n]}" for n in checked if made[n] != wanted[n]]

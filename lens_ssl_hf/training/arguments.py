@@ -208,6 +208,18 @@ _OF_TEACHERS = ("num_local_views", "local_size", "local_scale_min", "local_scale
 _OF_TEACHERS += ("teacher_temperature", "warmup_teacher_temperature", "final_teacher_momentum")
 
 
+def as_begun(kind: type, recorded: dict[str, Any]) -> dict[str, Any]:
+    """
+    All settings of a run of an earlier version: those that it recorded, and for options that were not there yet, what
+    training did then.
+
+    Args:
+        kind (`type`): [`PretrainArguments`] or [`FinetuneArguments`].
+        recorded (`dict`): the `arguments` of its run.json, or the `settings` of its cell.json.
+    """
+    return {item.name: FORMER_VALUES.get(item.name, item.default) for item in fields(kind)} | FORMER_OPTIONS | recorded
+
+
 def makes_no_difference(name: str, method: str | None) -> bool:
     """Whether a method does not use a setting whose default was once another one."""
     return method == "simsiam" and name in _OF_TEACHERS

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from ..data.tensors import checksum
 from ..errors import InputError
 from ..files import make_folder, remove_leftovers, replacing, write_json, write_text
-from .arguments import FORMER_OPTIONS, FORMER_VALUES, FinetuneArguments, PretrainArguments, makes_no_difference
+from .arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, as_begun, makes_no_difference
 from .faults import check_model
 from .tracking import Trackers
 
@@ -122,17 +121,11 @@ class RunDirectory:
         if self._earlier is None:
             return
         facts = json.loads(json.dumps(facts))
-        old, new = (
-            {name: value for name, value in facts["arguments"].items() if name not in _FREE_ARGUMENTS}
-            for facts in (self._earlier, facts)
-        )
         kind = PretrainArguments if facts["task"] == "pretrain" else FinetuneArguments
-        defaults = {item.name: FORMER_VALUES.get(item.name, item.default) for item in fields(kind) if item.name in new}
-        old = defaults | FORMER_OPTIONS | old  # begun before these options, or with those
-        new |= FORMER_OPTIONS
+        old, new = as_begun(kind, self._earlier["arguments"]), FORMER_OPTIONS | facts["arguments"]
         differences = [
             f"{name} is {new.get(name)}, was {old.get(name)}"
-            for name in sorted(old.keys() | new.keys())
+            for name in sorted((old.keys() | new.keys()) - set(_FREE_ARGUMENTS))
             if old.get(name) != new.get(name) and not makes_no_difference(name, facts["method"])
         ]
         others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
