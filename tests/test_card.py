@@ -10,8 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny_runs import write_classifier_run, write_pretrain_run
 
-from lens_ssl_hf import InputError, evaluate_model
+from lens_ssl_hf import InputError, evaluate_model, export
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
+from lens_ssl_hf.files import write_json
 from lens_ssl_hf.hub.card import CardFacts, render_card, with_history, write_card
 from lens_ssl_hf.hub.clean import without_local_paths
 from lens_ssl_hf.training.arguments import FinetuneArguments
@@ -306,3 +307,26 @@ def test_a_damaged_record_is_named(damage, tmp_path):
     (run / "run.json").write_text(json.dumps({name: value for name, value in facts.items() if value is not ...}))
     with pytest.raises(InputError, match=r"the card of a cannot be written .*: run\.json or .* is damaged, train or"):
         render_card(CardFacts.from_run(run, "a"))
+
+
+def test_an_exported_folder_gives_the_card_of_its_run(evaluated, tiny_cutouts, tmp_path):
+    run, report = evaluated
+    folder = export(run, tmp_path / "lens-toy-classifier")
+    card = (folder / "README.md").read_text()
+    assert str(render_card(CardFacts.from_export(folder))) == card
+    other = {**report, "dataset": "another sky", "fingerprint": "1"}
+    with_other = str(render_card(CardFacts.from_export(folder, [other])))
+    assert "### On other cutouts" in with_other and "| another sky, test split |" in with_other
+    (folder / "recipe.json").unlink()
+    with pytest.raises(InputError, match=r"lens-toy-classifier holds no recipe\.json: give a folder"):
+        CardFacts.from_export(folder)
+
+
+@pytest.mark.parametrize(
+    "score, shown", [(0.5, "0.5000"), (0.88181, "0.8819"), (0.99998773, "0.99998773"), (1.0, "1.0000")]
+)
+def test_a_threshold_near_1_keeps_its_digits(evaluated, score, shown):
+    run, report = evaluated
+    write_json(run / "evaluation" / "metrics.json", {**report, "threshold_at_fpr_1e-2": score})
+    text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))
+    assert f"is kept at P(lens) >= {shown}.\n" in text

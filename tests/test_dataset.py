@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -27,6 +28,7 @@ from lens_ssl_hf.data.storage import save_cutouts
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import channel_statistics, splits_and_info
 from lens_ssl_hf.errors import InputError
+from lens_ssl_hf.inference.compatibility import info_of
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -105,6 +107,22 @@ def test_size_of_one_simulated_split_does_not_change_the_others():
     second = load("simulated", **SMALL | {"train_size": 10})
     assert first["test"]["id"] == second["test"]["id"] and first["test"]["label"] == second["test"]["label"]
     assert cutout_info(first).fingerprint != cutout_info(second).fingerprint
+
+
+def test_concatenated_datasets_are_one_if_they_go_together():
+    model = str(SCRIPTS.parent / "model_cards" / "lens-dino-vits8")
+    first, second = (load("simulated", **SMALL, like=model, data_seed=seed) for seed in range(2))
+    infos = [cutout_info(one) for one in (first, second)]
+    both = datasets.concatenate_datasets([first["train"], second["train"]])
+    joined = cutout_info(both)
+    assert joined == replace(infos[0], fingerprint=joined.fingerprint) and vars(joined) == info_of(both)
+    assert joined.fingerprint not in {info.fingerprint for info in infos}
+    assert cutout_info(datasets.concatenate_datasets([first["train"], first["test"]])) == infos[0]
+    fitted = load("simulated", **SMALL)
+    with pytest.raises(
+        InputError, match="differ in stretch: make them with the same settings of load_cutouts, or all"
+    ):
+        cutout_info(datasets.concatenate_datasets([first["train"], fitted["train"]]))
 
 
 def test_every_cut_on_the_arcs_reaches_the_simulator():

@@ -277,6 +277,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "push-dataset": [*data, "--repo_id", "me/x"],
         "push-space": ["m", *data, "--repo_id", "me/x"],
         "space": ["x"],
+        "box_cards": ["--second_sky", "x", "--cfhtls", "y"],
         "labelled_simulations": ["--data_dir", "x", "--output", "y"],
         "make_picture": ["x", "y"],
         "make_tiles": ["--output", "x"],

@@ -1,10 +1,11 @@
 """Cards that write themselves: a dataclass collects what a run and its evaluation recorded, a template tells it."""
 
 import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,26 @@ class CardFacts:
             + [file.name for file in run.glob("curves.png")],
             base_model=base_model or (init if is_hub_id and "init_run" not in facts else None),
             **options,
+        )
+
+    @classmethod
+    def from_export(cls, folder: str | os.PathLike, elsewhere: Sequence[dict[str, Any]] = ()) -> "CardFacts":
+        """
+        Collect what an exported folder knows of its run, and reports of [`evaluate_model`] on other datasets.
+
+        Raises:
+            [`InputError`]: `folder` holds no recipe.json.
+        """
+        folder = Path(folder)
+        facts, metrics = read_recipe(folder), folder / "metrics.json"
+        if facts is None:
+            raise InputError(f"{folder} holds no recipe.json: give a folder that lens-ssl export wrote")
+        return cls(
+            name=folder.name,
+            run=one_line(without_local_paths(with_history(facts))),
+            reports=_reports(one_line(_read_report(metrics)) if metrics.is_file() else None),
+            elsewhere=[pair for one in elsewhere for pair in _reports(one_line(without_local_paths(one))).items()],
+            pictures=[file.name for file in folder.glob("*.png")],
         )
 
     @property
@@ -230,6 +251,7 @@ def render_card(facts: CardFacts) -> ModelCard:
             facts=facts,
             cell=format_cell,
             reproduction=reproduction,
+            threshold=_threshold,
             bands=facts.data["bands"],
             band_names=_code_spans(facts.data["bands"]),
             study=Markup(facts.study),
@@ -335,6 +357,12 @@ def format_cell(entry: dict[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0095 or value == 0 else f"{value:.1e}"
+
+
+def _threshold(score: float) -> str:
+    """With digits enough to keep it below 1, and rounded up, so that it keeps its false-positive rate."""
+    digits = 4 - min(0, math.ceil(math.log10(1 - score))) if score < 1 else 4
+    return f"{math.ceil(score * 10**digits) / 10**digits:.{digits}f}"
 
 
 def reproduction(run: dict[str, Any]) -> Markup:

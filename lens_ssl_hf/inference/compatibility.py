@@ -1,10 +1,11 @@
 """Whether cutouts in display units were made as those that a model was trained on."""
 
-import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..data.info import cutout_info, has_info
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -15,11 +16,7 @@ logger = logging.getLogger(__name__)
 
 def info_of(dataset: Any) -> dict[str, Any]:
     """The fields of the `CutoutInfo` that a `datasets.Dataset` carries; empty where it carries none."""
-    try:
-        info = json.loads(dataset.info.description)
-    except (AttributeError, TypeError, ValueError):
-        return {}
-    return info if isinstance(info, dict) and "stretch" in info else {}
+    return asdict(cutout_info(dataset)) if has_info(dataset) else {}
 
 
 def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) -> list[str]:
