@@ -95,7 +95,7 @@ class UsualWay:
 
 
 class PILViews:
-    """A torch data set whose samples are views made by Pillow: crop, flip, rotation, jitter, blur."""
+    """A torch dataset whose samples are views made by Pillow: crop, flip, rotation, jitter, blur."""
 
     def __init__(self, pixels: Any, num_local_views: int):
         from PIL import Image

@@ -9,7 +9,7 @@ A graded cutout is found in its stamp and cut with more sky around it, since man
 of 32 pixels of the stamps; resampled to 0.28 arcsec, the central 32 pixels then show 9 arcsec. Windows around other
 objects have no label, so that only pretraining sees them, and the sky group of their stamp: of groups in the test
 split or fold they are left out. What lies beyond a stamp's edge or on its lines of text is mirrored. The table is then
-a data set for every script: `--dataset runs/cfhtls/data/cfhtls.csv --bands i r g --subclass_column kind`, and with
+a dataset for every script: `--dataset runs/cfhtls/data/cfhtls.csv --bands i r g --subclass_column kind`, and with
 `--test_fold 0` one of its five folds.
 """
 

@@ -1,4 +1,4 @@
-"""Small data sets and runs that several tests share."""
+"""Small datasets and runs that several tests share."""
 
 import atexit
 import contextlib

@@ -145,7 +145,7 @@ def test_what_cannot_be_fine_tuned_is_named(tiny_cutouts, tmp_path):
     dino = write_encoder(tmp_path / "dino", "Dinov2")
     with pytest.raises(InputError, match="is a dinov2 model: pretrain a ViT, or fine-tune it"):
         pretrain(tiny_cutouts, tmp_path / "run", init=dino, batch_size=32)
-    with pytest.raises(InputError, match="takes 3 bands but the data set has 2"):
+    with pytest.raises(InputError, match="takes 3 bands but the dataset has 2"):
         finetune((splits, {**info, "bands": ["g", "r"]}), tmp_path / "run", init=dino, **SETTINGS)
     with pytest.raises(InputError, match="crop_size 32 is not a multiple of the model's patch size 7"):
         finetune(tiny_cutouts, tmp_path / "run", init=dino, patch_size=7, **SETTINGS)

@@ -1,6 +1,6 @@
 """
 A thousand damaged files: each gives a valid cutout or is refused with its name, fast and in little memory. What has
-checksums (Parquet data sets, checkpoints) is never read wrongly.
+checksums (Parquet datasets, checkpoints) is never read wrongly.
 """
 
 import contextlib

@@ -383,7 +383,7 @@ def test_offline_is_said(hub, runs, monkeypatch):
     assert not hub.waits
 
 
-# Data sets
+# Datasets
 
 
 @pytest.fixture(scope="module")

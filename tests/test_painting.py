@@ -217,5 +217,5 @@ def test_a_fine_tuning_goes_on_from_a_cnn(tiny_cutouts, tmp_path):
     with pytest.raises(InputError, match="is a CNN, whose features are not probed: leave linear_probe out"):
         finetune(tiny_cutouts, tmp_path / "third", init=first, linear_probe=True, **settings)
     splits, info = tiny_cutouts
-    with pytest.raises(InputError, match="takes the bands g, r, i but the data set has i, r, g"):
+    with pytest.raises(InputError, match="takes the bands g, r, i but the dataset has i, r, g"):
         finetune((splits, {**info, "bands": ["i", "r", "g"]}), tmp_path / "third", init=first, **settings)

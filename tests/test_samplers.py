@@ -89,7 +89,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(params=[4, 128])
 def window(request, monkeypatch):
-    """Few rows shuffled among each other, so that a stream of the little data set has several windows; and one."""
+    """Few rows shuffled among each other, so that a stream of the little dataset has several windows; and one."""
     monkeypatch.setattr(samplers, "WINDOW", request.param)
 
 
@@ -159,7 +159,7 @@ def test_a_streamed_pretraining_resumes_at_the_exact_sample(saved, tmp_path):
     assert pretrain(saved, tmp_path / "cut", "dino", resume="auto", **SSL) == resumed  # auto goes on as it was begun
     with pytest.raises(InputError, match="stream is no, was yes"):
         pretrain(saved, tmp_path / "cut", "dino", resume="auto", stream="no", **SSL)
-    with pytest.raises(InputError, match="stream yes needs a data set"):
+    with pytest.raises(InputError, match="stream yes needs a dataset"):
         pretrain(str(saved / "cutouts.json"), tmp_path / "x", "dino", stream="yes", **SSL)
 
 

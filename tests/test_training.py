@@ -268,7 +268,7 @@ def test_no_evaluation_with_a_score_is_no_model(tiny_cutouts, tmp_path):
 
 def test_bands_in_another_order_are_refused(dino_run, tiny_cutouts, tmp_path):
     splits, info = tiny_cutouts
-    with pytest.raises(InputError, match="takes the bands g, r, i but the data set has i, r, g: choose --bands g r i"):
+    with pytest.raises(InputError, match="takes the bands g, r, i but the dataset has i, r, g: choose --bands g r i"):
         finetune((splits, {**info, "bands": ["i", "r", "g"]}), tmp_path / "run", init=dino_run, **FAST)
 
 

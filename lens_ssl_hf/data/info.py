@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test", "unlabelled", "test_large")  # in the o
 @dataclass
 class CutoutInfo:
     """
-    What a data set of cutouts knows of itself. It travels in `dataset.info.description` as JSON, and as `cutouts.json`
+    What a dataset of cutouts knows of itself. It travels in `dataset.info.description` as JSON, and as `cutouts.json`
     beside Parquet files.
 
     Args:

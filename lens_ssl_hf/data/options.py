@@ -47,7 +47,7 @@ class DataArguments:
         "score the cutouts.",
     )
     data_seed: int = option(0, "Seed of the simulation and of the splits that are made.")
-    cache_dir: str | None = option(None, "Where built data sets are kept; by default the cache of datasets.")
+    cache_dir: str | None = option(None, "Where built datasets are kept; by default the cache of datasets.")
     num_proc: int | None = option(None, "Processes that simulate or read cutouts; by default one per CPU core.")
 
     train_size: int = option(3863, "Simulated: labelled training cutouts.")

@@ -1,5 +1,5 @@
 """
-Where a pretraining takes its batches from: a tensor on the device, or the Parquet files of a data set that is larger
+Where a pretraining takes its batches from: a tensor on the device, or the Parquet files of a dataset that is larger
 than memory.
 
 Both give the batch of a step as a function of (seed, step) alone, whatever the number of processes, so that a run can
@@ -81,21 +81,21 @@ class ResidentImages:
 
 class StreamedImages:
     """
-    Images that are read from the Parquet files of a data set as they are needed.
+    Images that are read from the Parquet files of a dataset as they are needed.
 
     The row groups of an epoch are shuffled and dealt out as `streams` equal stretches; each is read front to back, in
     windows of `WINDOW` rows that are shuffled in memory. A batch takes as many rows from each stream, and a process
     reads its own streams only. What is kept in memory does not depend on the number of cutouts.
 
     Args:
-        parquet ([`ParquetSplits`]): the data set.
+        parquet ([`ParquetSplits`]): the dataset.
         mean, std (`list[float]`): per band, after division by 255.
         batch_size (`int`): of all processes together.
         seed (`int`): of the order.
         device (`torch.device`): where batches are put.
 
     Raises:
-        [`InputError`]: the data set has less than a batch in train and unlabelled together.
+        [`InputError`]: the dataset has less than a batch in train and unlabelled together.
     """
 
     def __init__(

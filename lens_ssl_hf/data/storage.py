@@ -53,7 +53,7 @@ def check_target(path: str | Path) -> None:
 
 def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, readme: str | None = None) -> None:
     """
-    Write a data set as Parquet files that plain `datasets.load_dataset(directory)` reads, also from the Hub, with a
+    Write a dataset as Parquet files that plain `datasets.load_dataset(directory)` reads, also from the Hub, with a
     README.md and `cutouts.json`, from which [`load_cutouts`] knows how the pixels were made.
 
     Args:
@@ -191,7 +191,7 @@ def load_from_hub(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
         return load_saved(source, options, Path(card))
     except (HfHubHTTPError, OSError) as error:
         raise InputError(
-            f"{source} is neither a folder or table here nor, as far as can be seen, a data set on the Hub with "
+            f"{source} is neither a folder or table here nor, as far as can be seen, a dataset on the Hub with "
             f"{CARD_FILE}: correct the path or the id, or log in if it is private"
         ) from error
 

@@ -63,7 +63,7 @@ def labelled_splits(splits: Mapping[str, CutoutTensors], *names: str) -> list[Cu
         if name not in splits and set(splits) == {"unlabelled"}:
             raise InputError("the dataset holds no labels: build it with labels (of a table: --label_column)")
         if name not in splits:
-            raise InputError(f"the data set has no {name} split: add one")
+            raise InputError(f"the dataset has no {name} split: add one")
         if set(splits[name].labels.tolist()) != {0, 1}:
             raise InputError(f"the {name} split must hold lenses and non-lenses, all labelled")
     return [splits[name] for name in names]
@@ -81,7 +81,7 @@ def as_tensors(split: Any) -> CutoutTensors:
     missing = {"pixels", "label"} - set(split.column_names)
     if missing:
         raise InputError(
-            f"the data set has no column {sorted(missing)[0]!r} (it has {', '.join(split.column_names)}): "
+            f"the dataset has no column {sorted(missing)[0]!r} (it has {', '.join(split.column_names)}): "
             "make it with load_cutouts"
         )
     size = len(split)
@@ -106,7 +106,7 @@ def ids_of(split: Any) -> list[str]:
 
 def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:
     """
-    The splits and what the data set knows of itself, from a `DatasetDict`, the path of a directory that
+    The splits and what the dataset knows of itself, from a `DatasetDict`, the path of a directory that
     [`save_cutouts`] wrote, or a tuple of both.
 
     Args:
@@ -116,7 +116,7 @@ def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors]
         `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
 
     Raises:
-        [`InputError`]: it is no data set of these kinds, or a pixel is NaN or infinite.
+        [`InputError`]: it is no dataset of these kinds, or a pixel is NaN or infinite.
     """
     splits, info = open_splits(cutouts)
     chosen = {name: split for name, split in splits.items() if name in names or not names}
@@ -193,7 +193,7 @@ def check_finite(name: str, split: CutoutTensors) -> CutoutTensors:
         if not finite.all():
             one = split.ids[number * _CHUNK + int((~finite).nonzero()[0])]
             raise InputError(
-                f"cutout {one} of {name} has NaN or infinite pixels: fill them, or make the data set with load_cutouts"
+                f"cutout {one} of {name} has NaN or infinite pixels: fill them, or make the dataset with load_cutouts"
             )
     return split
 

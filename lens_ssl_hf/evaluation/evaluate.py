@@ -36,12 +36,12 @@ def evaluate_model(
     Args:
         model (`str`, `os.PathLike`, `tuple` or [`Predictions`]):
             What [`predict`] takes; or a .parquet file of predictions, which needs no model; or a pretraining
-            run, which is probed instead (see [`probe`]) and needs the whole data set as `cutouts`.
+            run, which is probed instead (see [`probe`]) and needs the whole dataset as `cutouts`.
         cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a saved dataset, *optional*):
             The labelled cutouts. With predictions given they are only needed for the contact sheet.
         output_dir (`str` or `os.PathLike`, *optional*):
             Where to write; by default the [`evaluation_folder`] of the run, nowhere for another model.
-        split (`str`, *optional*): which split of a whole data set; test by default, or the only one.
+        split (`str`, *optional*): which split of a whole dataset; test by default, or the only one.
         prevalence (`float`, *optional*, defaults to `1e-3`): share of lenses on the sky, for the expected purity.
         num_bootstrap (`int`, *optional*, defaults to `1000`): draws of the bootstrap over groups.
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
@@ -50,7 +50,7 @@ def evaluate_model(
 
     Returns:
         `dict`: `metrics` maps each measure to `title`, `value`, `low` and `high` (95 %), or to `value` `None` with a
-        `reason`; beside it the data set, the counts and the settings.
+        `reason`; beside it the dataset, the counts and the settings.
 
     Raises:
         [`InputError`]: no labels, one class only, another number of bands, or an unwritable `output_dir`.
@@ -63,7 +63,7 @@ def evaluate_model(
         return probe(run, cutouts, output_dir, split=split or "test", device=device, **settings)
     predictions = _predictions_of(model)
     if predictions is None and cutouts is None:
-        raise InputError("cutouts are missing: give a data set, or a file of predictions in place of the model")
+        raise InputError("cutouts are missing: give a dataset, or a file of predictions in place of the model")
     classifier = Classifier.load(model) if predictions is None else None
     chosen, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
     tensors = None if chosen is None else as_tensors(chosen)

@@ -38,7 +38,7 @@ def plot_roc(
         path (`str` or `os.PathLike`): the PNG to write.
         metrics (`Mapping[str, Mapping]`, *optional*): by the same names, what [`measure`] returned; its AUC and
             interval go into the legend.
-        title (`str`, *optional*): above the panels, such as the name of the data set.
+        title (`str`, *optional*): above the panels, such as the name of the dataset.
     """
     figure = new_figure((9.6, 4.6))
     linear, logarithmic = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""What an evaluation reports: the data set, the counts, the measures, and where it is written."""
+"""What an evaluation reports: the dataset, the counts, the measures, and where it is written."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: st
 
 
 def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
-    """What a report says of its data set."""
+    """What a report says of its dataset."""
     return {
         "dataset": info.get("name"),
         "simulated": info.get("simulated"),
@@ -36,7 +36,7 @@ def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
 
 
 def title_of(report: Mapping[str, Any]) -> str:
-    """The line above pictures: data set and split where they are known, and that it is simulated where it is."""
+    """The line above pictures: dataset and split where they are known, and that it is simulated where it is."""
     simulated = " (simulated)" if report["simulated"] and "simulated" not in str(report["dataset"]) else ""
     split = f", {report['split']} split" if report["split"] else ""
     return f"{report['dataset'] or 'cutouts'}{split}{simulated}"

@@ -162,7 +162,7 @@ class CardFacts:
             simulated = " (**simulated**)" if earlier["data"]["simulated"] else ""
             kind = "pretraining" if earlier["task"] == "pretrain" else "fine-tuning with labels"
             name = in_markdown(earlier["data"]["name"])
-            return Markup(f"a {kind} on {earlier['num_train_images']} cutouts of {name}{simulated}")
+            return Markup(f"a {kind} on {earlier['num_train_images']:,} cutouts of {name}{simulated}")
         init = run.get("init", "scratch")
         return "" if init == "scratch" else Markup(f"the weights of `{in_markdown(init)}`")
 
@@ -269,7 +269,7 @@ def render_dataset_card(
     cutouts: Mapping[str, Any], header: dict[str, Any], repo_id: str, license: str, origin: str
 ) -> ModelCard:
     """
-    The card of a data set.
+    The card of a dataset.
 
     Args:
         cutouts (`DatasetDict`): what is published.
@@ -341,7 +341,9 @@ def _render(template: str, **values: Any) -> ModelCard:
 
 
 def _shown(value: Any) -> Any:
-    """What stands in a card of a value: texts as they are, except for `Markup`."""
+    """What stands in a card of a value: of a number its thousands, and texts as they are, except for `Markup`."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return value if not isinstance(value, str) or isinstance(value, Markup) else Markup(in_markdown(value))
 
 

@@ -1,4 +1,4 @@
-"""Runs and data sets -> repositories on the Hub, with their cards."""
+"""Runs and datasets -> repositories on the Hub, with their cards."""
 
 import io
 import os
@@ -162,7 +162,7 @@ def push_dataset(
     dry_run: str | os.PathLike | None = None,
 ) -> str:
     """
-    Publish a data set as Parquet with a card, which plain `datasets.load_dataset` and [`load_cutouts`] read and the
+    Publish a dataset as Parquet with a card, which plain `datasets.load_dataset` and [`load_cutouts`] read and the
     Hub previews: a column `image` shows the cutouts in colour beside the `pixels`. In one commit, as [`push_to_hub`].
 
     Args:
@@ -175,7 +175,7 @@ def push_dataset(
         private, revision, dry_run: as for [`push_to_hub`].
 
     Returns:
-        `str`: the page of the data set on the Hub; of a dry run the folder.
+        `str`: the page of the dataset on the Hub; of a dry run the folder.
 
     Raises:
         [`InputError`]: no licence for cutouts that were not simulated; nobody is logged in; or the Hub refuses or
@@ -206,7 +206,7 @@ def check_repo_id(repo_id: str, is_classifier: bool | None = None, needs_token: 
 
     Args:
         repo_id (`str`): where to publish.
-        is_classifier (`bool`, *optional*): whether it is a classifier or a backbone; `None` for a data set.
+        is_classifier (`bool`, *optional*): whether it is a classifier or a backbone; `None` for a dataset.
         needs_token (`bool`, *optional*, defaults to `True`): whether somebody must be logged in.
 
     Raises:

@@ -86,7 +86,7 @@ class Classifier:
             one = tensors.ids[first]
             if tensors.pixels[first].isfinite().all():
                 raise InputError(f"{self.name} gives no finite score of cutout {one}: train or export it again")
-            raise InputError(f"cutout {one} has NaN or infinite pixels: build the data set with load_cutouts")
+            raise InputError(f"cutout {one} has NaN or infinite pixels: build the dataset with load_cutouts")
         return score
 
 
@@ -104,10 +104,10 @@ def predict(
         model (`str`, `os.PathLike` or `tuple`):
             A fine-tuning run, an exported classifier's folder, a Hub id, or `(model, image_processor)`.
         cutouts (`Dataset`, [`CutoutTensors`], `DatasetDict` or path of a `.safetensors` file):
-            What is scored, in display units, labelled or not; of a whole data set, its `split`.
+            What is scored, in display units, labelled or not; of a whole dataset, its `split`.
         batch_size (`int`, *optional*, defaults to `256`): cutouts per forward pass.
         device (`str` or `torch.device`, *optional*): by default the GPU where there is one.
-        split (`str`, *optional*): which split of a whole data set; test by default, or the only one.
+        split (`str`, *optional*): which split of a whole dataset; test by default, or the only one.
 
     Returns:
         [`Predictions`], with the further columns of a `Dataset`.

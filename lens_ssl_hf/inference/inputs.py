@@ -145,11 +145,11 @@ def _depth(values: Any) -> int:
 def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str, Any], str | None]:
     """
     One split as it is, for [`as_tensors`]; the fields of its `CutoutInfo` (empty where it does not carry them); and
-    its name: of a whole data set `split`, by default test or the only one; of a split what it calls itself; of a part
+    its name: of a whole dataset `split`, by default test or the only one; of a split what it calls itself; of a part
     of a split one such as `test_10_of_40_0f3c9a21`; `None` for bare tensors.
 
     Raises:
-        [`InputError`]: the data set has no such split.
+        [`InputError`]: the dataset has no such split.
     """
     is_whole = isinstance(cutouts, Mapping | tuple | str | os.PathLike)
     if not is_whole:
@@ -159,7 +159,7 @@ def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str,
     if split is None:
         split = next(iter(splits)) if len(splits) == 1 else "test"
     if split not in splits:
-        raise InputError(f"the data set has no {split} split (it has {', '.join(splits)}): choose one of them")
+        raise InputError(f"the dataset has no {split} split (it has {', '.join(splits)}): choose one of them")
     return splits[split], info, _name_of(splits[split], split)
 
 

@@ -216,11 +216,11 @@ def check_bands(config: PreTrainedConfig, bands: list[str], source: str | os.Pat
     known = (getattr(config, "cutouts", None) or {}).get("bands")
     if config.num_channels != len(bands):
         raise InputError(
-            f"{source} takes {config.num_channels} bands but the data set has {len(bands)}: choose --bands"
+            f"{source} takes {config.num_channels} bands but the dataset has {len(bands)}: choose --bands"
         )
     if known and known != bands:
         raise InputError(
-            f"{source} takes the bands {', '.join(known)} but the data set has {', '.join(bands)}: "
+            f"{source} takes the bands {', '.join(known)} but the dataset has {', '.join(bands)}: "
             f"choose --bands {' '.join(known)}"
         )
 

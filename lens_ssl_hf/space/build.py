@@ -1,4 +1,4 @@
-"""A classifier and a data set -> the folder of a Gradio Space, and that folder -> the Hub."""
+"""A classifier and a dataset -> the folder of a Gradio Space, and that folder -> the Hub."""
 
 import json
 import re
@@ -159,7 +159,7 @@ def _is_of_space(path: str) -> bool:
 
 def _labelled(splits: dict[str, CutoutTensors], name: str) -> CutoutTensors:
     if name not in splits:
-        raise InputError(f"the data set has no {name} split: a Space needs one")
+        raise InputError(f"the dataset has no {name} split: a Space needs one")
     found = splits[name].select((splits[name].labels >= 0).nonzero().flatten())
     if set(found.labels.tolist()) != {0, 1}:
         raise InputError(f"the {name} split lacks labelled lenses or non-lenses: a Space needs both")

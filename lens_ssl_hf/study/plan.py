@@ -102,7 +102,7 @@ class Plan:
     What is compared, on which cutouts, with which settings.
 
     Args:
-        cutouts (`Mapping[int | None, Any]`): data sets by test fold; `{None: cutouts}` where there are no folds. Each
+        cutouts (`Mapping[int | None, Any]`): datasets by test fold; `{None: cutouts}` where there are no folds. Each
             has train, validation and test, perhaps unlabelled, and perhaps test_large for completeness at low
             false-positive rates.
         output_dir (`Path`): gets a directory per cell.
@@ -327,7 +327,7 @@ def read_record(path: Path, *names: str) -> dict[str, Any]:
 
 
 def _check_earlier(run: str, info: Mapping[str, Any]) -> None:
-    """Refuse to go on from a pretraining that is not there, or that has seen cutouts of this data set."""
+    """Refuse to go on from a pretraining that is not there, or that has seen cutouts of this dataset."""
     facts = read_run(run)["data"]
     if not (Path(run) / "model").is_dir():
         raise InputError(f"the pretraining {run} has not finished: finish that study first")

@@ -103,7 +103,7 @@ class PretrainArguments(ViewArguments):
     checkpoint_every: int = _option(1, "Epochs between checkpoints.")
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.")
     report_to: list[str] | None = _option(None, _REPORT_TO)
-    stream: str = _option("auto", "yes reads a saved data set as it is needed, auto where it is larger than memory.")
+    stream: str = _option("auto", "yes reads a saved dataset as it is needed, auto where it is larger than memory.")
     stop_on_collapse: bool = _option(True, "End a run whose outputs stay collapsed; no only warns.")
     seed: int = _option(0, "Seed of initial weights, data order and views.")
     precision: str = _option("auto", "auto (bf16 where the device computes in it), bf16 or fp32.")

@@ -177,7 +177,7 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
         known = getattr(config, "cutouts", None) or {}
         if known.get("stretch") and known["stretch"] != info["stretch"]:
             logger.warning(
-                "%s was trained on another stretch than this data set's: the classifier will expect the data set's",
+                "%s was trained on another stretch than this dataset's: the classifier will expect the dataset's",
                 arguments.init,
             )
     if "image_mean" in known:

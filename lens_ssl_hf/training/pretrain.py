@@ -114,7 +114,7 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
         splits, info = splits_and_info(cutouts)
     parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
-        raise InputError("the data set has neither a train nor an unlabelled split: nothing to pretrain on")
+        raise InputError("the dataset has neither a train nor an unlabelled split: nothing to pretrain on")
     pixels = torch.cat([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels
     mean, std = channel_statistics(pixels, arguments.crop_size)
     if arguments.stream == "yes":
@@ -138,7 +138,7 @@ def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accele
         wanted = read_run(arguments.output_dir)["arguments"].get("stream", "auto")
     if parquet is None:
         if wanted == "yes":
-            raise InputError("stream yes needs a data set that save_cutouts or build_dataset.py wrote as a directory")
+            raise InputError("stream yes needs a dataset that save_cutouts or build_dataset.py wrote as a directory")
         return False
     if wanted != "auto":
         return wanted == "yes"

@@ -79,8 +79,8 @@ def simulate_cutout(
     Simulate one cutout. It depends on `seed`, `index`, `lens` and `config` alone.
 
     Args:
-        seed (`int`): of the data set, not negative.
-        index (`int`): of the cutout in the data set, not negative.
+        seed (`int`): of the dataset, not negative.
+        index (`int`): of the cutout in the dataset, not negative.
         lens (`bool`): a strong lens, or one of the galaxies that are mistaken for one.
         config (`SimulationConfig`, *optional*): the survey; its defaults are HSC's.
 
@@ -147,7 +147,7 @@ def simulate_cutouts(
     Simulate many cutouts, in order and to the bit the same for any number of processes.
 
     Args:
-        seed (`int`): of the data set.
+        seed (`int`): of the dataset.
         indices (`Sequence[int]`): of the cutouts, see [`simulate_cutout`].
         lenses (`Sequence[bool]`): which of them are lenses; as long as `indices`.
         config (`SimulationConfig`, *optional*): the survey; its defaults are HSC's.
