@@ -1,5 +1,6 @@
 """
-What simulated arcs on real galaxies are worth on a real sky: five folds of the CFHTLS cutouts that experts graded.
+What simulated arcs on real galaxies are worth on a real sky, and candidates that experts were undecided about: five
+folds of the CFHTLS cutouts that experts graded.
 
 ```bash
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
@@ -9,7 +10,8 @@ python scripts/labelled_simulations.py --data_dir runs/cfhtls/data --output runs
 Arcs are painted on the windows and non-lenses outside of the test fold (lens-ssl paint). A classifier is fine-tuned on
 these, and then on the real labels of the training folds; beside it one on the real labels alone, with as many steps.
 Each is scored as it is, with the mean logit of eight views, and with that of all seeds and views. Windows that show
-the graded candidate of their own stamp, which may be a lens, are left out. A command that was stopped goes on.
+the graded candidate of their own stamp, which may be a lens, are left out. With `--undecided` another classifier
+trains on real labels and on candidates of middling grades, with soft labels. A command that was stopped goes on.
 """
 
 import hashlib
@@ -39,7 +41,11 @@ the edge of a picture, so most of them are told apart by more than their shape: 
 **Do not search other surveys or unselected galaxies with it as it is.** It has seen graded candidates of one survey
 and objects beside them, at 0.28 arcsec per pixel: resample pictures to that first, so that 32 pixels show 9 arcsec.
 """
+# Candidates with mean grades between those of hard non-lenses and lenses count as lenses by a share.
+NONLENS_GRADE, LENS_GRADE = 0.3, 1.7
+VOTES = 14  # which give all of these shares: the mean grades are 0.7, 1.0 and 1.3
 ARCS, BOTH, REAL = "simulated arcs alone", "simulated arcs, then real labels", "real labels alone"
+SOFT = "real labels, and soft labels of undecided candidates"
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Arguments:
     start: str = option("model_cards/lens-dino-vits8", "A pretrained ViT, or vitt8, vits8 or cnn from scratch.")
     painted_steps: int = option(1000, "Steps on simulated arcs.")
     real_steps: int = option(400, "Steps on real labels after that.")
+    undecided: str | None = option(None, "A stamps.csv with mean grades, whose undecided candidates are added.")
     per_galaxy: int = option(3, "Simulated lenses of each galaxy.")
     seeds: int = option(1, "Repetitions.")
     folds: list[int] = option(None, "Test folds; by default all five.")
@@ -103,11 +110,51 @@ def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Pat
     arcs = str(painted(arguments, fold))
     first = finetune(arcs, folder / "painted", steps=arguments.painted_steps, **start, **common)
     steps = arguments.painted_steps + arguments.real_steps
-    return {
+    found = {
         ARCS: first,
         BOTH: finetune(real, folder / "both", init=first, steps=arguments.real_steps, **common),
         REAL: finetune(real, folder / "real", steps=steps, **start, **common),
     }
+    if arguments.undecided is not None:
+        votes, scores = undecided(Path(arguments.undecided), real, found[REAL], folder / "undecided")
+        extra = {"extra_labels": [votes], "extra_scores": scores}
+        found[SOFT] = finetune(real, folder / "soft", steps=steps, **extra, **start, **common)
+    return found
+
+
+def undecided(grades: Path, real: Any, model: Path, folder: Path) -> tuple[Path, Path]:
+    """
+    A table of votes for the candidates of a fold that are neither lens nor non-lens, and the scores that
+    `extra_labels` finds their cutouts by. Groups of the validation and the test split are left out.
+    """
+    import pandas as pd
+    from datasets import DatasetDict
+    from prepare_cfhtls import read_table
+
+    from lens_ssl_hf import save_cutouts, score
+
+    stamps = read_table(grades, ("file", "grade"))
+    between = stamps[stamps["grade"].between(NONLENS_GRADE, LENS_GRADE, inclusive="neither")]
+    share = (between["grade"] - NONLENS_GRADE) / (LENS_GRADE - NONLENS_GRADE)
+    lenses = {
+        f"windows/{Path(file).stem}_{CANDIDATE[0]}_{CANDIDATE[1]}.png": round(VOTES * one)
+        for file, one in zip(between["file"], share)
+    }
+    held_out = {group for split in ("validation", "test") for group in real[split]["group"]}
+    pool = real["unlabelled"]
+    kept = [
+        i for i, (name, group) in enumerate(zip(pool["id"], pool["group"])) if name in lenses and group not in held_out
+    ]
+    if not (folder / "cutouts").exists():
+        save_cutouts(DatasetDict(unlabelled=pool.select(kept)), folder / "cutouts")
+    score(model, folder / "cutouts", folder / "scores")
+    rows = [
+        {"id": name, "grade": "lens" if vote < lenses[name] else "nonlens", "grader": vote}
+        for name in pool.select(kept)["id"]
+        for vote in range(VOTES)
+    ]
+    write_text(folder / "votes.csv", pd.DataFrame(rows).to_csv(index=False))
+    return folder / "votes.csv", folder / "scores"
 
 
 def scored(run: Path, real: Any) -> dict[str, Any]:

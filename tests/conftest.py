@@ -34,7 +34,7 @@ from lens_ssl_hf.data.tensors import CutoutTensors
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it, and what they start
 
-STRETCH = {"kind": "none", "black": [0.0] * 3, "white": [255.0] * 3, "softening": [1.0] * 3}
+STRETCH = {"kind": "none", "black": [], "white": [], "softening": []}  # as of pictures
 
 
 def make_split(size: int, seed: int, bands: int = 3, side: int = 40) -> CutoutTensors:

@@ -219,7 +219,11 @@ class ParquetInput:
             need = f"{' '.join(cutouts.get('bands') or [str(preparation.num_bands)])} of {preparation.size}"
             raise InputError(f"{self.name} has {have}, but {model} needs {need}: build it again with like {model}")
         order = self._order(preparation)
-        stretch = {key: v if isinstance(v, str) else [v[i] for i in order] for key, v in given["stretch"].items()}
+        # of pictures the lists of the stretch are empty
+        stretch = {
+            key: [values[i] for i in order] if isinstance(values, list) and values else values
+            for key, values in given["stretch"].items()
+        }
         given = given | {"bands": [given["bands"][i] for i in order], "stretch": stretch}
         for sentence in differences(cutouts, given, model):
             fix = "" if "like" in sentence else f": build {self.name} again from its files with like {model}"
