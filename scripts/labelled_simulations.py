@@ -116,44 +116,54 @@ def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Pat
         REAL: finetune(real, folder / "real", steps=steps, **start, **common),
     }
     if arguments.undecided is not None:
-        votes, scores = undecided(Path(arguments.undecided), real, found[REAL], folder / "undecided")
+        votes, scores = undecided(lens_votes(arguments.undecided), real, found[REAL], folder)
         extra = {"extra_labels": [votes], "extra_scores": scores}
         found[SOFT] = finetune(real, folder / "soft", steps=steps, **extra, **start, **common)
     return found
 
 
-def undecided(grades: Path, real: Any, model: Path, folder: Path) -> tuple[Path, Path]:
+def lens_votes(stamps: str) -> dict[str, int]:
+    """How many of `VOTES` say lens, of the windows that show a candidate which is neither lens nor non-lens."""
+    import pandas as pd
+
+    from lens_ssl_hf.data.files.raw import readable
+
+    with readable(Path(stamps), "CSV", "give the stamps.csv of the candidates as undecided"):
+        table = pd.read_csv(stamps)
+    for column in ("file", "grade"):
+        if column not in table:
+            raise InputError(f"{stamps} has no column {column!r}: give the stamps.csv of the candidates as undecided")
+    between = table[table["grade"].between(NONLENS_GRADE, LENS_GRADE, inclusive="neither")]
+    share = (between["grade"] - NONLENS_GRADE) / (LENS_GRADE - NONLENS_GRADE)
+    names = [f"windows/{Path(file).stem}_{CANDIDATE[0]}_{CANDIDATE[1]}.png" for file in between["file"]]
+    return dict(zip(names, (VOTES * share).round().astype(int).tolist()))
+
+
+def undecided(lenses: dict[str, int], real: Any, model: Path, folder: Path) -> tuple[Path, Path]:
     """
-    A table of votes for the candidates of a fold that are neither lens nor non-lens, and the scores that
-    `extra_labels` finds their cutouts by. Groups of the validation and the test split are left out.
+    A table of votes for the undecided candidates of a fold, and the scores by which `extra_labels` finds their
+    cutouts. Groups of the validation and the test split are left out.
     """
     import pandas as pd
     from datasets import DatasetDict
-    from prepare_cfhtls import read_table
 
     from lens_ssl_hf import save_cutouts, score
 
-    stamps = read_table(grades, ("file", "grade"))
-    between = stamps[stamps["grade"].between(NONLENS_GRADE, LENS_GRADE, inclusive="neither")]
-    share = (between["grade"] - NONLENS_GRADE) / (LENS_GRADE - NONLENS_GRADE)
-    lenses = {
-        f"windows/{Path(file).stem}_{CANDIDATE[0]}_{CANDIDATE[1]}.png": round(VOTES * one)
-        for file, one in zip(between["file"], share)
-    }
     held_out = {group for split in ("validation", "test") for group in real[split]["group"]}
     pool = real["unlabelled"]
-    kept = [
-        i for i, (name, group) in enumerate(zip(pool["id"], pool["group"])) if name in lenses and group not in held_out
-    ]
-    if not (folder / "cutouts").exists():
-        save_cutouts(DatasetDict(unlabelled=pool.select(kept)), folder / "cutouts")
-    score(model, folder / "cutouts", folder / "scores")
+    pairs = enumerate(zip(pool["id"], pool["group"]))
+    chosen = pool.select([i for i, (name, group) in pairs if name in lenses and group not in held_out])
     rows = [
         {"id": name, "grade": "lens" if vote < lenses[name] else "nonlens", "grader": vote}
-        for name in pool.select(kept)["id"]
+        for name in chosen["id"]
         for vote in range(VOTES)
     ]
-    write_text(folder / "votes.csv", pd.DataFrame(rows).to_csv(index=False))
+    table = pd.DataFrame(rows, columns=["id", "grade", "grader"]).to_csv(index=False)
+    folder = folder / f"undecided-{hashlib.blake2b(table.encode(), digest_size=4).hexdigest()}"
+    if not (folder / "cutouts").exists():
+        save_cutouts(DatasetDict(unlabelled=chosen), folder / "cutouts")
+    score(model, folder / "cutouts", folder / "scores")
+    write_text(folder / "votes.csv", table)
     return folder / "votes.csv", folder / "scores"
 
 
@@ -192,7 +202,7 @@ def results_table(result: dict[str, Any]) -> str:
         note.append(
             f"{start}: means over {len(own['folds'])} test folds and seeds; seeds of the training: {own['seeds']}. "
             f"{steps[0]:,} steps on simulated arcs, {steps[1]:,} on real labels after them; {sum(steps):,} on real "
-            "labels alone. Rows of several seeds have one ensemble per fold."
+            "labels alone, or with soft labels. Rows of several seeds have one ensemble per fold."
         )
     note.append(
         "Intervals of 95 %: in square brackets over seeds and test groups, in round ones over test groups alone."
@@ -241,6 +251,7 @@ def main() -> None:
         if fold not in range(5):
             raise InputError(f"folds has {fold}: give numbers from 0 to 4")
     check_at_least(1, seeds=arguments.seeds)
+    soft = len(lens_votes(arguments.undecided)) if arguments.undecided is not None else 0
     cells: dict[str, list[dict[str, Any]]] = {}  # by how they are scored
 
     def add(way: str, how: str, fold: int, seed: int, predictions: Any) -> None:
@@ -269,7 +280,7 @@ def main() -> None:
             way = REAL if row["method"] == "supervised" else row["method"]
             rows[way + how] = {name: row[name] for name in COMPARED}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
-    result[start] = {**facts, "folds": arguments.folds, "rows": rows}
+    result[start] = {**facts, "undecided": soft, "folds": arguments.folds, "rows": rows}
     write_json(path, result)
     if arguments.export is not None:
         publish(arguments, *best, results_table({start: result[start]}))

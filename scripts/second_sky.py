@@ -49,9 +49,6 @@ class Arguments:
     output: str = option(MISSING, "The folder of the cutouts and runs.")
     model: str = option("model_cards/lens-dino-vits8-classifier", "A classifier for simulated cutouts.")
     varied: str = option("model_cards/lens-dino-vits8-varied-classifier", "A classifier for those of varied skies.")
-    control: str | None = option(
-        None, "A classifier of one sky with as many labels and steps as varied, if there is one."
-    )
     backbone: str = option("model_cards/lens-dino-vits8", "A pretrained ViT for simulated cutouts.")
     steps: int = option(400, "Steps of a fine-tuning.")
     seeds: int = option(3, "Label subsets, each with a seed of its own.")
@@ -318,12 +315,7 @@ def main() -> None:
     from lens_ssl_hf import finetune, predict
     from lens_ssl_hf.models.loading import read_config
 
-    classifiers = {
-        "our classifier": arguments.model,
-        "our classifier of one sky, with more labels": arguments.control,
-        "our classifier of varied skies": arguments.varied,
-    }
-    classifiers = {name: model for name, model in classifiers.items() if model is not None}
+    classifiers = {"our classifier": arguments.model, "our classifier of varied skies": arguments.varied}
     for model in (*classifiers.values(), arguments.backbone):
         read_config(model)  # after the simulation is too late
     folder = Path(arguments.output)

@@ -322,10 +322,11 @@ def test_an_exported_folder_gives_the_card_of_its_run(evaluated, tiny_cutouts, t
         CardFacts.from_export(folder)
 
 
-@pytest.mark.parametrize(
-    "score, shown", [(0.5, "0.5000"), (0.88181, "0.8819"), (0.99998773, "0.99998773"), (1.0, "1.0000")]
-)
-def test_a_threshold_near_1_keeps_its_digits(evaluated, score, shown):
+SHOWN = {0.5: "0.5000", 0.88181: "0.8819", 0.07: "0.07000", 3e-5: "0.00003000", 0.999987735: "0.99998774", 1: "1.0000"}
+
+
+@pytest.mark.parametrize("score, shown", SHOWN.items())
+def test_a_threshold_near_0_or_1_keeps_its_digits(evaluated, score, shown):
     run, report = evaluated
     write_json(run / "evaluation" / "metrics.json", {**report, "threshold_at_fpr_1e-2": score})
     text = str(render_card(CardFacts.from_run(run, "lens-toy-classifier")))

@@ -109,20 +109,23 @@ def test_size_of_one_simulated_split_does_not_change_the_others():
     assert cutout_info(first).fingerprint != cutout_info(second).fingerprint
 
 
-def test_concatenated_datasets_are_one_if_they_go_together():
+def test_concatenated_datasets_are_one_if_they_are_of_one_source():
     model = str(SCRIPTS.parent / "model_cards" / "lens-dino-vits8")
-    first, second = (load("simulated", **SMALL, like=model, data_seed=seed) for seed in range(2))
+    first, second = (load("simulated", **SMALL, like=model, data_seed=seed)["train"] for seed in range(2))
     infos = [cutout_info(one) for one in (first, second)]
-    both = datasets.concatenate_datasets([first["train"], second["train"]])
+    both = datasets.concatenate_datasets([first, second])
     joined = cutout_info(both)
     assert joined == replace(infos[0], fingerprint=joined.fingerprint) and vars(joined) == info_of(both)
     assert joined.fingerprint not in {info.fingerprint for info in infos}
-    assert cutout_info(datasets.concatenate_datasets([first["train"], first["test"]])) == infos[0]
-    fitted = load("simulated", **SMALL)
-    with pytest.raises(
-        InputError, match="differ in stretch: make them with the same settings of load_cutouts, or all"
-    ):
-        cutout_info(datasets.concatenate_datasets([first["train"], fitted["train"]]))
+    assert cutout_info(datasets.concatenate_datasets([both, first])) == joined
+    assert cutout_info(datasets.concatenate_datasets([first, first])) == infos[0]
+    others = {"stretch": load("simulated", **SMALL)["train"], "source": first.select(range(4))}
+    others["source"].info.description = replace(infos[0], source="folder", fingerprint="1").to_json()
+    for name, other in others.items():
+        with pytest.raises(
+            InputError, match=f"concatenated differ in {name}: build one dataset from the files of all"
+        ):
+            cutout_info(datasets.concatenate_datasets([first, other]))
 
 
 def test_every_cut_on_the_arcs_reaches_the_simulator():
@@ -637,12 +640,15 @@ def test_windows_of_real_stamps_keep_clear_of_the_test_split(real_data, monkeypa
         assert group_of[stem] == window["group"] and not window["label"] and not window["fold"]
         assert all(36 <= int(centre) <= 124 for centre in (row, column))
     monkeypatch.syspath_prepend(SCRIPTS)
-    shows_a_candidate = runpy.run_path(str(SCRIPTS / "labelled_simulations.py"))["shows_a_candidate"]
-    kept = [row for row in rows if not shows_a_candidate(row["file"])]
+    script = runpy.run_path(str(SCRIPTS / "labelled_simulations.py"))
+    kept = [row for row in rows if not script["shows_a_candidate"](row["file"])]
     assert 694 + 500 < len(kept) < len(rows) - len(group_of)
     for row in kept[694:]:  # the windows; a crop that is rotated reaches 24 sqrt(2) pixels of the stamp
         distances = [int(place) - 80 for place in Path(row["file"]).stem.rsplit("_", 2)[1:]]
         assert np.hypot(*distances) >= 24 * 2**0.5
+    votes = script["lens_votes"](str(real_data / "stamps.csv"))  # grades of 0.7, 1.0 and 1.3, between 0.3 and 1.7
+    assert Counter(votes.values()) == {4: 79, 7: 37, 10: 23} and script["VOTES"] == 14
+    assert set(votes) <= {window["file"] for window in windows}
 
 
 @pytest.mark.parametrize(

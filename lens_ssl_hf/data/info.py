@@ -58,8 +58,10 @@ class CutoutInfo:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
-# What cutouts must have in common to be one dataset.
-_SHARED = ("bands", "size", "pixel_scale", "zero_point", "stretch")
+# What the parts of a concatenated dataset must have in common. With other names or sources, nobody could tell later
+# what a model that was trained on it has seen.
+_SHARED = ("source", "name", "simulated", "painted", "simulator_version")
+_SHARED += ("bands", "size", "pixel_scale", "zero_point", "stretch")
 
 
 def has_info(dataset: Any) -> bool:
@@ -70,42 +72,31 @@ def has_info(dataset: Any) -> bool:
 def cutout_info(dataset: Any) -> CutoutInfo:
     """
     The [`CutoutInfo`] of a `Dataset` or `DatasetDict` that [`load_cutouts`] returned, also after `select`, `filter`,
-    `map` and `train_test_split`. What `concatenate_datasets` made of several has the names and a fingerprint of all.
+    `map`, `train_test_split` and, where the parts are of one source, `concatenate_datasets`.
 
     Raises:
-        [`InputError`]: the dataset was not made by [`load_cutouts`], or is made of several that do not go together.
+        [`InputError`]: the dataset was not made by [`load_cutouts`], or its parts differ in more than their cutouts.
     """
     infos = _infos(dataset)
     if not infos:
         raise InputError("this dataset does not say how its pixels were made: make it with load_cutouts")
-    return infos[0] if len(infos) == 1 else _joined(infos)
+    for name in _SHARED:
+        if any(getattr(info, name) != getattr(infos[0], name) for info in infos):
+            raise InputError(
+                f"the datasets that were concatenated differ in {name}: build one dataset from the files of all"
+            )
+    if len(infos) == 1:
+        return infos[0]
+    digest = hashlib.blake2b(" ".join(info.fingerprint for info in infos).encode(), digest_size=16)
+    return replace(infos[0], fingerprint=digest.hexdigest(), left_out=max(info.left_out for info in infos))
 
 
 def _infos(dataset: Any) -> list[CutoutInfo]:
-    """One, or those of all that were concatenated; none where there is no sound one."""
+    """The infos of all datasets that were concatenated; none where a description is not one of ours."""
     split = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     try:
         # `concatenate_datasets` joins different descriptions in this way; in ours there is no line break.
-        return [CutoutInfo.from_json(text) for text in re.split(r"\n+", split.info.description)]
+        found = [CutoutInfo.from_json(text) for text in re.split(r"\n+", split.info.description)]
     except (AttributeError, TypeError, ValueError):
         return []
-
-
-def _joined(infos: list[CutoutInfo]) -> CutoutInfo:
-    first = infos[0]
-    for name in _SHARED:
-        if any(getattr(info, name) != getattr(first, name) for info in infos):
-            raise InputError(
-                f"the datasets that were concatenated differ in {name}: make them with the same settings of "
-                "load_cutouts, or all of them like the same model"
-            )
-    versions = {info.simulator_version for info in infos}
-    return replace(
-        first,
-        name=" and ".join(dict.fromkeys(info.name for info in infos)),
-        simulated=any(info.simulated for info in infos),
-        painted=any(info.painted for info in infos) or None,
-        simulator_version=first.simulator_version if len(versions) == 1 else None,
-        fingerprint=hashlib.blake2b(" ".join(i.fingerprint for i in infos).encode(), digest_size=16).hexdigest(),
-        left_out=sum(info.left_out for info in infos),
-    )
+    return list({info.fingerprint: info for info in found}.values())

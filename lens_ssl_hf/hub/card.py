@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,13 @@ class CardFacts:
         )
 
     @classmethod
-    def from_export(cls, folder: str | os.PathLike, elsewhere: Sequence[dict[str, Any]] = ()) -> "CardFacts":
+    def from_export(
+        cls, folder: str | os.PathLike, elsewhere: Sequence[dict[str, Any]] = (), **options: Any
+    ) -> "CardFacts":
         """
-        Collect what an exported folder knows of its run, and reports of [`evaluate_model`] on other datasets.
+        Collect what an exported folder knows of its run, and reports of [`evaluate_model`] on other datasets. What
+        [`export`] was told beyond that (`base_model`, `license`, `has_heads`, `study`) must be given as options again,
+        and the last values of the monitor are not there.
 
         Raises:
             [`InputError`]: `folder` holds no recipe.json.
@@ -107,6 +112,7 @@ class CardFacts:
             reports=_reports(one_line(_read_report(metrics)) if metrics.is_file() else None),
             elsewhere=[pair for one in elsewhere for pair in _reports(one_line(without_local_paths(one))).items()],
             pictures=[file.name for file in folder.glob("*.png")],
+            **options,
         )
 
     @property
@@ -341,8 +347,8 @@ def _render(template: str, **values: Any) -> ModelCard:
 
 
 def _shown(value: Any) -> Any:
-    """What stands in a card of a value: of a number its thousands, and texts as they are, except for `Markup`."""
-    if isinstance(value, int):
+    """What a card shows of a value: numbers with separators of thousands, and texts escaped, except for `Markup`."""
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value if not isinstance(value, str) or isinstance(value, Markup) else Markup(in_markdown(value))
 
@@ -362,9 +368,10 @@ def _number(value: float) -> str:
 
 
 def _threshold(score: float) -> str:
-    """With digits enough to keep it below 1, and rounded up, so that it keeps its false-positive rate."""
-    digits = 4 - min(0, math.ceil(math.log10(1 - score))) if score < 1 else 4
-    return f"{math.ceil(score * 10**digits) / 10**digits:.{digits}f}"
+    """With four digits of what is left to 0 or 1, and rounded up, so that it keeps its false-positive rate."""
+    distance = min(score, 1 - score) or 1
+    digits = 4 - min(0, math.ceil(math.log10(distance)))
+    return str(Decimal(repr(float(score))).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING))
 
 
 def reproduction(run: dict[str, Any]) -> Markup:

@@ -221,7 +221,7 @@ class ParquetInput:
         order = self._order(preparation)
         # of pictures the lists of the stretch are empty
         stretch = {
-            key: [values[i] for i in order] if isinstance(values, list) and values else values
+            key: values if not values or isinstance(values, str) else [values[i] for i in order]
             for key, values in given["stretch"].items()
         }
         given = given | {"bands": [given["bands"][i] for i in order], "stretch": stretch}
