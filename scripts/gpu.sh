@@ -127,19 +127,15 @@ END
     fi
 }
 
-# The rule: of AdamW, learning rates by the square root of the size (Malladi et al. 2022); of averages over the steps,
-# momenta to the power of the size (Busbridge et al. 2023, "How to Scale Your EMA").
 run_batches() {  # SIZE
     local recipe=$WORK/batches$1.yaml
     within python3 - "$1" << 'END' > "$recipe"
 import sys
 import yaml
-from lens_ssl_hf.training.arguments import PretrainArguments, recipe
-size, known = int(sys.argv[1]), vars(PretrainArguments()) | recipe("dino")
-scale = size / known["batch_size"]
-scaled = {name: known[name] ** scale for name in ("teacher_momentum", "centre_momentum")}
-scaled |= {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
-print(yaml.safe_dump({"dino": {"batch_size": size, **scaled}}))
+sys.path.insert(0, "scripts")
+from short_runs import scaled
+size = int(sys.argv[1])
+print(yaml.safe_dump({"dino": {"batch_size": size, **scaled("dino", size)}}))
 END
     METHODS=dino LABELS=$BATCH_LABELS SEEDS=$BATCH_SEEDS RECIPES=$recipe
     share_cells "batches$1" "$BATCH_BACKBONE" "$(planned_cells)" --dataset "$WORK/study_data" --methods dino \

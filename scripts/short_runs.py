@@ -1,13 +1,14 @@
 """
 What pretrainings of 300, 1,000 and 3,000 steps are worth, with a teacher whose momentum stays as it is, and with one
-whose momentum rises to 1, as in the papers of DINO and iBOT.
+whose momentum rises to 1, as in the papers of DINO and iBOT; and what larger batches are worth that see as much.
 
 ```bash
 python scripts/short_runs.py --output runs/short
 ```
 
 A ViT-Ti/8 is pretrained on 1,600 simulated cutouts and fine-tuned with 100 and with 300 of their labels, and so is the
-same ViT from scratch. This takes hours on two cores. A command that was stopped goes on where it was.
+same ViT from scratch: with as many steps, and, with 100 labels, also with the compute of the longest pretraining. This
+takes hours on two cores. A command that was stopped goes on where it was.
 """
 
 import itertools
@@ -28,8 +29,13 @@ BATCH_SIZE = 32
 # Pretrainings by their steps, each method with so many seeds.
 SEEDS = {300: {"dino": 3, "ibot": 3}, 1000: {"dino": 2, "ibot": 1}, 3000: {"dino": 1}}
 MOMENTA = {"constant": 0.99, "to 1": 1.0}  # what the teacher's momentum of 0.99 becomes
+LONGEST = max(SEEDS)
+LONGEST_DINO = f"dino, {LONGEST:,}, constant"
+BATCHES = (128, 512)  # as many epochs as the longest pretraining has; what fills no batch is left out
 SCRATCH, SCRATCH_SEEDS = "supervised", 3
+LONG = "supervised-long"  # from scratch, with the compute of the longest pretraining on top
 LABELS = ("100", "300")
+PRETRAINING = {"batch_size": BATCH_SIZE, "precision": "bf16"}
 FINETUNING = {"steps": 300, "precision": "bf16"}
 MONITORED = ("probe_auc", "knn_auc", "effective_rank")
 
@@ -54,33 +60,66 @@ def main() -> None:
     cells, monitors = [], {}
     for steps, seeds in SEEDS.items():
         for method, (momentum, end) in itertools.product(seeds, MOMENTA.items()):
-            settings = {"epochs": steps * BATCH_SIZE // DATA["train_size"], "batch_size": BATCH_SIZE}
-            settings |= {"precision": "bf16", "final_teacher_momentum": end}
-            name = f"{method}, {steps:,}, {momentum}"
             target = folder / f"{steps}-{momentum.replace(' ', '-')}"
-            own, pretrained = trained(folder, target, method, seeds[method], {method: settings})
+            settings = {method: PRETRAINING | {"epochs": epochs(steps), "final_teacher_momentum": end}}
+            own, pretrained = trained(folder, target, [method], seeds[method], settings)
+            name = f"{method}, {steps:,}, {momentum}"
             cells += [cell | {"method": name} for cell in own]
+            if name == LONGEST_DINO:
+                own, _ = trained(folder, target, [method, LONG], 1, settings, LABELS[:1])
+                (long,) = (cell for cell in own if cell["method"] == LONG)
+                cells.append(long)
             seen = [monitored(Path(one["directory"])) for one in pretrained]
             monitors[name] = [last for _, last in seen]
             if (steps, method) == (300, "dino"):
                 monitors["random initialisation"] = [first for first, _ in seen]
-    cells += trained(folder, folder / "scratch", SCRATCH, SCRATCH_SEEDS, {})[0]
+    for size in BATCHES:
+        settings = PRETRAINING | {"epochs": epochs(LONGEST), "batch_size": size, **scaled("dino", size)}
+        settings["final_teacher_momentum"] = settings["teacher_momentum"]
+        own, pretrained = trained(folder, folder / f"batch-{size}", ["dino"], 1, {"dino": settings})
+        cells += [cell | {"method": f"dino, batches of {size}"} for cell in own]
+        monitors[f"dino, batches of {size}"] = [monitored(Path(one["directory"]))[1] for one in pretrained]
+    cells += trained(folder, folder / "scratch", [SCRATCH], SCRATCH_SEEDS, {})[0]
     results = {"simulated": True, "data": DATA, "finetuning_steps": FINETUNING["steps"]}
+    results |= {LONG: {"steps": long["settings"]["steps"], "best_step": long["best_step"]}}
     write_json(Path(arguments.result), results | {"rows": compared(cells), "monitor": monitors})
 
 
+def epochs(steps: int) -> int:
+    """Those of so many steps of the usual batches."""
+    return steps * BATCH_SIZE // DATA["train_size"]
+
+
+def scaled(method: str, batch_size: int) -> dict[str, float]:
+    """
+    A recipe's numbers for other batches: learning rates by the square root of their size (Malladi et al. 2022), and
+    momenta, which are of one step, to the power that makes them the same over as many images (Busbridge et al. 2023).
+    """
+    from lens_ssl_hf.training.arguments import PretrainArguments, recipe
+
+    known = vars(PretrainArguments()) | recipe(method)
+    scale = batch_size / known["batch_size"]
+    powers = {name: known[name] ** scale for name in ("teacher_momentum", "centre_momentum")}
+    return powers | {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
+
+
 def trained(
-    folder: Path, target: Path, method: str, seeds: int, pretraining: dict[str, dict[str, Any]]
+    folder: Path,
+    target: Path,
+    methods: list[str],
+    seeds: int,
+    pretraining: dict[str, dict[str, Any]],
+    labels: Sequence[str] = LABELS,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The records of a method's fine-tunings, and of its pretrainings."""
+    """The records of fine-tunings, and of pretrainings."""
     from lens_ssl_hf.study.run import Study
 
     cutouts, tuning = {None: folder / "cutouts"}, {"all": FINETUNING}
-    study = Study(cutouts, target, [method], ["vitt8"], LABELS, seeds, 1, pretraining, tuning)
+    study = Study(cutouts, target, methods, ["vitt8"], labels, seeds, 1, pretraining, tuning)
     records = study.run()
     if study.failures:
         raise InputError("; ".join(f"{cell.name}: {reason}" for cell, reason in study.failures.items()))
-    records = [one for one in records if one["method"] == method and one["seed"] < seeds]
+    records = [one for one in records if one["method"] in methods and one["seed"] < seeds]
     return [one for one in records if one["labels"] != "none"], [one for one in records if one["labels"] == "none"]
 
 
@@ -94,17 +133,20 @@ def monitored(run: Path) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def compared(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The AUC of each start and number of labels, its gain over training from scratch, and that of `constant`."""
+    """The AUC of each start and number of labels, its gain over training from scratch, and that over its rival."""
     from lens_ssl_hf.study.statistics import compare
 
+    rivals = {
+        name: name.replace("constant", "to 1") for name in {cell["method"] for cell in cells} if "constant" in name
+    }
+    rivals |= {f"dino, batches of {size}": LONGEST_DINO for size in BATCHES}
     gains = {}
-    for kept in {cell["method"] for cell in cells if cell["method"].endswith("constant")}:
-        other = kept.replace("constant", "to 1")
-        pair = [cell for cell in cells if cell["method"] == kept]
-        pair += [cell | {"method": SCRATCH} for cell in cells if cell["method"] == other]  # as what to compare with
+    for name, rival in rivals.items():
+        pair = [cell for cell in cells if cell["method"] == name]
+        pair += [cell | {"method": SCRATCH} for cell in cells if cell["method"] == rival]  # as what to compare with
         for row in compare(pair):
-            if row["method"] == kept:
-                gains[kept, row["labels"]] = row["roc_auc"].get("minus", {}).get(SCRATCH)
+            if row["method"] == name:
+                gains[name, row["labels"]] = row["roc_auc"].get("minus", {}).get(SCRATCH)
     rows: list[dict[str, Any]] = []
     for row in compare(cells):
         auc, method = row["roc_auc"], row["method"]
@@ -112,32 +154,51 @@ def compared(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows[-1] |= {name: auc[name] for name in ("value", "low", "high", "test_set_alone")}
         rows[-1] |= {"minus from scratch": auc["minus"][SCRATCH]} if method != SCRATCH else {}
         gain = gains.get((method, row["labels"]))
-        rows[-1] |= {"minus to 1": gain} if gain else {}
+        rows[-1] |= {"rival": rivals[method], "minus rival": gain} if gain else {}
     return rows
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Short pretrainings, as Markdown: fine-tuned, and what the monitor of the pretraining saw."""
+    """As Markdown: short pretrainings, fine-tuned; what the monitor saw of them; batches of other sizes."""
     from lens_ssl_hf.study.methods import METHOD_NAMES
     from lens_ssl_hf.study.tables import as_markdown, format_interval
 
+    names = METHOD_NAMES | {SCRATCH: "from scratch", LONG: "from scratch, equal total compute"}
+    rows, monitor = results["rows"], results["monitor"]
+
+    def gain(row: dict[str, Any], name: str) -> str:
+        return format_interval(row[name], signed=True) if name in row else ""
+
     def named(start: str) -> list[str]:
         method, *how = start.split(", ")
-        return [{**METHOD_NAMES, "supervised": "from scratch"}.get(method, method), *(how or ("", ""))]
+        return [names.get(method, method), *(how or ("", ""))]
 
-    head = ["start", "steps", "momentum", "labels", "seeds", "ROC AUC", "minus from scratch", "minus momentum to 1"]
-    lines = [head, ["---"] * len(head)]
-    for start in dict.fromkeys(["supervised", *results["monitor"]]):
-        for row in (one for one in results["rows"] if one["start"] == start):
-            gains = [row.get(name) for name in ("minus from scratch", "minus to 1")]
+    def features(start: str) -> list[str]:
+        probe, neighbours, rank = (fmean(one[name] for one in monitor[start]) for name in MONITORED)
+        return [f"{probe:.3f}", f"{neighbours:.3f}", f"{rank:.1f}"]
+
+    def of(start: str) -> list[dict[str, Any]]:
+        return [row for row in rows if row["start"] == start]
+
+    starts = [start for start in monitor if "batches" not in start]
+    lines = [["start", "steps", "momentum", "labels", "seeds", "ROC AUC", "minus from scratch", "minus momentum to 1"]]
+    for start in (SCRATCH, LONG, *starts):
+        for row in of(start):
             cells = [*named(start), row["labels"], str(row["seeds"]), format_interval(row)]
-            lines.append([*cells, *(format_interval(gain, signed=True) if gain else "" for gain in gains)])
-    head = ["start", "steps", "momentum", "linear probe", "nearest neighbours", "effective rank"]
-    seen = [head, ["---"] * len(head)]
-    for start, values in sorted(results["monitor"].items(), key=lambda one: "random" not in one[0]):
-        probe, neighbours, rank = (fmean(one[name] for one in values) for name in MONITORED)
-        seen.append([*named(start), f"{probe:.3f}", f"{neighbours:.3f}", f"{rank:.1f}"])
-    return f"{as_markdown(lines)}\n\n{as_markdown(seen)}"
+            lines.append([*cells, gain(row, "minus from scratch"), gain(row, "minus rival")])
+    seen = [["start", "steps", "momentum", "linear probe", "nearest neighbours", "effective rank"]]
+    for start in sorted(starts, key=lambda one: "random" not in one):
+        seen.append([*named(start), *features(start)])
+    batches = [["batch", "steps", "labels", "ROC AUC", f"minus batches of {BATCH_SIZE}"]]
+    batches[0] += ["linear probe", "nearest neighbours"]
+    sizes = {LONGEST_DINO: BATCH_SIZE} | {f"dino, batches of {size}": size for size in BATCHES}
+    for start, size in sizes.items():
+        steps = epochs(LONGEST) * (DATA["train_size"] // size)
+        for row in of(start):
+            cells = [str(size), f"{steps:,}", row["labels"], format_interval(row)]
+            minus = gain(row, "minus rival") if size != BATCH_SIZE else ""
+            batches.append([*cells, minus, *features(start)[:2]])
+    return "\n\n".join(as_markdown([one[0], ["---"] * len(one[0]), *one[1:]]) for one in (lines, seen, batches))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from lens_ssl_hf.data.samplers import epoch_order
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutouts
 from lens_ssl_hf.data.views import Views
 from lens_ssl_hf.errors import handling_stop_signals, interrupted_later
+from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.training.faults import BuffersBefore, Faults
 from lens_ssl_hf.training.run_directory import RunDirectory
 
@@ -414,7 +415,9 @@ def test_a_collapse_ends_the_run_unless_told_otherwise(tiny_cutouts, tmp_path):
     with pytest.raises(InputError, match=r"uniform.*10 log lines in a row"):
         pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings)
     assert '"warning"' in lines(tmp_path / "run")
-    pretrain(tiny_cutouts, tmp_path / "run", "dino", stop_on_collapse=False, resume="auto", **settings)
+    run = pretrain(tiny_cutouts, tmp_path / "run", "dino", stop_on_collapse=False, resume="auto", **settings)
+    assert json.loads((run / "run.json").read_text())["collapsed"]
+    assert "**The pretraining collapsed.**" in str(render_card(CardFacts.from_run(run, "lens-toy")))
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):

@@ -136,6 +136,13 @@ def test_tables_are_means_over_the_cells(finished):
         assert (report / picture).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_collapse_is_told_below_the_table(finished):
+    study, _, records, _, results = finished
+    collapsed = [{**one, "collapsed": True} if one["labels"] == "none" else one for one in records]
+    told = caption(collect(study, collapsed, results["rows"]))
+    assert "This pretraining collapsed (seed 0)" in told and "collapsed" not in caption(results)
+
+
 def test_cards_have_the_numbers_of_every_budget(finished, tmp_path):
     study, (_, info), records, _, results = finished
     cards = write_cards(study, records, results, tmp_path, tmp_path / "report")
@@ -367,11 +374,12 @@ def test_differences_are_paired_and_mean_over_folds(tmp_path):
         compare(cells, num_bootstrap=10)
 
 
-def test_short_runs_are_compared_with_scratch_and_with_the_other_momentum(tmp_path):
-    """scripts/short_runs.py: one seed beside three."""
+def test_short_runs_are_compared_with_scratch_the_other_momentum_and_small_batches(tmp_path):
+    """scripts/short_runs.py: one seed beside three, and a start that has no rival."""
     compared = runpy.run_path(str(ROOT / "scripts" / "short_runs.py"))["compared"]
     rng, labels = np.random.default_rng(5), np.arange(200) % 3 % 2
     starts = {"supervised": (1.0, 3), "dino, 300, constant": (2.0, 3), "dino, 300, to 1": (1.5, 1)}
+    starts |= {"dino, 3,000, constant": (2.5, 2), "dino, batches of 128": (2.2, 1), "supervised-long": (2.4, 1)}
     cells, aucs = [], {}
     for start, (signal, seeds) in starts.items():
         for seed in range(seeds):
@@ -383,9 +391,14 @@ def test_short_runs_are_compared_with_scratch_and_with_the_other_momentum(tmp_pa
     assert {start: row["value"] for start, row in rows.items()} == pytest.approx(means)
     for start in list(starts)[1:]:
         assert rows[start]["minus from scratch"]["value"] == pytest.approx(means[start] - means["supervised"])
-    gain = rows["dino, 300, constant"].pop("minus to 1")["value"]
-    assert gain == pytest.approx(means["dino, 300, constant"] - means["dino, 300, to 1"])
-    assert not any("minus to 1" in row for row in rows.values()) and rows["dino, 300, to 1"]["seeds"] == 1
+    rivals = {start: row["rival"] for start, row in rows.items() if "rival" in row}
+    assert rivals == {
+        "dino, 300, constant": "dino, 300, to 1",
+        "dino, batches of 128": "dino, 3,000, constant",
+    }
+    for start, rival in rivals.items():
+        assert rows[start]["minus rival"]["value"] == pytest.approx(means[start] - means[rival])
+    assert rows["dino, 300, to 1"]["seeds"] == 1
 
 
 def test_an_ensemble_is_the_mean_logit_of_all_seeds(tmp_path):

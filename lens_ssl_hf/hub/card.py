@@ -138,6 +138,11 @@ class CardFacts:
         return runs
 
     @property
+    def collapsed(self) -> bool:
+        """Whether the run, or a pretraining before it, ended with outputs that are alike for all cutouts."""
+        return any(run.get("collapsed") for run in self.runs)
+
+    @property
     def begun_elsewhere(self) -> bool:
         """Whether the weights began as those of a model that this package did not make."""
         return self.runs[-1].get("init_method") == "pretrained"

@@ -135,6 +135,8 @@ def _recipes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         one["seconds"] = float(np.mean([record["seconds"] for record in group]))
         if "continued_from" in group[0]:
             one["continued_from"] = group[0]["continued_from"]
+        if collapsed := [record["seed"] for record in group if record.get("collapsed")]:
+            one["collapsed_seeds"] = sorted(set(collapsed))
         recipes.append(one)
     return recipes
 

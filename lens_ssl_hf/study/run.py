@@ -37,7 +37,7 @@ LARGE_SPLIT = "test_large"
 KEPT_SOURCES = 6  # whose features are kept, some 40 MB each
 # What cell.json takes over from the run.json of a training.
 _KEPT = ("seconds", "precision", "device", "num_processes", "num_labels", "num_train_images", "num_parameters")
-_KEPT += ("validation_auc", "best_step", "versions", "git_revision")
+_KEPT += ("validation_auc", "best_step", "collapsed", "versions", "git_revision")
 
 
 class Study(Plan):

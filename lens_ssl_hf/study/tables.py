@@ -239,6 +239,9 @@ def _trainings(results: Mapping[str, Any]) -> Iterator[str]:
             f"{one['num_train_images']:,} images{before}; {one['seconds'] / 60:.0f} minutes on {_text(one['device'])} "
             f"({_text(one['precision'])})."
         )
+        if seeds := one.get("collapsed_seeds"):
+            which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            yield f"This pretraining collapsed ({which}): its outputs were alike for all cutouts."
     steps: dict[str, list[str]] = {}
     for one in results["finetuning"]:
         name = METHOD_NAMES[one["method"]] + (f" {one['backbone']}" if one["backbone"] else "")

@@ -316,7 +316,7 @@ class Pretraining(Task):
     def finish(self) -> dict[str, Any]:
         images, _, _ = self.samples.batch(0, self.accelerator.process_index, self.accelerator.num_processes)
         check_outputs(extract_cls(self.model.encoder, center_crop(images, self.arguments.crop_size)))
-        return {}
+        return {"collapsed": self.collapse.has_lasted}  # a run that was told to go on
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
