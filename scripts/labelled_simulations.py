@@ -99,8 +99,8 @@ def painted(arguments: Arguments, fold: int) -> Path:
     return output
 
 
-def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Path]:
-    """The fine-tuned classifiers of a fold and seed."""
+def runs(arguments: Arguments, real: Any, fold: int, seed: int, lenses: dict[str, int]) -> dict[str, Path]:
+    """The fine-tuned classifiers of a fold and seed; with soft labels where there are `lens_votes`."""
     from lens_ssl_hf import finetune
 
     is_name = arguments.start in ("vitt8", "vits8", "cnn")
@@ -115,8 +115,8 @@ def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Pat
         BOTH: finetune(real, folder / "both", init=first, steps=arguments.real_steps, **common),
         REAL: finetune(real, folder / "real", steps=steps, **start, **common),
     }
-    if arguments.undecided is not None:
-        votes, scores = undecided(lens_votes(arguments.undecided), real, found[REAL], folder)
+    if lenses:
+        votes, scores = undecided(lenses, real, found[REAL], folder)
         extra = {"extra_labels": [votes], "extra_scores": scores}
         found[SOFT] = finetune(real, folder / "soft", steps=steps, **extra, **start, **common)
     return found
@@ -124,15 +124,9 @@ def runs(arguments: Arguments, real: Any, fold: int, seed: int) -> dict[str, Pat
 
 def lens_votes(stamps: str) -> dict[str, int]:
     """How many of `VOTES` say lens, of the windows that show a candidate which is neither lens nor non-lens."""
-    import pandas as pd
+    from prepare_cfhtls import read_table
 
-    from lens_ssl_hf.data.files.raw import readable
-
-    with readable(Path(stamps), "CSV", "give the stamps.csv of the candidates as undecided"):
-        table = pd.read_csv(stamps)
-    for column in ("file", "grade"):
-        if column not in table:
-            raise InputError(f"{stamps} has no column {column!r}: give the stamps.csv of the candidates as undecided")
+    table = read_table(Path(stamps), ("file", "grade"), "give the stamps.csv of the candidates as undecided")
     between = table[table["grade"].between(NONLENS_GRADE, LENS_GRADE, inclusive="neither")]
     share = (between["grade"] - NONLENS_GRADE) / (LENS_GRADE - NONLENS_GRADE)
     names = [f"windows/{Path(file).stem}_{CANDIDATE[0]}_{CANDIDATE[1]}.png" for file in between["file"]]
@@ -251,7 +245,7 @@ def main() -> None:
         if fold not in range(5):
             raise InputError(f"folds has {fold}: give numbers from 0 to 4")
     check_at_least(1, seeds=arguments.seeds)
-    soft = len(lens_votes(arguments.undecided)) if arguments.undecided is not None else 0
+    lenses = {} if arguments.undecided is None else lens_votes(arguments.undecided)
     cells: dict[str, list[dict[str, Any]]] = {}  # by how they are scored
 
     def add(way: str, how: str, fold: int, seed: int, predictions: Any) -> None:
@@ -266,7 +260,7 @@ def main() -> None:
     for fold in arguments.folds:
         real, members = real_cutouts(Path(arguments.data_dir), fold), {}
         for seed in range(arguments.seeds):
-            for way, run in runs(arguments, real, fold, seed).items():
+            for way, run in runs(arguments, real, fold, seed, lenses).items():
                 for how, found in scored(run, real).items():
                     add(way, how, fold, seed, found)
                     if (way, how, fold, seed) == (REAL, "", arguments.folds[0], 0):
@@ -280,7 +274,7 @@ def main() -> None:
             way = REAL if row["method"] == "supervised" else row["method"]
             rows[way + how] = {name: row[name] for name in COMPARED}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
-    result[start] = {**facts, "undecided": soft, "folds": arguments.folds, "rows": rows}
+    result[start] = {**facts, "undecided": len(lenses), "folds": arguments.folds, "rows": rows}
     write_json(path, result)
     if arguments.export is not None:
         publish(arguments, *best, results_table({start: result[start]}))

@@ -86,17 +86,17 @@ def cut(stamp, row: int, column: int, window: int, size: int):
     return picture.resize((size, size), Image.Resampling.HAMMING)
 
 
-def read_table(path: Path, columns: tuple[str, ...]):
+def read_table(path: Path, columns: tuple[str, ...], fix: str = "give the cfhtls_spacewarps folder as data_dir"):
     """The table as a data frame that holds these columns."""
     import pandas as pd
 
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table: give the cfhtls_spacewarps folder as data_dir") from error
+        raise InputError(f"{path} cannot be read as a table: {fix}") from error
     for column in columns:
         if column not in table:
-            raise InputError(f"{path} has no column {column!r}: give the cfhtls_spacewarps folder as data_dir")
+            raise InputError(f"{path} has no column {column!r}: {fix}")
     return table
 
 

@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def epochs(steps: int) -> int:
-    """Those of so many steps of the usual batches."""
+    """How many epochs so many steps of the usual batches are."""
     return steps * BATCH_SIZE // DATA["train_size"]
 
 

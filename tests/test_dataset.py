@@ -121,6 +121,8 @@ def test_concatenated_datasets_are_one_if_they_are_of_one_source():
     assert cutout_info(datasets.concatenate_datasets([first, first])) == infos[0]
     others = {"stretch": load("simulated", **SMALL)["train"], "source": first.select(range(4))}
     others["source"].info.description = replace(infos[0], source="folder", fingerprint="1").to_json()
+    others["pixel_scale"] = first.select(range(4))  # of the same fingerprint, as where there is none
+    others["pixel_scale"].info.description = replace(infos[0], pixel_scale=1.0).to_json()
     for name, other in others.items():
         with pytest.raises(
             InputError, match=f"concatenated differ in {name}: build one dataset from the files of all"

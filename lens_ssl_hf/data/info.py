@@ -99,4 +99,4 @@ def _infos(dataset: Any) -> list[CutoutInfo]:
         found = [CutoutInfo.from_json(text) for text in re.split(r"\n+", split.info.description)]
     except (AttributeError, TypeError, ValueError):
         return []
-    return list({info.fingerprint: info for info in found}.values())
+    return [info for i, info in enumerate(found) if info not in found[:i]]
