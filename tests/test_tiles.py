@@ -14,6 +14,7 @@ from astropy.nddata import Cutout2D
 from astropy.table import Table
 from astropy.wcs import WCS
 from PIL import Image
+from pyarrow import parquet
 from test_page import picture, read_page
 from test_survey import read
 
@@ -23,6 +24,7 @@ from lens_ssl_hf.data.simulation import simulate_cutout
 from lens_ssl_hf.survey import tiles
 from lens_ssl_hf.survey.crops import Asked, Preparation
 from lens_ssl_hf.survey.inputs import Options, open_input
+from lens_ssl_hf.survey.positions import of_parquet
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -30,6 +32,7 @@ BANDS = ("g", "r", "i")
 SHAPE = (260, 300)
 CENTRES = [(150.0, 2.0), (150.01, 2.0), (150.2, 2.0)]  # the first two overlap
 PATTERN = "tiles/{band}/*.fits"
+NO_STRETCH = {"stretch": {"kind": "none"}}
 Reading = namedtuple("Reading", "asked bands hdu")
 IDS = [2**60 + i for i in range(30)]
 
@@ -299,6 +302,77 @@ def test_tables_of_positions_of_every_kind(suffix, run):
     assert source.ids.type == pyarrow.int64() and set(source.ids.to_pylist()) == set(IDS[:3])
 
 
+def write_both(columns):
+    """The same table as CSV and as Parquet; their names."""
+    lines = [",".join("" if cell is None else str(cell) for cell in row) for row in zip(*columns.values())]
+    Path("t.csv").write_text("\n".join([",".join(columns), *lines]) + "\n")
+    big = any(isinstance(one, int) and one >= 2**63 for one in columns.get("id", ()))
+    ids = {"id": pyarrow.array(columns["id"], pyarrow.uint64())} if big else {}
+    parquet.write_table(pyarrow.table(columns | ids), "t.parquet")
+    return "t.csv", "t.parquet"
+
+
+@pytest.mark.parametrize(
+    ("columns", "by_columns"),
+    [
+        (
+            {"id": [2**62, 5, -3], "ra": [150.001, None, 201.0], "dec": [2.0, None, 3.0], "other": ["x", "y", "z"]},
+            True,
+        ),
+        ({"id": [" a ", "b 2", "nano"], "RA": [150, 150, 150], "Dec": [2.0001, 2.0, 1.999]}, True),
+        ({"id": ["12", "7", "-1"], "ra": [150.001, float("nan"), 150.0], "dec": [2.0, float("nan"), 2.0]}, True),
+        ({"id": ["12", "007", "1"], "ra": [150.001, 150.0, 150.0], "dec": [2.0, 2.0, 2.001]}, True),
+        ({"ra": [150.001, 12.0, 150.0], "dec": [2.0, 2.0, 2.001]}, True),
+        ({"id": [1, 2], "ra": ["10:00:00", "150"], "dec": ["2:00:00", "2.001"]}, False),
+        ({"id": [2**63, 2], "ra": [150.0, 150.0], "dec": [2.0, 2.001]}, False),
+    ],
+)
+def test_parquet_is_read_by_columns_and_means_the_same_as_csv(columns, by_columns):
+    write_tiles(centres=CENTRES[:1])
+    sources = [open_input(name, Options(tiles=PATTERN), list(BANDS)) for name in write_both(columns)]
+    assert (of_parquet(Path("t.parquet"), "id", "ra", "dec") is not None) == by_columns
+    assert sources[0].rows[:] == sources[1].rows[:] and len(sources[0].rows[:]) >= 2
+    assert sources[0].ids.to_pylist() == sources[1].ids.to_pylist()
+    (first,), (second,) = (one.batches(0, 3, Asked([Preparation(NO_STRETCH, 3, 32)]), 3) for one in sources)
+    assert pyarrow.table(first.columns) == pyarrow.table(second.columns)
+    assert sources[0].fingerprint == sources[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"id": [4, 5, 4], "ra": [150.0] * 3, "dec": [2.0] * 3}, "has the id '4' in rows 1 and 3: make ids unique"),
+        ({"id": ["x", "x "], "ra": [150.0] * 2, "dec": [2.0] * 2}, "has the id 'x' in rows 1 and 2: make ids unique"),
+        ({"id": [4, None], "ra": [150.0] * 2, "dec": [2.0] * 2}, "row 2: column 'id' is empty: fill it"),
+        ({"id": ["x", "NaN"], "ra": [150.0] * 2, "dec": [2.0] * 2}, "row 2: column 'id' is empty: fill it"),
+        ({"ra": [150.0, 150.0], "dec": [2.0, -91.5]}, "row 2: '-91.5' in column 'dec' is no dec in degrees"),
+        ({"ra": [150.0, float("inf")], "dec": [2.0, 2.0]}, "row 2: 'inf' in column 'ra' is not a number"),
+        ({"ra": [150.0, None], "dec": [2.0, 2.0]}, "row 2 has no ra: add it, or leave ra and dec empty"),
+        ({"ra": [150.0], "RA": [150.0], "Dec": [2.0]}, None),
+        ({"Ra": [150.0], "RA": [150.0], "dec": [2.0]}, "has the columns Ra and RA: name the one that is meant"),
+        ({"ra": [150.0], "d": [2.0]}, r"has no column 'dec' \(it has ra, d\): name yours with dec_column"),
+    ],
+)
+def test_positions_that_are_none_end_in_the_same_sentence_in_csv_and_parquet(columns, match):
+    write_tiles(centres=CENTRES[:1])
+    for name in write_both(columns):
+        if match is None:
+            open_input(name, Options(tiles=PATTERN), list(BANDS))
+            continue
+        with pytest.raises(InputError, match=f"^{name}(, | ){match}"):
+            open_input(name, Options(tiles=PATTERN), list(BANDS))
+
+
+def test_a_tile_without_positions_changes_nothing():
+    write_tiles(centres=CENTRES[:1])
+    table = write_positions(*positions(CENTRES[:1], reach=0.002))
+    before = open_input(table, Options(tiles=PATTERN), list(BANDS)).fingerprint
+    for band, plane in zip(BANDS, pixels_of(0)):  # its name comes first
+        fits.writeto(f"tiles/{band}/-1.fits", plane, wcs_header(wcs_at(20.0, 2.0), FILTER=band))
+    source = open_input(table, Options(tiles=PATTERN), list(BANDS))
+    assert source.fingerprint == before and len(source.rows.tiles) == 2
+
+
 def of_pattern(pattern):
     return lambda: (write_tiles(centres=CENTRES[:1]), {"tiles": pattern})[1]
 
@@ -351,7 +425,7 @@ def with_table(text):
         (lambda: of_pattern(PATTERN)() | {"bands": ["g", "r", "z"]}, "fits no file of band z: correct it"),
         (
             lambda: of_pattern("tiles/g/*.fits")() | {"bands": ["g"]},
-            "cutout 1 has the bands g, but g, r, i are needed",
+            "g/0.fits has the bands g, but g, r, i are needed",
         ),
         (lambda: of_pattern(PATTERN)() | {"pixel_column": "x"}, "pixel_column has no meaning"),
         (lambda: of_pattern(PATTERN)() | {"cutouts": "tiles"}, "tiles is no table of positions on tiles: give a file"),

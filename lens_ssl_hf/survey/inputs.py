@@ -6,11 +6,12 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow
 
 from ..data.files.raw import RawCutout
@@ -30,6 +31,7 @@ from . import tiles
 from .crops import Asked, Batch, Crops, Told, spread, text_array
 from .hub_files import find_on_hub, may_be_on_hub
 from .parquet_input import ParquetInput, is_parquet_input
+from .positions import Positions, of_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -87,27 +89,29 @@ class _Reading:
 @dataclass
 class FileInput:
     """
-    Cutouts in files of their own, in one array, or on tiles.
+    Cutouts in files of their own, or in one array.
 
     Args:
         name (`str`): the folder, table or stack.
-        rows (`list[Row]`): one a cutout.
+        rows (`Sequence[Row]`): one a cutout.
         ids (`pyarrow.Array`): as the input has them.
-        kind (`str`): `"files"` or `"tiles"`.
         hdu, bands, stack: for the readers.
         num_proc (`int`, *optional*): processes that read.
         told ([`Told`]): of cutouts that do not state it.
     """
 
     name: str
-    rows: list[Row]
+    rows: Sequence[Row]
     ids: pyarrow.Array
-    kind: str = "files"
     hdu: str | None = None
     bands: list[str] | None = None
     stack: Stack | None = None
     num_proc: int | None = None
     told: Told = field(default_factory=Told)
+
+    kind: ClassVar[str] = "files"
+    read: ClassVar[Callable[[list[Row], Any], Iterable[RawCutout | str]]] = staticmethod(read_raws)
+    chunk: ClassVar[int] = CHUNK  # rows that one process reads at a time
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,10 +138,11 @@ class FileInput:
 
     def sample(self, number: int, asked: Asked) -> Iterator[tuple[RawCutout | str, str]]:
         """What is read of up to `number` cutouts that have files, and how errors call them."""
-        reading, rows = self._reading(asked), [row for row in self.rows if row.paths]
-        for i in spread(len(rows), number):
-            raw = next(iter(reading.read([rows[i]], reading)))
-            yield self.told.add_to(raw, rows[i].name), rows[i].name
+        reading = self._reading(asked)
+        for i in spread(self._with_files, number):
+            row = self.rows[i]
+            raw = next(iter(reading.read([row], reading)))
+            yield self.told.add_to(raw, row.name), row.name
 
     def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
         """The rows from `start` to `stop`, `size` at a time; other processes read ahead."""
@@ -147,7 +152,7 @@ class FileInput:
             part = rows[first : first + size]
             crops, ra, dec = zip(*islice(found, len(part)))
             columns = {
-                "id": self.ids.slice(start + first, len(part)),
+                "id": _of_usual_type(self.ids.slice(start + first, len(part))),
                 "ra": pyarrow.array(ra, pyarrow.float64()),
                 "dec": pyarrow.array(dec, pyarrow.float64()),
                 "source": text_array([", ".join(map(str, row.paths)) or None for row in part]),
@@ -159,12 +164,74 @@ class FileInput:
         yield from (crops for crops, _, _ in self._read([self.rows[i] for i in numbers], asked))
 
     def _read(self, rows: list[Row], asked: Asked) -> Iterator[tuple[Crops | str, float | None, float | None]]:
-        chunk = tiles.CHUNK if self.kind == "tiles" else CHUNK
-        return map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), READ_AHEAD, chunk)
+        return map_chunks(_read_chunk, rows, self.num_proc, (self._reading(asked),), READ_AHEAD, self.chunk)
 
     def _reading(self, asked: Asked) -> _Reading:
-        read = tiles.read_cutouts if self.kind == "tiles" else read_raws
-        return _Reading(read, asked, self.hdu, self.bands, self.stack, self.told)
+        return _Reading(self.read, asked, self.hdu, self.bands, self.stack, self.told)
+
+    @property
+    def _with_files(self) -> int:
+        """How many rows have files; these come first."""
+        return len(self)
+
+
+@dataclass
+class TileInput(FileInput):
+    """
+    Positions on tiles, in their order.
+
+    Args:
+        rows ([`Positions`]): of which rows are made when they are read.
+    """
+
+    rows: Positions
+
+    kind: ClassVar[str] = "tiles"
+    read: ClassVar[Callable[[list[Row], Any], Iterable[RawCutout | str]]] = staticmethod(tiles.read_cutouts)
+    chunk: ClassVar[int] = tiles.CHUNK
+
+    @classmethod
+    def of(
+        cls, name: str, positions: Positions, pattern: str, bands: list[str] | None, hdu: str | None
+    ) -> "TileInput":
+        """
+        Raises:
+            [`InputError`]: half a position; no tiles, or tiles that cannot be opened; no position is on one.
+        """
+        positions.check(name)
+        files = tiles.find_tiles(pattern, bands or [])
+        tile, order = tiles.put_on_tiles(positions.ra, positions.dec, files, bands, hdu)
+        if tile[order[0]] == len(files):
+            raise InputError(f"no position of {name} lies on one of the tiles {pattern}: give ra and dec on them")
+        placed = positions.in_order(order, tile, files)
+        return cls(name, placed, placed.ids, hdu, bands)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all positions and ids in their order, and of the names, sizes and times of the files that they lie on."""
+        used = np.unique(self.rows.tile)  # further tiles change nothing
+        stats = [[_stat(path) for path in self.rows.tiles[i]] for i in used[: np.searchsorted(used, self._off)]]
+        digest = hashlib.blake2b(repr(stats).encode("utf-8", "backslashreplace"), digest_size=16)
+        for values in (self.rows.ra, self.rows.dec, np.searchsorted(used, self.rows.tile), self.rows.hashes()):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Nothing: the positions and ids were checked when they were read."""
+
+    @property
+    def _with_files(self) -> int:
+        return int(np.searchsorted(self.rows.tile, self._off))
+
+    @property
+    def _off(self) -> int:
+        """What stands for the tile of positions that are off all of them."""
+        return len(self.rows.tiles)
+
+
+def _of_usual_type(ids: pyarrow.Array) -> pyarrow.Array:
+    """As all inputs write them: text of a batch is never as much as needs the large type."""
+    return ids.cast(pyarrow.string()) if pyarrow.types.is_large_string(ids.type) else ids
 
 
 def _read_chunk(rows: list[Row], reading: _Reading) -> list[tuple[Crops | str, float | None, float | None]]:
@@ -228,6 +295,13 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
     if path.is_dir():
         rows = _files_of(path, options.file_pattern, bands)
         found = FileInput(str(source), rows, text_array([row.id for row in rows]))
+    elif options.tiles:
+        columns = options.id_column, options.ra_column, options.dec_column
+        if (positions := of_parquet(path, *columns)) is None:
+            read = _of_table(path, options, bands)
+            positions = Positions.of_rows(list(read.rows), read.ids)
+        of_files = bands if options.has_bands else None
+        found = TileInput.of(str(source), positions, options.tiles, of_files, options.hdu)
     elif name.endswith((*TABLE_SUFFIXES, *STACK_SUFFIXES)):
         found = _of_table(path, options, bands)
     else:
@@ -237,7 +311,7 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
         raise InputError(f"{source} holds no cutout: put FITS, .npy or picture files into it")
     found.hdu, found.num_proc, found.told = options.hdu, num_proc, options.told
     found.bands = bands if options.has_bands else None
-    return _on_tiles(found, options.tiles) if options.tiles else found
+    return found
 
 
 def _check_told(told: Told) -> None:
@@ -245,16 +319,6 @@ def _check_told(told: Told) -> None:
         raise InputError(f"zero_point is {told.zero_point}: give a magnitude")
     if told.pixel_scale is not None and not 0 < told.pixel_scale < math.inf:
         raise InputError(f"pixel_scale is {told.pixel_scale}: give arcsec per pixel")
-
-
-def _on_tiles(found: FileInput, pattern: str) -> FileInput:
-    """Positions in the order of the tiles that they lie on."""
-    found.check()
-    order = tiles.put_on_tiles(found.rows, tiles.find_tiles(pattern, found.bands or []), found.bands, found.hdu)
-    rows = [found.rows[i] for i in order]
-    if not rows[0].paths:
-        raise InputError(f"no position of {found.name} lies on one of the tiles {pattern}: give ra and dec on them")
-    return replace(found, rows=rows, ids=found.ids.take(order), stack=None, kind="tiles")
 
 
 def _files_of(folder: Path, file_pattern: str | None, bands: list[str]) -> list[Row]:

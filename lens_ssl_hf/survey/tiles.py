@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from astropy.coordinates import SkyCoord
 from scipy.spatial import cKDTree
@@ -23,6 +24,7 @@ from .crops import Asked
 OFF_EVERY_TILE = "off every tile"
 NO_POSITION = "the table gives no position"
 CHUNK = 512  # rows for each of which a tile is not opened again
+_AT_ONCE = 1_000_000  # positions that are turned into vectors at a time
 _WILDCARD = r"(\*\*/?|\*|\?|\[.[^]]*\])"
 _MATCHED = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 
@@ -62,39 +64,48 @@ def _matches(pattern: str, band: str) -> dict[tuple[str, ...], Path]:
 
 
 def put_on_tiles(
-    rows: list[Row], tiles: list[tuple[Path, ...]], bands: Sequence[str] | None, hdu: str | None
-) -> np.ndarray:
+    ra: np.ndarray, dec: np.ndarray, tiles: list[tuple[Path, ...]], bands: Sequence[str] | None, hdu: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Give each row the files of the tile in which it lies furthest from the edge, none where it is off every tile. Only
-    the headers of the tiles are read.
+    The tile in which each position lies furthest from the edge. Only the headers of the tiles are read.
 
     Args:
-        rows (`list[Row]`): positions in degrees (ICRS), or without one.
+        ra, dec (`np.ndarray` of shape `(n,)`): degrees (ICRS); NaN where they are unknown.
         tiles (`list[tuple[Path, ...]]`): see [`find_tiles`].
         bands (`Sequence[str]`, *optional*), hdu (`str`, *optional*): see [`open_tile`].
 
     Returns:
-        `np.ndarray`: the numbers of the rows in the order of the tiles, in each along its rows of pixels; those that
-        are off every tile come last.
+        `tuple[np.ndarray, np.ndarray]`: the number of each position's tile, `len(tiles)` where it is off all of them;
+        and the numbers of the positions in the order of the tiles, in each along its rows of pixels. Those that are
+        off every tile come last.
     """
-    ra, dec = (np.array([getattr(row, key) for row in rows], dtype=float) for key in ("ra", "dec"))
     known = np.flatnonzero(np.isfinite(ra))
-    sky = SkyCoord(ra[known], dec[known], unit="deg")
-    tree = cKDTree(sky.cartesian.xyz.value.T.reshape(-1, 3))
-    number, line, best = np.full(len(rows), len(tiles)), np.zeros(len(rows)), np.full(len(rows), -1.0)
-    for i, paths in enumerate(tiles):
-        with open_tile(paths, bands, hdu) as tile:
-            centre, radius = tile.circle()
+    tree = _tree_of(ra, dec, known)
+    tile, line = np.full(len(ra), len(tiles), np.int32), np.zeros(len(ra), np.int32)
+    best = np.full(len(ra), -1.0)
+    for i, paths in enumerate(datasets.utils.tqdm(tiles, "Placing", unit=" tiles", delay=5)):
+        with open_tile(paths, bands, hdu) as one:
+            centre, radius = one.circle()
             chord = 2 * math.sin(math.radians(min(radius, 180)) / 2)
-            near = np.array(tree.query_ball_point(centre.cartesian.xyz.value, chord), dtype=int)
+            near = known[np.array(tree.query_ball_point(centre.cartesian.xyz.value, chord), dtype=int)]
             if len(near):
-                depth = np.round(tile.depth(sky[near]), 9)  # the last bits differ among machines
-                is_best = (depth >= 0) & (depth > best[known[near]])
-                chosen = known[near[is_best]]
-                number[chosen], best[chosen], line[chosen] = i, depth[is_best], tile.rows(sky[near[is_best]])
-    for row, i in zip(rows, number):
-        row.paths = tiles[i] if i < len(tiles) else ()
-    return np.lexsort((np.arange(len(rows)), line, number))
+                sky = SkyCoord(ra[near], dec[near], unit="deg")
+                depth = np.round(one.depth(sky), 9)  # the last bits differ among machines
+                is_best = (depth >= 0) & (depth > best[near])
+                chosen = near[is_best]
+                tile[chosen], best[chosen], line[chosen] = i, depth[is_best], one.rows(sky[is_best])
+    del tree, best
+    return tile, np.lexsort((line, tile))
+
+
+def _tree_of(ra: np.ndarray, dec: np.ndarray, known: np.ndarray) -> cKDTree:
+    """Of the unit vectors of the positions whose numbers are known; built in the way that needs the least memory."""
+    vectors = np.empty((len(known), 3))
+    for first in range(0, len(known), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        sky = SkyCoord(ra[known[part]], dec[known[part]], unit="deg")
+        vectors[part] = sky.cartesian.xyz.value.T
+    return cKDTree(vectors, leafsize=128, balanced_tree=False, compact_nodes=False)
 
 
 def read_cutouts(rows: list[Row], settings: Any) -> Iterator[RawCutout | str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-_EMPTY = ("", "nan", "none", "null", "<na>", "--")
+EMPTY = ("", "nan", "none", "null", "<na>", "--")
 
 
 def plain(value: Any) -> Any:
@@ -16,7 +16,7 @@ def plain(value: Any) -> Any:
         value = value.decode("utf-8", "replace").rstrip("\0")
     if isinstance(value, str):
         value = value.strip()
-        return None if value.lower() in _EMPTY else value
+        return None if value.lower() in EMPTY else value
     if isinstance(value, float) and math.isnan(value):
         return None
     is_known = value is None or isinstance(value, bool | int | float | list | tuple | dict | np.ndarray)

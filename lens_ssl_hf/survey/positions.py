@@ -1,0 +1,171 @@
+"""Positions by the hundred million: columns of a Parquet file that are never rows of Python, and their checks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.compute as pc
+from pyarrow import parquet, types
+
+from ..data.files.cells import EMPTY
+from ..data.files.raw import readable
+from ..data.listing.rows import Row
+from ..data.listing.table_files import PARQUET_SUFFIXES
+from ..data.listing.tables import find_column, read_position
+from ..errors import InputError
+
+AT_ONCE = 1_000_000  # rows of which Python values are made
+
+
+@dataclass(frozen=True)
+class Positions(Sequence):
+    """
+    Positions as columns; as a sequence, [`Row`]s that are made when they are asked for.
+
+    Args:
+        ids (`pyarrow.Array`): integers or text.
+        ra, dec (`np.ndarray` of shape `(n,)`): degrees (ICRS), float64; NaN where they are unknown.
+        tile (`np.ndarray` of shape `(n,)`, *optional*): numbers of `tiles`, `len(tiles)` where one is off all of them.
+        tiles (`Sequence[tuple[Path, ...]]`): the files of each.
+    """
+
+    ids: pyarrow.Array
+    ra: np.ndarray
+    dec: np.ndarray
+    tile: np.ndarray | None = None
+    tiles: Sequence[tuple[Path, ...]] = ()
+
+    @classmethod
+    def of_rows(cls, rows: list[Row], ids: pyarrow.Array) -> "Positions":
+        """Of rows that have been read."""
+        return cls(ids, *(np.array([getattr(row, key) for row in rows], dtype=float) for key in ("ra", "dec")))
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+    def __getitem__(self, at: Any) -> Any:
+        if not isinstance(at, slice):
+            return self[at : at + 1][0]
+        ids, ra, dec = self.ids[at].to_pylist(), self.ra[at].tolist(), self.dec[at].tolist()
+        paths = [self.tiles[i] if i < len(self.tiles) else () for i in self.tile[at].tolist()]
+        places = [(None if one != one else one for one in both) for both in zip(ra, dec)]
+        return [Row(str(name), files, -1, ra=x, dec=y) for name, files, (x, y) in zip(ids, paths, places)]
+
+    def in_order(self, order: np.ndarray, tile: np.ndarray, tiles: Sequence[tuple[Path, ...]]) -> "Positions":
+        """These positions by their numbers in `order`, with the tile of each."""
+        return Positions(self.ids.take(pyarrow.array(order)), self.ra[order], self.dec[order], tile[order], tiles)
+
+    def check(self, table: str) -> None:
+        """
+        Raises:
+            [`InputError`]: a row has one half of a position.
+        """
+        half = np.flatnonzero(np.isnan(self.ra) != np.isnan(self.dec))
+        if len(half):
+            lacking = "ra" if np.isnan(self.ra[half[0]]) else "dec"
+            raise InputError(f"{table}, row {half[0] + 1} has no {lacking}: add it, or leave ra and dec empty")
+
+    def hashes(self) -> np.ndarray:
+        """Of the ids `(n,)`, uint64."""
+        found = np.empty(len(self), np.uint64)
+        for first in range(0, len(self), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            found[part] = pd.util.hash_array(self.ids[part].to_pandas().to_numpy(), categorize=False)
+        return found
+
+
+def of_parquet(path: Path, id_column: str, ra_column: str, dec_column: str) -> Positions | None:
+    """
+    The positions in a Parquet file; `None` where they are no numbers, ids are neither integers nor text, or there are
+    no rows: [`list_rows`] has to make sense of these.
+
+    Args:
+        path (`Path`): the table.
+        id_column, ra_column, dec_column (`str`): without an id each row is called after the file and its number.
+
+    Raises:
+        [`InputError`]: a column is missing or cannot be told from another, a position is not on the sky, an id is
+            empty or there twice.
+    """
+    if not path.name.lower().endswith(PARQUET_SUFFIXES):
+        return None
+    with readable(path, "a table"), parquet.ParquetFile(path) as file:
+        schema, count = file.schema_arrow, file.metadata.num_rows
+        if not count or len(set(schema.names)) < len(schema):
+            return None
+        wanted = {"id": id_column, "ra": ra_column, "dec": dec_column}
+        names = {key: find_column(name, schema.names, path, key) for key, name in wanted.items()}
+        if names["ra"] is None or names["dec"] is None or (names["id"] is None and id_column != "id"):
+            return None  # who reads rows says so
+        kinds = {key: schema.field(name).type for key, name in names.items() if name}
+        if not all(types.is_integer(kinds[key]) or types.is_floating(kinds[key]) for key in ("ra", "dec")):
+            return None
+        if "id" in kinds and not _is_id(kinds["id"]):
+            return None
+        columns = file.read(columns=list(filter(None, names.values())))
+    ra, dec = (_degrees(columns[names[key]], key, names[key], path) for key in ("ra", "dec"))
+    if names["id"]:
+        ids = _ids(columns[names["id"]], names["id"], path)
+    else:
+        numbers = (range(i, min(i + AT_ONCE, count)) for i in range(0, count, AT_ONCE))
+        parts = [pyarrow.array([f"{path.stem}-{i}" for i in part], pyarrow.large_string()) for part in numbers]
+        ids = pyarrow.chunked_array(parts).combine_chunks()
+    found = Positions(ids, ra, dec)
+    if names["id"]:
+        _refuse_equal(found, path)
+    return found
+
+
+def _is_id(kind: pyarrow.DataType) -> bool:
+    is_integer = types.is_integer(kind) and not types.is_uint64(kind)
+    return is_integer or types.is_string(kind) or types.is_large_string(kind)
+
+
+def _degrees(column: pyarrow.ChunkedArray, key: str, name: str, path: Path) -> np.ndarray:
+    values = column.cast(pyarrow.float64()).to_numpy()
+    low, high = {"ra": (-360, 360), "dec": (-90, 90)}[key]
+    wrong = np.flatnonzero((values < low) | (values > high))
+    if len(wrong):
+        read_position(key, str(values[wrong[0]]), f"{path}, row {wrong[0] + 1}", name, {})  # raises
+    return values
+
+
+def _ids(column: pyarrow.ChunkedArray, name: str, path: Path) -> pyarrow.Array:
+    """Integers, or text that is none, as tables of other kinds have them."""
+    if types.is_integer(column.type):
+        ids = column.cast(pyarrow.int64())
+    else:
+        ids = pc.utf8_trim_whitespace(column.cast(pyarrow.large_string()))
+        missing = pc.is_in(pc.utf8_lower(ids), value_set=pyarrow.array(EMPTY, pyarrow.large_string()))
+        ids = pc.if_else(missing, pyarrow.scalar(None, pyarrow.large_string()), ids)
+    if ids.null_count:
+        row = pc.index(ids.is_null(), True).as_py() + 1
+        raise InputError(f"{path}, row {row}: column {name!r} is empty: fill it, or give another id_column")
+    if not types.is_integer(ids.type) and pc.all(pc.match_substring_regex(ids, r"^(-?[1-9][0-9]{0,18}|0)$")).as_py():
+        try:
+            ids = ids.cast(pyarrow.int64())
+        except pyarrow.ArrowInvalid:
+            pass  # more than 64 bits hold
+    return ids.combine_chunks()
+
+
+def _refuse_equal(positions: Positions, path: Path) -> None:
+    """Refuse ids that are equal, not their hashes alone."""
+    hashes = positions.hashes()
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twice):
+        return
+    rows: dict[Any, int] = {}
+    for i in np.flatnonzero(np.isin(hashes, twice)).tolist():
+        name = positions.ids[i].as_py()
+        if name in rows:
+            raise InputError(
+                f"{path} has the id {str(name)!r} in rows {rows[name] + 1} and {i + 1}: make ids unique, or give "
+                "another id_column"
+            )
+        rows[name] = i
