@@ -46,7 +46,7 @@ from lens_ssl_hf.errors import InputError, exit_on_input_error
 ROOT = Path(__file__).parents[1]
 FINETUNING_BATCH = 64
 PIXEL_SCALE = 0.168  # arcsec, of the tiles
-PARTS = ("pretrain", "finetune", "scaling", "memory", "startup", "tiles", "scoring")
+PARTS = ("pretrain", "finetune", "scaling", "memory", "startup", "tiles", "positions", "scoring")
 
 
 @dataclass
@@ -192,6 +192,13 @@ def measure_memory(arguments: BenchmarkArguments) -> dict[str, Any]:
     return result
 
 
+def measure_positions(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """What opening a table of positions on tiles takes: seconds, and memory beyond what the process had."""
+    result = run_worker(arguments, "positions")
+    print(f"    {result['positions']:,}: {result['seconds']:.0f} s, {result['bytes_per_position']:.0f} bytes each")
+    return result
+
+
 def measure_startup(arguments: BenchmarkArguments) -> dict[str, Any]:
     """What the import adds to that of transformers, and how long each script takes to explain itself."""
     base = "import transformers; from transformers import PreTrainedModel"
@@ -274,7 +281,37 @@ def work_on_scoring(arguments: BenchmarkArguments) -> dict[str, Any]:
     return measure(int(os.environ["CORES"]), arguments.seconds)
 
 
+def work_on_positions(arguments: BenchmarkArguments, number: int = 10_000_000, tiles: int = 100) -> dict[str, Any]:
+    import numpy as np
+    import pyarrow
+    from pyarrow import parquet
+
+    from lens_ssl_hf.survey.inputs import Options, open_input
+
+    def kilobytes(name: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(tiles):
+            write_tile(Path(folder), i, 200)
+        rng, reach = np.random.default_rng(0), 95 * PIXEL_SCALE / 3600
+        columns = {"id": rng.permutation(number), "ra": rng.integers(150, 150 + tiles, number).astype(float)}
+        columns["ra"] += rng.uniform(-reach, reach, number)
+        parquet.write_table(
+            pyarrow.table(columns | {"dec": rng.uniform(-reach, reach, number)}), f"{folder}/t.parquet"
+        )
+        del columns
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, start = kilobytes("VmRSS"), time.perf_counter()
+        source = open_input(f"{folder}/t.parquet", Options(tiles=f"{folder}/{{band}}/*.fits"), INFO["bands"])
+        source.fingerprint  # noqa: B018 (a run asks for it, too)
+        seconds = time.perf_counter() - start
+    taken = (kilobytes("VmHWM") - before) * 1024
+    return {"positions": len(source), "tiles": tiles, "seconds": seconds, "bytes_per_position": taken / number}
+
+
 WORKERS = {"step": work_on_steps, "memory": work_on_memory, "scoring": work_on_scoring}
+WORKERS["positions"] = work_on_positions
 
 
 # ---- scoring ----------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def scoring_table(results: dict) -> str:
     forward = {row["precision"]: row["cutouts_per_second"] for row in gpu if row["backbone"] == "vits8"}
     rates = {"from Parquet on two cores": measured[2]["parquet"]}
     rates |= {"the forward on an H100, fp32": forward["fp32"], "bf16": forward["bf16, few tokens"]}
-    costs = [["cutouts", *rates, "as float32 on the disk"], ["---"] * (2 + len(rates))]
+    costs = [["cutouts", *rates, "as float32, 48 x 48 pixels of 3 bands"], ["---"] * (2 + len(rates))]
     for power in (6, 8, 9):
         size = 3 * 48 * 48 * 4 * 10**power  # bytes, at the size of the models' cutouts
         disk = f"{size / 1e12:.1f} TB" if size > 1e12 else f"{size / 1e9:.0f} GB"

@@ -11,7 +11,6 @@ same ViT from scratch: with as many steps, and, with 100 labels, also with the c
 takes hours on two cores. A command that was stopped goes on where it was.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -26,10 +25,22 @@ from lens_ssl_hf.files import write_json
 
 DATA = {"size": 48, "train_size": 1600, "validation_size": 400, "test_size": 1000, "unlabelled_size": 0}
 BATCH_SIZE = 32
-# Pretrainings by their steps, each method with so many seeds.
-SEEDS = {300: {"dino": 3, "ibot": 3}, 1000: {"dino": 2, "ibot": 1}, 3000: {"dino": 1}}
 MOMENTA = {"constant": 0.99, "to 1": 1.0}  # what the teacher's momentum of 0.99 becomes
-LONGEST = max(SEEDS)
+# Pretrainings: their steps, method, momentum and seeds.
+PRETRAININGS = [
+    (300, "dino", "constant", 3),
+    (300, "dino", "to 1", 3),
+    (300, "ibot", "constant", 3),
+    (300, "ibot", "to 1", 3),
+    (1000, "dino", "constant", 2),
+    (1000, "dino", "to 1", 2),
+    (1000, "ibot", "constant", 1),
+    (1000, "ibot", "to 1", 1),
+    (3000, "dino", "constant", 1),
+    (3000, "dino", "to 1", 1),
+    (3000, "ibot", "constant", 1),
+]
+LONGEST = max(steps for steps, *_ in PRETRAININGS)
 LONGEST_DINO = f"dino, {LONGEST:,}, constant"
 BATCHES = (128, 512)  # as many epochs as the longest pretraining has; what fills no batch is left out
 SCRATCH, SCRATCH_SEEDS = "supervised", 3
@@ -58,21 +69,20 @@ def main() -> None:
     if not (folder / "cutouts").exists():
         save_cutouts(load_cutouts("simulated", **DATA), folder / "cutouts")
     cells, monitors = [], {}
-    for steps, seeds in SEEDS.items():
-        for method, (momentum, end) in itertools.product(seeds, MOMENTA.items()):
-            target = folder / f"{steps}-{momentum.replace(' ', '-')}"
-            settings = {method: PRETRAINING | {"epochs": epochs(steps), "final_teacher_momentum": end}}
-            own, pretrained = trained(folder, target, [method], seeds[method], settings)
-            name = f"{method}, {steps:,}, {momentum}"
-            cells += [cell | {"method": name} for cell in own]
-            if name == LONGEST_DINO:
-                own, _ = trained(folder, target, [method, LONG], 1, settings, LABELS[:1])
-                (long,) = (cell for cell in own if cell["method"] == LONG)
-                cells.append(long)
-            seen = [monitored(Path(one["directory"])) for one in pretrained]
-            monitors[name] = [last for _, last in seen]
-            if (steps, method) == (300, "dino"):
-                monitors["random initialisation"] = [first for first, _ in seen]
+    for steps, method, momentum, seeds in PRETRAININGS:
+        target = folder / f"{steps}-{momentum.replace(' ', '-')}"
+        settings = PRETRAINING | {"epochs": epochs(steps), "final_teacher_momentum": MOMENTA[momentum]}
+        own, pretrained = trained(folder, target, [method], seeds, {method: settings})
+        name = f"{method}, {steps:,}, {momentum}"
+        cells += [cell | {"method": name} for cell in own]
+        if name == LONGEST_DINO:
+            own, _ = trained(folder, target, [method, LONG], 1, {method: settings}, LABELS[:1])
+            (long,) = (cell for cell in own if cell["method"] == LONG)
+            cells.append(long)
+        seen = [monitored(Path(one["directory"])) for one in pretrained]
+        monitors[name] = [last for _, last in seen]
+        if (steps, method) == (300, "dino"):
+            monitors["random initialisation"] = [first for first, _ in seen]
     for size in BATCHES:
         settings = PRETRAINING | {"epochs": epochs(LONGEST), "batch_size": size, **scaled("dino", size)}
         settings["final_teacher_momentum"] = settings["teacher_momentum"]

@@ -276,6 +276,7 @@ def test_options_in_the_text_exist(monkeypatch):
         "push": ["r", "--repo_id", "me/x"],
         "push-dataset": [*data, "--repo_id", "me/x"],
         "push-space": ["m", *data, "--repo_id", "me/x"],
+        "real_sky": ["--data_dir", "x", "--output", "y"],
         "space": ["x"],
         "box_cards": ["--second_sky", "x", "--cfhtls", "y"],
         "labelled_simulations": ["--data_dir", "x", "--output", "y"],

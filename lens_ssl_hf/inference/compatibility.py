@@ -39,6 +39,7 @@ def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) ->
         warnings.append(f"{name} was trained on bands {' '.join(bands)}, these cutouts have {' '.join(given)}")
     if model.get("stretch") and info.get("stretch") and model["stretch"] != info["stretch"]:
         fix = "" if info.get("simulated") else ": build them from their files with like"
+        fix = ", which 8-bit pictures keep" if info["stretch"].get("kind") == "none" else fix
         warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with{fix}")
     scales = model.get("pixel_scale"), info.get("pixel_scale")
     if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
