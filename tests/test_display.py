@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,9 @@ def test_bands_are_chosen_by_name_and_flux_follows_the_zero_point():
     raw = RawCutout(flux, ("g", "r", "i"), (27.0, 27.0, 24.5), 0.2)
     wanted = standardise(raw, "a.fits", ["i", "g"], zero_point=27.0)
     np.testing.assert_allclose(wanted, np.stack([10 * flux[2], flux[0]]), rtol=1e-5)
+    for points in (raw.zero_points, (None, None, 24.5), None):  # of the flux before it became display units
+        display = replace(raw, display=True, zero_points=points)
+        np.testing.assert_array_equal(standardise(display, "a.fits", ["i", "g"], zero_point=27.0), flux[[2, 0]])
     with pytest.raises(InputError, match=r"a\.fits has the bands g, r, i, but z are needed"):
         standardise(raw, "a.fits", ["z"])
 

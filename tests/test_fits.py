@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from astropy.nddata import NDData
 
 from lens_ssl_hf.data.display import to_display
-from lens_ssl_hf.data.files.readers import read_raw, read_raw_bands
+from lens_ssl_hf.data.files.readers import raw_from_array, read_raw, read_raw_bands
 from lens_ssl_hf.errors import InputError
 
 PLANE = np.random.default_rng(0).normal(size=(20, 20)).astype("float32")
@@ -124,11 +125,34 @@ def test_the_wcs_gives_the_position_of_the_centre(tmp_path):
         # ACS F814W: PHOTFLAM 7.0e-20, PHOTPLAM 8045 give 25.95 (ACS Data Handbook)
         ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.95),
         ({"BUNIT": "1e-17 erg s-1 cm-2 AA-1", "PHOTPLAM": 8045.0}, 20.564),
+        ({"BUNIT": "erg/s/cm2/Angstrom", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, -21.936),
+        ({"BUNIT": "MJy/sr", "PIXSCALE": 0.2, "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 23.967),
     ],
 )
 def test_units_of_flux_become_zero_points(tmp_path, header, zero_point):
     found = read_raw(write(tmp_path / "a.fits", (CUBE, "", header))).zero_points
     assert found == pytest.approx((zero_point,) * 3, abs=6e-3)
+
+
+def test_the_inverse_sensitivity_is_that_of_counts_per_second():
+    def zero_points(bunit, unit=None):
+        meta = {"BUNIT": bunit, "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}
+        return raw_from_array(NDData(PLANE, unit=unit, meta=meta), "a").zero_points
+
+    for unit in (
+        "electron / s",
+        "[e-/s]",
+        "counts/sec",
+        "DN/second",
+        "ct s-1",
+        "adu.s^-1",
+        "electron s**-1",
+        "e/s/pix",
+    ):
+        assert zero_points(unit) == pytest.approx((25.95,), abs=6e-3), unit
+    for unit in ("ELECTRONS", "counts", "erg/s/cm2/Angstrom/arcsec2", "nW/m2/sr", "photon/s/cm2/Angstrom", ""):
+        assert zero_points(unit) is None, unit
+    assert zero_points("ELECTRONS", unit="electron/s") is not None and zero_points("e/s", unit="electron") is None
 
 
 @pytest.mark.parametrize(
@@ -243,6 +267,11 @@ def test_all_bands_of_a_file_are_read_and_nothing_else(tmp_path, hdus, primary, 
         ([(PLANE, "", {}), (PLANE, "g", {})], "holds 2 images that are not named as bands"),
         ([(PLANE, "SCI", {}), ((PLANE > -5) * 1, "MASK", {})], "masked in 100% of its pixels"),  # 1 for good
         ([(PLANE, "SCI", {}), (CENTRE * 32, "MASK", {})], "masked in 4% of its pixels, its centre too, by MASK"),
+        ([(PLANE, "SCI", {}), (CENTRE * np.float32(32), "MASK", {})], "masked in 4% of its pixels, its centre too"),
+        (
+            [(PLANE, "SCI", {}), (CENTRE * 32 - np.eye(20, dtype="i4"), "MASK", {"BLANK": -1})],
+            "masked in 8% of its pixels, its centre too, by MASK",
+        ),
         (
             [(PLANE, "SCI", {}), ((PLANE > -5) * 6, "MASK", {})],
             "masked in 100% of its pixels, its centre too, by MASK, whose bits",
@@ -277,12 +306,23 @@ def test_an_extver_is_masked_by_its_own_mask(tmp_path):
         ("", {(3, 4): 1 << 3, (10, 10): 1 << 12}, {"IMAGETYP": "MASKBITS"}, 1),  # Legacy Surveys: 12 is GALAXY
     ],
 )
-def test_masks_and_weights_beside_an_image_mask_it(tmp_path, name, values, header, masked):
-    mask = np.ones((20, 20), "f4") if name in ("WEIGHT", "WHT", "invvar") else np.zeros((20, 20), "i4")
+@pytest.mark.parametrize("form", ["i4", "f4", "blank"])  # BLANK makes floats of integers
+def test_masks_and_weights_beside_an_image_mask_it(tmp_path, name, values, header, masked, form):
+    mask = np.full((20, 20), name in ("WEIGHT", "WHT", "invvar"), "f4" if form == "f4" else "i4")
     for position, value in values.items():
         mask[position] = value
+    if form == "blank":
+        mask[0, 0], header, masked = -99, header | {"BLANK": -99}, masked + 1
     raw = read_raw(write(tmp_path / "a.fits", (CUBE, "IMAGE", {}), (mask, name, header)))
     assert np.isnan(raw.pixels[:, 3, 4]).all() and np.isnan(raw.pixels).sum() == 3 * masked
+
+
+def test_a_mask_of_fractions_is_bad_where_it_is_not_0(tmp_path):
+    mask = np.zeros((20, 20), "f4")
+    mask[3, 4], mask[5, 5], mask[6, 6] = 0.5, np.nan, 1e30
+    for header in ({}, {"MP_BAD": 0, "MP_DETECTED": 5}):
+        raw = read_raw(write(tmp_path / f"{len(header)}.fits", (PLANE, "IMAGE", {}), (mask, "MASK", header)))
+        np.testing.assert_array_equal(np.isnan(raw.pixels[0]), mask != 0)
 
 
 def test_blank_integers_are_masked(tmp_path):

@@ -16,10 +16,12 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 from test_dataset import flux, labels, load, make_folder, make_table, rows_of
 
+from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.listing.file_patterns import suggest_pattern
 from lens_ssl_hf.data.listing.names import harmless_names
 from lens_ssl_hf.data.listing.table_files import read_table
 from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
+from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import as_tensors, read_split
 from lens_ssl_hf.errors import InputError
 
@@ -326,6 +328,24 @@ def test_files_without_a_zero_point_beside_others_need_one():
     with pytest.raises(InputError, match=r"3\.fits states no zero point where .*\.fits does: add MAGZERO or BUNIT"):
         load(table)
     load(table, zero_point=31.4)
+
+
+@pytest.mark.parametrize(("bands", "zero_point"), [(None, 26), (["g", "r"], 27), (["r", "i"], 27), (["i"], 26)])
+def test_bands_of_other_zero_points_are_scaled_to_the_first_of_those_that_are_wanted(bands, zero_point, caplog):
+    orders = ["irg", "gri"]
+    points = {"ZP_G": 27.0, "ZP_R": 27.0, "ZP_I": 26.0}
+    data = load(write_fits_table(Path("data/t.csv"), lambda i: {"BANDS": orders[i % 2], **points}), bands=bands)
+    info = cutout_info(data)
+    assert info.zero_point == zero_point
+    row = data["train"].with_format("numpy")[0]
+    number = int(row["id"].removesuffix(".fits"))
+    gains = [10 ** (0.4 * (zero_point - points[f"ZP_{band.upper()}"])) for band in info.bands]
+    planes = [gain * flux(number)[orders[number % 2].index(band)] for gain, band in zip(gains, info.bands)]
+    np.testing.assert_allclose(row["pixels"], Stretch.from_dict(info.stretch).apply(np.array(planes)), atol=1e-3)
+    said = [text for text in caplog.messages if text.startswith("the bands have zero points of 26 to 27: all are")]
+    assert [text.split("scaled to ")[1] for text in said] == (
+        [f"{zero_point}, that of {info.bands[0]}"] if len(set(gains)) > 1 else []
+    )
 
 
 # Nothing of this machine is published

@@ -78,7 +78,10 @@ def test_files_arrays_and_lists_agree_with_plain_transformers(tmp_path, model, c
     for same in (tmp_path / "a.npy", str(tmp_path / "a.fits"), flux[0], torch.from_numpy(flux[0])):
         assert lens_score(classify(same)) == pytest.approx(expected[0], abs=1e-5)
     np.save(tmp_path / "display.npy", display)
-    for source in (display, tmp_path / "display.npy"):
+    headers = ({"MAGZERO": 24.5}, {"BUNIT": "adu"}, {"BUNIT": "adu", "MAGZERO": 24.5})  # left over from the flux
+    for i, header in enumerate(headers):
+        fits.PrimaryHDU(display, fits.Header({"BANDS": "i,r,g", **header})).writeto(tmp_path / f"display{i}.fits")
+    for source in (display, tmp_path / "display.npy", *sorted(tmp_path.glob("display?.fits"))):
         assert lens_score(classify(source, units="display")) == pytest.approx(expected[0], abs=1e-5)
 
     batch = [lens_score(result) for result in classify(np.stack(flux))]

@@ -311,9 +311,11 @@ def test_what_is_no_image_is_refused_in_a_sentence(item, message):
     "beside",
     [{"mask": FLUX[0] > 2}, {"weight": (FLUX[0] <= 2) * 1.0, "psf": FLUX[:, :5, :5]}, {"mask": (FLUX[0] > 2) * 1}],
 )
-def test_arrays_beside_the_image_of_a_npz_mask_it_and_state_its_facts(tmp_path, beside):
-    facts = {"bands": np.array(list("gri")), "zero_point": [27, 28, 29], "pixel_scale": 0.2, "name": "J1"}
+@pytest.mark.parametrize("points", [{"zero_point": [27, 28, 29]}, {"zp_g": 27, "zp_r": 28, "zp_i": 29}])
+def test_arrays_beside_the_image_of_a_npz_mask_it_and_state_its_facts(tmp_path, beside, points):
+    facts = {"bands": np.array(list("gri")), **points, "pixel_scale": 0.2, "name": "J1"}
     np.savez(tmp_path / "a.npz", image=FLUX, **facts, **beside)
+    assert raw_from_array(NDData(FLUX, meta=facts), "a").zero_points == (27, 28, 29)
     found = read_raw(tmp_path / "a.npz")
     np.testing.assert_array_equal(found.pixels, np.where(FLUX[0] > 2, np.nan, FLUX))
     assert (found.bands, found.zero_points, found.pixel_scale) == (("g", "r", "i"), (27, 28, 29), 0.2)

@@ -1,12 +1,14 @@
 """Stacks: HDF5 with columns beside the pixels, .npy with a table."""
 
 import csv
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from test_dataset import flux, labels, load
 
+from lens_ssl_hf.data.files.stacks import open_hdf5, read_stack_rows
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.errors import InputError
@@ -17,13 +19,13 @@ COUNT = 30
 PIXELS = np.stack([flux(i) for i in range(COUNT)])
 
 
-def write_hdf5(pixels=PIXELS, columns=None, group="", **options):
+def write_hdf5(pixels=PIXELS, columns=None, group="", attrs=None, **options):
     columns = {"label": np.arange(COUNT) % 2, "id": [f"o{i}" for i in range(COUNT)]} if columns is None else columns
     with h5py.File("s.h5", "w") as file:
         dataset = file.create_dataset(f"{group}images", data=pixels, **options)
         for name, values in columns.items():
             file.create_dataset(f"{group}{name}", data=values)
-        dataset.attrs["bands"] = ["g", "r", "i"]
+        dataset.attrs.update({"bands": ["g", "r", "i"]} | (attrs or {}))
     return "s.h5"
 
 
@@ -55,6 +57,31 @@ def test_hdf5_with_columns_beside_the_pixels(options):
     assert set(data["test"]["id"]) == {f"o{i}" for i in range(10)} and cutout_info(data).bands == ["g", "r", "i"]
     assert data["test"]["mag"][3] == 3.0 and data["test"]["ra"][0] == 0.0
     check_pixels(data, lambda name: int(name[1:]))
+
+
+@pytest.mark.parametrize(
+    ("attrs", "zero_point", "unit"),
+    [
+        ({"unit": "nanomaggies"}, 22.5, None),
+        ({"unit": "MJy/sr", "pixel_scale": 0.2}, 23.967, None),
+        ({"units": ["nJy"] * 3, "ZeroPoint": 31.4}, 31.4, None),
+        ({"BUNIT": b"adu", "zero_point": np.float32(27)}, 27, "adu"),
+        ({"unit": "flux", "zero_point": "0.0 mag"}, 0, None),
+        ({"unit": "counts"}, None, "counts"),
+    ],
+)
+def test_attributes_of_the_flux_are_read_as_headers_are(attrs, zero_point, unit):
+    stack, _, _ = open_hdf5(Path(write_hdf5(attrs=attrs)), None)
+    (raw,) = read_stack_rows(stack, [0])
+    assert raw.zero_points == (None if zero_point is None else pytest.approx((zero_point,) * 3, abs=6e-3))
+    assert (raw.unit, raw.pixel_scale) == (unit, attrs.get("pixel_scale"))
+
+
+def test_display_units_are_not_scaled_by_the_zero_point_of_their_flux():
+    pixels = np.random.default_rng(0).integers(0, 255, PIXELS.shape, "uint8")
+    data = load(write_hdf5(pixels, attrs={"zero_point": 24.5}), zero_point=27.0)
+    for row in data["train"].with_format("numpy"):
+        np.testing.assert_array_equal(row["pixels"], pixels[int(row["id"][1:])])
 
 
 def test_hdf5_in_any_order_of_axes_and_number_of_processes():
@@ -136,6 +163,15 @@ def long_header():
         (two, "s.h5", r"holds several stacks \(images, mask\): choose one with hdu"),
         (elsewhere, "s.h5", "holds no stack of shape"),
         (lambda: write_hdf5(columns={"label": [0, 1]}), "s.h5", None),
+        (
+            lambda: write_hdf5(attrs={"unit": "mag(AB)", "zero_point": 27.0}),
+            "s.h5",
+            r"s\.h5 is in mag\(AB\), which is not",
+        ),
+        (lambda: write_hdf5(attrs={"unit": "log(flux)"}), "s.h5", "which is not linear flux: convert it to flux"),
+        (lambda: write_hdf5(attrs={"unit": "MJy/sr"}), "s.h5", "is in MJy/sr without a pixel scale"),
+        (lambda: write_hdf5(attrs={"unit": "nJy", "zero_point": 27.0}), "s.h5", r"zero point is 31\.4, but states 27"),
+        (lambda: write_hdf5(attrs={"zero_point": np.nan}), "s.h5", "in ZERO_POINT, which is no number: correct or"),
         (lambda: write_hdf5([b"a"] * 5), "s.h5", "holds no stack of shape"),
         (lambda: write_npy(columns={"label": [0, 1]}), "s.npy", "holds 30 cutouts and s.csv 2 rows"),
         (lambda: write_npy(PIXELS[0]), "s.npy", r"has shape \(3, 32, 32\), which may be the bands of one cutout"),

@@ -36,7 +36,7 @@ from .stretch import STRETCHES, Stretch
 logger = logging.getLogger(__name__)
 
 BUILDER_VERSION = "1.0.0"  # raise it whenever the same source gives other data: it is part of the fingerprint
-FITS_VERSION = 2  # raise it whenever the same FITS file gives other pixels: it is part of fingerprints with such files
+FITS_VERSION = 3  # raise it whenever the same FITS file gives other pixels: it is part of fingerprints with such files
 REPORT_FILE = "bad_files.csv"
 
 _SIMULATED = {f"{split}_size" for split in FIRST_INDEX}

@@ -38,7 +38,7 @@ def standardise(
         `np.ndarray` of shape `(bands, H, W)`: finite float32.
 
     Raises:
-        [`InputError`]: a band is missing or has no valid pixel, or only some of the bands state a zero point.
+        [`InputError`]: a band is missing or has no valid pixel, or only some of the bands of flux state a zero point.
     """
     pixels, zero_points = raw.pixels, raw.zero_points
     if bands:
@@ -46,7 +46,8 @@ def standardise(
         pixels = pixels[order]
         zero_points = tuple(zero_points[i] for i in order) if zero_points else None
     check_valid(pixels, name, tuple(bands) if bands else raw.bands)
-    if zero_point is not None and zero_points and any(one is not None for one in zero_points):
+    is_flux = not raw.display  # a zero point beside display units is that of the flux before their stretch
+    if is_flux and zero_point is not None and zero_points and any(one is not None for one in zero_points):
         if None in zero_points:
             raise InputError(f"{name} states the zero point of some bands only: state it for all, or for none")
         gain = 10 ** (0.4 * (zero_point - np.array(zero_points)))
@@ -60,7 +61,7 @@ def standardise(
                 f"{name} has pixels of {raw.pixel_scale:.4g} arcsec, too large to be resampled to {pixel_scale:.4g}: "
                 "give a larger pixel_scale"
             )
-        pixels = resample(pixels, factor, is_flux=not raw.display)
+        pixels = resample(pixels, factor, is_flux=is_flux)
     return pixels
 
 
@@ -80,7 +81,8 @@ def to_display(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path) -> 
         [`InputError`]: wrong bands, no valid pixel, or values that cannot be flux as the model expects it.
     """
     zero_point = cutouts.get("zero_point")
-    if zero_point is not None and raw.unit and not any(point is not None for point in raw.zero_points or ()):
+    is_silent = not (raw.display or any(point is not None for point in raw.zero_points or ()))
+    if zero_point is not None and raw.unit and is_silent:
         raise InputError(
             f"{name} is in {raw.unit} and states no AB zero point, where the model needs flux of zero point "
             f"{zero_point:.4g}: add MAGZERO to its header, or convert it"

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import write_json
 from .display import center_crop, standardise, to_display
-from .files.bands import PICTURE_BANDS
+from .files.bands import PICTURE_BANDS, band_order
 from .files.raw import RawCutout
 from .files.readers import read_raw, read_raw_bands
 from .files.stacks import Stack, read_stack_rows
@@ -73,7 +73,9 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
     rows = _same_bands([row for row in config.listing.rows if row.id in checked], checked, config)
     if not rows:
         raise InputError(f"{config.dataset} holds no readable cutout{config.bad}: restore the files")
-    bands, display, pixel_scale, zero_point = _common(rows, checked, config)
+    bands = _wanted_bands(rows, checked, config)
+    checked = {row.id: _of_bands(checked[row.id], bands, row.name) for row in rows}
+    display, pixel_scale, zero_point = _common(rows, checked, config, bands)
     size = _size(rows, checked, config, pixel_scale)
     splits = _splits_of([_with_position(row, checked[row.id]) for row in rows], config)
     missing = sum(row.label < 0 for row in rows) - len(splits.get("unlabelled", ()))
@@ -267,12 +269,26 @@ def _same_bands(rows: list[Row], checked: dict[str, _Checked], config: "CutoutsC
     return [row for row in rows if bands(row) == common and not checked[row.id].problem]
 
 
+def _wanted_bands(rows: list[Row], checked: dict[str, _Checked], config: "CutoutsConfig") -> list[str] | None:
+    """Those that are asked for, or else those that the first file names, in its order."""
+    names = checked[rows[0].id].stated.bands
+    return config.bands or (list(names) if names and all(names) else None)
+
+
+def _of_bands(found: _Checked, bands: list[str] | None, name: str) -> _Checked:
+    """With the zero points of the wanted bands alone, in their order, as [`standardise`] takes them."""
+    points = found.stated.zero_points
+    if not (bands and points):
+        return found
+    order = band_order(found.stated.bands or [None] * len(points), bands, name)
+    return replace(found, stated=replace(found.stated, zero_points=tuple(points[i] for i in order)))
+
+
 def _common(
-    rows: list[Row], checked: dict[str, _Checked], config: "CutoutsConfig"
-) -> tuple[list[str] | None, bool, float | None, float | None]:
-    """Bands, whether all are display units, pixel scale and zero point that hold for all rows."""
+    rows: list[Row], checked: dict[str, _Checked], config: "CutoutsConfig", bands: list[str] | None
+) -> tuple[bool, float | None, float | None]:
+    """Whether all are display units, pixel scale and zero point that hold for all rows."""
     found = [checked[row.id].stated for row in rows]
-    bands = config.bands or (list(found[0].bands) if found[0].bands and all(found[0].bands) else None)
     display = [one.display for one in found]
     if (config.stretch == "auto" or config.model) and any(display) and not all(display):
         picture, flux = rows[display.index(True)], rows[display.index(False)]
@@ -287,15 +303,26 @@ def _common(
     if config.pixel_scale is None and scales and max(scales) > 1.01 * min(scales):
         span = f"{min(scales):.4g} to {max(scales):.4g} arcsec"
         raise InputError(f"the cutouts of {config.dataset} have pixels of {span}: resample them with pixel_scale")
-    points = {point for one in found for point in one.zero_points or () if point is not None}
     per_file = {one.zero_points for one in found if any(point is not None for point in one.zero_points or ())}
+    points = [point for zero_points in per_file for point in zero_points if point is not None]
     if config.zero_point is None and len(per_file) > 1:
         span = f"{min(points):.4g} to {max(points):.4g}"
         raise InputError(f"the cutouts of {config.dataset} have zero points of {span}: scale them with zero_point")
     _check_silent_files(rows, found, config)
     scale = config.pixel_scale or (float(np.median(scales)) if scales else None)
-    common = points.pop() if len(points) == 1 else None
-    return bands, all(display), scale, common if config.zero_point is None else config.zero_point
+    return all(display), scale, _zero_point(points, bands, config)
+
+
+def _zero_point(points: list[float], bands: list[str] | None, config: "CutoutsConfig") -> float | None:
+    """What is asked for, or what the bands of every file state; where these differ the first, to scale all to it."""
+    if config.zero_point is not None or not points:
+        return config.zero_point
+    if max(points) > min(points):
+        if config.model or config.stretch == "none":
+            return None  # the model takes flux as it comes, or these are display units: nothing is scaled
+        span, band = f"{min(points):.4g} to {max(points):.4g}", bands[0] if bands else "the first"
+        logger.warning(f"the bands have zero points of {span}: all are scaled to {points[0]:.4g}, that of {band}")
+    return points[0]
 
 
 def _stated(checked: list[_Checked]) -> dict[str, Any]:

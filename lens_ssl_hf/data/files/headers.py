@@ -29,6 +29,10 @@ _BANDS = ("BANDS", "FILTERS", "FILTER", "BAND", "FILTBAND", "FILTNAME", "FILTNAM
 _BANDS += ("FPA.FILTERID", "ESO INS FILT1 NAME")
 _LISTS = ("BANDS", "FILTERS")
 _NO_FILTER = re.compile(r"(clear.*|open|empty|none|n/?a|unknown|blank|multi.*|\d+)?", re.I)
+# Of which PHOTFLAM is the inverse sensitivity; not "erg/s/cm2/AA" or "MJy/sr", nor counts of a whole exposure.
+_COUNT_RATE = re.compile(
+    r"(e-?|electrons?|counts?|cts?|adu|dn)(\s*/\s*s(ec(ond)?s?)?|[\s.*]+s(\*\*|\^)?\(?-1\)?)(\s*/\s*pix(els?)?)?", re.I
+)
 _PIXEL_SCALES = ("PIXSCALE", "PIXELSCL", "PIXSCAL1", "SECPIX", "SECPIX1", "PIXEL_SCALE", "PIX_SCALE", "PIXELSCALE")
 _NOT_SQUARE = 0.05  # relative
 _UNITS = re.compile(r"\b(ab|mags?|arcsec|arcseconds?|pix|pixels?)\b|[][(){}'\"/]", re.I)  # beside a number
@@ -58,15 +62,19 @@ class Headers:
     def text(self, key: str) -> str:
         """What is stated, as text; empty where nothing is."""
         for header, keywords in self._keywords:
-            value = header.get(key) if key.upper() in keywords else None
+            spelled = keywords.get(key.upper())
+            value = None if spelled is None else header.get(spelled)
             if value is not None and type(value).__name__ != "Undefined" and str(value).strip():
                 return str(value).strip()
         return ""
 
     @cached_property
-    def _keywords(self) -> list[tuple[Any, set[str]]]:
-        """The headers with their keywords, as astropy is slow to say that one is missing."""
-        return [(header, {str(key).upper() for key in header}) for header in self.chain()]
+    def _keywords(self) -> list[tuple[Any, dict[str, str]]]:
+        """
+        The headers with their keywords in upper case and as they spell them: case means nothing, but a dictionary
+        looks at it, and astropy is slow to say that a keyword is missing.
+        """
+        return [(header, {str(key).upper(): key for key in header}) for header in self.chain()]
 
     def number(self, key: str) -> float | None:
         """
@@ -200,7 +208,7 @@ def _zero_points(
 ) -> tuple[tuple[float | None, ...] | None, str]:
     """AB zero points of the planes, where they are stated, and the unit, unless it alone tells them."""
     of_unit = zero_point_of(unit, scale, headers.number("PHOTPLAM"), headers.name)
-    stated = None if (system := _other_system(headers)) else _stated_zero_points(headers, bands)
+    stated = None if (system := _other_system(headers)) else _stated_zero_points(headers, bands, unit)
     if of_unit is None:
         return stated, f"{unit or 'counts'} of {system} zero point" if system else unit
     if stated and max(abs(value - of_unit) for value in stated if value is not None) > _DIFFER:
@@ -220,7 +228,7 @@ def _other_system(headers: Headers) -> str:
     return "an ST" if re.fullmatch(r"st[ _-]?(mag)?", stated) else ""
 
 
-def _stated_zero_points(headers: Headers, bands: Sequence[str | None]) -> tuple[float | None, ...] | None:
+def _stated_zero_points(headers: Headers, bands: Sequence[str | None], unit: str) -> tuple[float | None, ...] | None:
     count = len(bands)
     for header in headers.chain():
         if zero_points := _zero_points_in(Headers(header, {}, headers.name), bands):
@@ -228,7 +236,7 @@ def _stated_zero_points(headers: Headers, bands: Sequence[str | None]) -> tuple[
     if headers.text("FPA.ZP") and (seconds := headers.number("EXPTIME") or 0) > 0:  # Pan-STARRS stacks
         return (headers.number("FPA.ZP") + 2.5 * math.log10(seconds),) * count
     per_flux, wavelength = headers.number("PHOTFLAM") or 0, headers.number("PHOTPLAM") or 0
-    if per_flux > 0 and wavelength > 0 and re.search(r"/\s*s|s\*{0,2}\^?-1", headers.text("BUNIT"), re.I):
+    if per_flux > 0 and wavelength > 0 and _COUNT_RATE.fullmatch(unit.strip("[] ")):
         # Hubble: electrons per second to AB magnitudes (ACS Data Handbook, section 5.1)
         return (-2.5 * math.log10(per_flux) - 5 * math.log10(wavelength) - 2.408,) * count
     return None

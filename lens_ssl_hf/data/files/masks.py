@@ -108,11 +108,13 @@ class Mask:
         """True where these values of it, all or some of `(bands, H, W)` or `(H, W)`, say that there is no flux."""
         if self.is_weight:
             return ~(values > 0)
-        if values.dtype.kind == "f":
-            return ~(values == 0)
-        if self.bits is not None:
+        if self.bits is None:
+            return where_bad(values, self.hdu.name, name)
+        if values.dtype.kind != "f":
             return (values.astype(np.int64) & self.bits) != 0
-        return where_bad(values, self.hdu.name, name)
+        # Stored as float, or integers with BLANK, which astropy reads as float: bits all the same.
+        has_bits = (np.trunc(values) == values) & (np.abs(values) < 2**63)
+        return ~has_bits | ((np.where(has_bits, values, 0).astype(np.int64) & self.bits) != 0)
 
 
 def masks_of(hdus: Sequence[Any], image: Any, chosen: list[Any], name: str | Path) -> list[Mask]:
@@ -171,7 +173,7 @@ def _bad_bits(hdu: Any, hdus: Sequence[Any]) -> int | None:
 
 def where_bad(values: np.ndarray, mask_name: str, name: str | Path) -> np.ndarray:
     """
-    Where a mask is not 0.
+    Where a mask is not 0; NaN (BLANK) counts as that.
 
     Raises:
         [`InputError`]: that may mean "belongs to an object" (HSC without its MP_ keywords) or "is good".
@@ -180,7 +182,7 @@ def where_bad(values: np.ndarray, mask_name: str, name: str | Path) -> np.ndarra
     height, width = bad.shape[-2:]
     centre = bad[..., height // 2 - 1 : height // 2 + 2, width // 2 - 1 : width // 2 + 2]
     is_most, is_centre = bad.mean() > 0.5, centre.all()
-    if (is_most or is_centre) if values.max() > 1 else (is_most and is_centre):
+    if (is_most or is_centre) if (values > 1).any() else (is_most and is_centre):
         raise InputError(
             f"{name} is masked in {bad.mean():.0%} of its pixels{', its centre too,' if is_centre else ''} by "
             f"{mask_name}, whose bits are not known: leave only bad pixels in it, or remove it"

@@ -10,10 +10,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-from astropy import units
 
 from ...errors import InputError
 from .cells import plain
+from .headers import Headers, raw_of
 from .numpy_files import read_header
 from .raw import RawCutout, as_pixels, readable
 
@@ -220,37 +220,27 @@ def _columns_of(name: str, dataset: Any) -> dict[str, list]:
 
 
 def _facts(dataset: Any, file: Any, path: Path) -> dict[str, Any]:
-    """What the attributes of a dataset, or of the whole file, say of the bands, the flux and the pixels."""
+    """
+    What the attributes of a dataset, or of the whole file, say of the bands, the flux and the pixels. What they say of
+    the flux is read as a header is.
+    """
     given = {**dict(file.attrs), **dict(dataset.attrs)}
     stated = {name.lower(): value for name, value in given.items()}
-    facts: dict[str, Any] = {"bands": None, "zero_point": None, "pixel_scale": None, "unit": None}
-    bands = stated.get("bands", stated.get("filters"))
-    if bands is not None:
-        names = [str(plain(one)) for one in np.atleast_1d(bands).tolist()]
-        facts["bands"] = tuple(names[0].replace(",", " ").split() if len(names) == 1 else names)
-    for name in ("zero_point", "pixel_scale"):
-        value = stated.get(name, stated.get(name.replace("_", "")))
-        if value is not None:
-            facts[name] = _number(value, name, path)
-    unit = plain(stated.get("bunit", stated.get("unit", stated.get("units"))))
-    if unit and facts["zero_point"] is None:
-        facts["zero_point"], facts["unit"] = _zero_point(str(unit))
-    return facts
 
+    def texts(*names: str) -> list[str]:
+        value = next((stated[name] for name in names if name in stated), ())
+        return [str(plain(one)) for one in np.atleast_1d(value).tolist()]
 
-def _number(value: Any, name: str, path: Path) -> float:
-    try:
-        number = float(plain(np.asarray(value)[()]))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: the attribute {name} is {value!r}, not a number: correct it") from error
-    if not math.isfinite(number):
-        raise InputError(f"{path}: the attribute {name} is {number}: correct it")
-    return number
-
-
-def _zero_point(unit: str) -> tuple[float | None, str | None]:
-    """AB magnitude of flux 1 in an absolute unit, or the unit itself."""
-    try:
-        return float((1 * units.Unit(unit)).to_value(units.ABmag)), None
-    except (ValueError, TypeError):  # astropy's errors of units are of these
-        return None, unit
+    bands = texts("bands", "filters")
+    header = {
+        "BUNIT": ",".join(texts("bunit", "unit", "units")),
+        "ZERO_POINT": ",".join(texts("zero_point", "zeropoint")),
+        "PIXEL_SCALE": ",".join(texts("pixel_scale", "pixelscale")),
+    }
+    raw = raw_of(np.empty((1, 1, 1), np.float32), np.dtype(np.float32), Headers(header, {}, str(path)))
+    return {
+        "bands": tuple(bands[0].replace(",", " ").split() if len(bands) == 1 else bands) or None,
+        "zero_point": raw.zero_points and raw.zero_points[0],
+        "pixel_scale": raw.pixel_scale,
+        "unit": raw.unit,
+    }
