@@ -57,6 +57,7 @@ def test_only_names_of_bands_are_known():
         (["red", "green", "blue"], ["i", "r", "g"], [0, 1, 2]),
         (["red", "green", "blue"], ["g", "r", "i"], [2, 1, 0]),
         (["red", "green", "blue"], ["r", "z", "g"], [1, 0, 2]),
+        (["red", "green", "blue"], ["VIS", "NIR_Y", "NIR_H"], [2, 1, 0]),
         (["g", "r", "i"], ["red", "green", "blue"], [2, 1, 0]),
         (["red", "green", "blue"], ["b1", "b2", "b3"], [0, 1, 2]),
         (["red", "green", "blue"], ["blue", "green", "red"], [2, 1, 0]),

@@ -14,14 +14,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
 from lens_ssl_hf.data import dataset as dataset_module
+from lens_ssl_hf.data import storage
 from lens_ssl_hf.data.dataset import load_cutouts
 from lens_ssl_hf.data.flux import fill_masked
-from lens_ssl_hf.data.info import cutout_info
+from lens_ssl_hf.data.info import cutout_info, has_info
 from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
 from lens_ssl_hf.data.storage import save_cutouts
@@ -29,6 +31,8 @@ from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import channel_statistics, splits_and_info
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.compatibility import info_of
+from lens_ssl_hf.inference.inputs import choose_split
+from lens_ssl_hf.survey.inputs import Options
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -128,6 +132,31 @@ def test_concatenated_datasets_are_one_if_they_are_of_one_source():
             InputError, match=f"concatenated differ in {name}: build one dataset from the files of all"
         ):
             cutout_info(datasets.concatenate_datasets([first, other]))
+
+
+def test_splits_of_several_sources_are_one_dataset_if_their_units_are_the_same():
+    model = str(SCRIPTS.parent / "model_cards" / "lens-dino-vits8")
+    mine, other = (load("simulated", **SMALL, like=model, data_seed=seed) for seed in range(2))
+    other["test"].info.description = replace(cutout_info(other), name="sky", simulated=False).to_json()
+    mixed = datasets.DatasetDict({**mine, "test": other["test"]})
+    own, info = cutout_info(mine), cutout_info(mixed)
+    assert info == replace(own, name=f"{own.name} and sky", fingerprint=info.fingerprint) and info.simulated
+    assert info.fingerprint not in {own.fingerprint, cutout_info(other["train"]).fingerprint}
+    assert splits_and_info(mixed, "train", "validation")[1] == vars(own)  # what a training on it has seen
+    assert choose_split(mixed)[1]["fingerprint"] != own.fingerprint
+    save_cutouts(mixed, "saved")
+    assert cutout_info(load("saved")) == info
+
+    mixed["test"] = load("simulated", **SMALL, stretch="sqrt")["test"]
+    for use in (cutout_info, splits_and_info, lambda found: save_cutouts(found, "x")):
+        with pytest.raises(InputError, match="the splits of this dataset differ in stretch: build one dataset from"):
+            use(mixed)
+    assert splits_and_info(mixed, "train")[1] == vars(own) and not Path("x").exists()
+    mixed["test"] = datasets.Dataset.from_dict(mixed["test"][:])
+    for found in (mixed, datasets.DatasetDict()):
+        assert not has_info(found)
+        with pytest.raises(InputError, match="does not say how its pixels were made"):
+            cutout_info(found)
 
 
 def test_every_cut_on_the_arcs_reaches_the_simulator():
@@ -468,6 +497,32 @@ def test_saved_cutouts_load_with_plain_datasets_and_with_their_info():
     Path("saved/README.md").unlink()
     with pytest.raises(InputError, match="saved cannot be read"):
         load_cutouts("saved", cache_dir="other_cache")
+
+
+def test_a_band_may_be_given_alone():
+    make_folder("in", {"lenses": 12, "nonlenses": 12}, bands=1)
+    assert cutout_info(load("in", bands="VIS")).bands == Options(bands="VIS").bands == ["VIS"]
+
+
+def test_parts_of_a_large_dataset_are_saved_by_their_own_size(monkeypatch):
+    data = load("simulated", **SMALL)
+    size = -(-data["train"].data.nbytes // 8)  # of a row
+    monkeypatch.setattr(storage, "SHARD_BYTES", 2 * size)
+    data["validation"] = data["train"].select([6, 1])  # of a table of four shards
+    data["test"] = data["train"].filter(lambda label: label == 1, input_columns="label")
+    save_cutouts(data, "saved")
+    shards = {name: len(list(Path("saved/data").glob(f"{name}-*"))) for name in data}
+    assert shards == {"train": 4, "validation": 1, "test": 2}
+    assert {name: split["id"][:] for name, split in load("saved").items()} == {n: s["id"][:] for n, s in data.items()}
+    splits = yaml.safe_load(Path("saved/README.md").read_text().split("---")[1])["dataset_info"]["splits"]
+    assert [round(one["num_bytes"] / size) for one in splits] == [8, 2, 4]
+    monkeypatch.setattr(storage, "SHARD_BYTES", size // 9)  # less than a row
+    save_cutouts(data, "small")
+    assert len(load("small")["validation"]) == 2
+    data["test"] = data["test"].filter(lambda label: label == 0, input_columns="label")
+    with pytest.raises(InputError, match="the test split is empty: take it out of the dataset, or put cutouts"):
+        save_cutouts(data, "empty")
+    assert not Path("empty").exists()
 
 
 @pytest.mark.parametrize("source", ["mine.safetensors", "folder/mine.safetensors"])

@@ -264,6 +264,9 @@ def test_a_pretraining_run_is_probed(tiny_cutouts, tmp_path):
     assert report["probes"]["linear"]["metrics"]["roc_auc"]["value"] == pytest.approx(auc)
     with pytest.raises(InputError, match="cutouts must be a DatasetDict"):
         evaluate_model(run, tiny_cutouts[0]["test"])
+    for split in ("train", "validation"):
+        with pytest.raises(InputError, match=f"split is {split}, but probes are fitted on train and choose C on val"):
+            evaluate_model(run, tiny_cutouts, split=split)
 
 
 def test_a_backbone_that_gives_no_finite_features_is_not_probed(tiny_cutouts, tmp_path):
@@ -297,14 +300,28 @@ def test_features_are_the_models_cls_and_the_probe_is_scikit_learns(tiny_cutouts
     np.testing.assert_allclose(scores, model.predict_proba(scaler.transform(features["test"]))[:, 1], atol=1e-9)
 
 
-def test_colours_follow_the_bands():
+@pytest.mark.parametrize(
+    ("bands", "colours"),
+    [
+        (["g", "r", "i"], [30, 20, 10]),
+        (["HSC-I", "HSC-R", "HSC-G"], [10, 20, 30]),
+        (["red", "green", "blue"], [10, 20, 30]),
+        (["band 1", "band 2", "band 3"], [10, 20, 30]),
+        (["F606W", "F814W", "band 3"], [10, 20, 30]),
+        (["VIS", "Y", "J"], [30, 20, 10]),
+        (["VIS", "NIR_Y", "NISP-H"], [30, 20, 10]),
+        (["Ks", "Z", "J"], [10, 30, 20]),
+        (["i", "VIS", "r"], [10, 20, 30]),
+        (["VIS"], [10, 10, 10]),
+        (["g", "i"], [20, 15, 10]),
+    ],
+)
+def test_colours_follow_the_bands(bands, colours):
     pixels = np.stack([np.full((2, 2), value) for value in (10.0, 20.0, 30.0)])
-    assert colour_image(pixels, ["g", "r", "i"])[0, 0].tolist() == [30, 20, 10]
-    assert colour_image(pixels, ["HSC-I", "HSC-R", "HSC-G"])[0, 0].tolist() == [10, 20, 30]
-    assert colour_image(pixels, ["red", "green", "blue"])[0, 0].tolist() == [10, 20, 30]
-    assert colour_image(pixels, ["band 1", "band 2", "band 3"])[0, 0].tolist() == [10, 20, 30]
-    assert colour_image(pixels[:1], ["VIS"])[0, 0].tolist() == [10, 10, 10]
-    assert colour_image(pixels[:2], ["g", "i"])[0, 0].tolist() == [20, 15, 10]
+    assert colour_image(pixels[: len(bands)], bands)[0, 0].tolist() == colours
+
+
+def test_colours_of_five_bands():
     five = np.stack([np.full((2, 2), value) for value in (-5.0, 20.0, 30.0, 40.0, 300.0)])
     assert colour_image(five, ["u", "g", "r", "i", "z"])[0, 0].tolist() == [40, 30, 20]
     assert colour_image(five)[0, 0].tolist() == [0, 30, 255]  # clipped

@@ -23,7 +23,7 @@ from lens_ssl_hf.inference.classifier import Classifier
 from lens_ssl_hf.survey import calibration as calibrations
 from lens_ssl_hf.survey import manifest as manifests
 from lens_ssl_hf.survey.estimates import completeness, lens_interval, lenses_beyond
-from lens_ssl_hf.survey.grades import agreement, read_grades, votes_by_object
+from lens_ssl_hf.survey.grades import agreement, grades_of, read_grades, votes_by_object
 from lens_ssl_hf.survey.inputs import Options
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -245,6 +245,37 @@ def test_graders_are_averaged_and_compared(survey):
         assert alone[name] == third[name]
     assert alone["calibration"]["a"] == third["calibration"]["a"]
     assert found["ties"] == TOP - found["lenses"] == TOP - survey["is_lens"][:TOP].sum()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "grades"),
+    [
+        ({"time": ["2025-03-01T10:00:00Z"]}, {"time": ["2025-01-01T10:00:00Z"]}, ["X"]),
+        ({"time": ["2025-01-01T10:30:00Z"]}, {"time": ["2025-01-01 12:00+02:00"]}, ["X"]),  # half past and at 10
+        ({"time": ["2025-01-01T10:00:00Z"]}, {"time": ["2025-01-01T10:00:00Z"]}, ["A"]),
+        ({"time": ["2025-03-01T10:00:00Z"]}, {"time": ["in January"]}, ["A"]),
+        ({"time": ["2025-03-01T10:00:00Z"]}, {}, ["A"]),
+        ({}, {"time": ["2025-01-01T10:00:00Z"]}, ["A"]),
+    ],
+)
+def test_of_two_grades_by_one_grader_the_later_counts(first, second, grades):
+    write_grades(["=7"], ["X"], "again.csv", grader=["ann"], **first)
+    write_grades(["=7"], ["A"], "round1.csv", grader=["ann"], **second)
+    write_grades(["=7", "8"], ["A", "A"], "bob.csv", grader=["bob"] * 2, time=["2026-01-01T10:00:00Z"] * 2)
+    files = ["again.csv", "bob.csv", "round1.csv"]
+    found = read_grades(files)
+    assert found[found["grader"] == "ann"]["grade"].to_list() == grades and len(found) == 3
+    # and where one of them has the id as spreadsheets do
+    write_grades(["'=7"], ["A"], "round1.csv", grader=["ann"], **second)
+    found = grades_of(read_grades(files), {"=7", "8"})
+    assert found[found["grader"] == "ann"]["grade"].to_list() == grades and len(found) == 3
+
+
+def test_a_single_table_of_grades_needs_no_list(survey):
+    for table in (graded(survey), Path("grades.csv")):
+        assert read_grades(table).equals(read_grades(["grades.csv"]))
+    rank("scores", "again", top=TOP, graded="grades.csv")
+    assert json.loads(Path("again/ranking.json").read_text())["graded"] == TOP
 
 
 def test_ids_are_matched_as_text_and_as_spreadsheets_have_them():

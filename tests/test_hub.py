@@ -37,11 +37,14 @@ from lens_ssl_hf import (
 from lens_ssl_hf.commands.push import main as main_of_push
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.evaluation.pictures import colour_image
+from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.hub.export import is_of_export
 from lens_ssl_hf.hub.upload import LONGEST_WAIT, upload
 from lens_ssl_hf.models import METHODS
 from lens_ssl_hf.models.backbones import load_encoder
+from lens_ssl_hf.models.loading import find_file
 from lens_ssl_hf.survey import calibration as calibrations
+from lens_ssl_hf.training.run_directory import origin
 
 ROOT = Path(__file__).parents[1]
 BACKBONE, CLASSIFIER = "me/lens-dino-vitt8", "me/lens-dino-vitt8-classifier"
@@ -501,6 +504,37 @@ def test_ssl_models_pushed_by_transformers_come_back_to_the_bit(method, hub, tmp
     assert all(torch.equal(state[name], loaded_state[name]) for name in state)
     frozen = [name for name, parameter in loaded.named_parameters() if not parameter.requires_grad]
     assert frozen == [name for name, _ in model.named_parameters() if name.startswith("teacher.")]
+
+
+@pytest.mark.parametrize("trouble", [None, "offline", "no recipe", "foreign", 500])
+def test_what_begins_on_the_hub_has_the_history_of_what_is_there(trouble, hub, runs, tmp_path, monkeypatch):
+    """A collapsed pretraining that went on from somebody's ViT, which was pushed, is fine-tuned."""
+    before = shutil.copytree(runs["ssl"], tmp_path / "ssl")
+    facts = json.loads((before / "run.json").read_text())
+    facts |= {"init": "somebody/vit", "init_method": "pretrained", "collapsed": True, "run_id": "ssl"}
+    (before / "run.json").write_text(json.dumps(facts))
+    push_to_hub(before, BACKBONE)
+    repository, encoder = hub.model(BACKBONE), load_encoder(BACKBONE)
+    if trouble == "offline":  # it is in the cache
+        find_file(BACKBONE, "recipe.json")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif trouble == 500:
+        hub.troubles.append(Trouble("recipe.json", 99, status=500))
+    elif trouble:
+        files = {name: data for name, data in repository.files().items() if name != "recipe.json"}
+        repository.add("main", files | ({"recipe.json": b'{"task": "cook"}'} if trouble == "foreign" else {}))
+    found = origin(BACKBONE, encoder)
+    assert found["init_method"] == "dino"
+    run = write_classifier_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | found))
+    card = CardFacts.from_run(run, "lens-toy-classifier")
+    assert (card.base_model, card.metadata().license) == (BACKBONE, None)
+    if trouble in (None, "offline"):
+        assert found["init_recipe"]["run_id"] == "ssl" and found["init_revision"] == repository.history[-1]
+        assert card.collapsed and "those of `somebody/vit`, **whose licence holds" in str(render_card(card))
+    else:
+        assert not {"init_recipe", "init_revision"} & set(found)
+        assert f"those of `{BACKBONE}`, **whose licence holds" in str(render_card(card))
 
 
 # In processes of their own

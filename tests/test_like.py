@@ -64,6 +64,17 @@ def test_files_are_scored_in_a_dataset_as_one_by_one(facts, run):
     assert predict(run, data).score == pytest.approx(alone, abs=1e-5)
 
 
+def test_a_model_without_a_zero_point_takes_flux_as_it_comes(run):
+    path = Path(run, "model", "config.json")
+    config = json.loads(path.read_text())
+    config["cutouts"]["zero_point"] = None
+    path.write_text(json.dumps(config))
+    folder = write_fits(3, BANDS="gri", MAGZERO="27,27,26")
+    data = load_cutouts(folder, like=run, cache_dir="cache")
+    assert (np.array(data["unlabelled"][0]["pixels"]) == read_cutout(folder / "0.fits", like=run)).all()
+    assert cutout_info(data).zero_point is None
+
+
 def test_pictures_are_display_units_already(run):
     pixels = np.random.default_rng(0).integers(0, 255, (5, 40, 40, 3), "uint8")
     Path("new").mkdir()
@@ -77,7 +88,7 @@ def test_pictures_are_display_units_already(run):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"bands": ["i", "r", "g"]}, "bands i r g contradicts .*run, which has g r i: leave bands out"),
+        ({"bands": ("i", "r", "g")}, "bands i r g contradicts .*run, which has g r i: leave bands out"),
         ({"zero_point": 22.5}, "zero_point 22.5 contradicts .*run, which has"),
         ({"pixel_scale": 0.2}, "pixel_scale 0.2 contradicts .*run, which has"),
         ({"stretch": "sqrt"}, "stretch sqrt contradicts .*run, which has"),
@@ -101,7 +112,8 @@ def test_files_without_zero_point_beside_others_are_refused(run):
     np.save(folder / "x.npy", make_flux(9))
     with pytest.raises(InputError, match=r"x.npy states no zero point"):
         load_cutouts(folder, like=run, cache_dir="cache")
-    assert load_cutouts(folder, like=run, zero_point=27.0, cache_dir="cache")["unlabelled"].num_rows == 4
+    asked = {"zero_point": 27.0, "bands": ("g", "r", "i")}  # what the model has
+    assert load_cutouts(folder, like=run, cache_dir="cache", **asked)["unlabelled"].num_rows == 4
 
 
 def test_the_dataset_that_a_run_was_trained_on_stays_what_it_is(run):

@@ -99,6 +99,22 @@ def test_auc_of_subclasses():
     assert "auc_vs_lens" not in found
 
 
+def test_subclasses_that_differ_in_punctuation_or_script_have_keys_of_their_own():
+    names = ["E-A", "E+A", "環", "渦", "e_a_2", "Hard nonlens", "hard_nonlens"]
+    labels, scores = np.repeat([1, 0], 70), np.random.default_rng(0).random(140)
+    kinds = np.array(["lens"] * 70 + names * 10)
+    found = measure(labels, scores, subclasses=kinds, num_bootstrap=0)
+    values = {
+        name: roc_auc_score(labels[keep], scores[keep]) for name in names for keep in [(labels == 1) | (kinds == name)]
+    }
+    keys = {"auc_vs_hard_nonlens_2": "Hard nonlens", "auc_vs_hard_nonlens": "hard_nonlens", "auc_vs_e_a": "E+A"}
+    keys |= {"auc_vs_e_a_3": "E-A", "auc_vs_e_a_2": "e_a_2", "auc_vs__": "渦", "auc_vs___2": "環"}
+    assert {key: one["value"] for key, one in found.items() if key.startswith("auc_vs")} == pytest.approx(
+        {key: values[name] for key, name in keys.items()}
+    )
+    assert all(name in found[key]["title"] for key, name in keys.items())
+
+
 def test_intervals_contain_the_value_and_repeat():
     labels, scores = toy_set(2500)
     found = measure(labels, scores, num_bootstrap=200)

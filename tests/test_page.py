@@ -50,6 +50,9 @@ NASTY = [
 ]
 
 
+EMPTY = pyarrow.table({name: [] for name in "id ra dec sample inclusion_probability score logit rank viewer".split()})
+
+
 def make_flux():
     """Noise with an object of another brightness in the middle of each."""
     rng = np.random.default_rng(0)
@@ -138,6 +141,22 @@ def test_stretches_are_those_of_the_flux():
     for bands in (1, 2, 5):
         pictures = curves({"stretch": {"kind": "none"}}, bands)
         assert all(np.shape(one["table"]) == (3, 256) and np.ptp(one["table"]) == 255 for one in pictures)
+
+
+@pytest.mark.parametrize(
+    ("bands", "text"),
+    [
+        (["VIS", "NIR_Y", "NIR_H"], " Bands: VIS, NIR_Y, NIR_H; NIR_H is red, VIS blue."),
+        (["g", "r", "i", "z"], " Bands: g, r, i, z; i is red, g blue."),
+        (["F606W", "F814W"], " Bands: F606W, F814W; F606W is red, F814W blue."),
+        (["g"], " Bands: g."),
+        (None, ""),
+    ],
+)
+def test_the_page_says_which_band_is_red(bands, text):
+    cutouts = {"bands": bands, "stretch": {"kind": "none"}}
+    write_page(EMPTY, [], Preparation(cutouts, len(bands or "irg"), SIZE), 0, Path("page.html"))
+    assert read_page("page.html")["about"] == f"The model sees 32 pixels a side.{text}"
 
 
 def test_rows_that_are_picked_are_those_of_batches(run):

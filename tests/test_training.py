@@ -20,12 +20,13 @@ from conftest import save_toy
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
-from tiny_runs import tiny_vit
+from tiny_runs import tiny_vit, write_pretrain_run
 from tqdm.auto import tqdm
 from transformers import AutoModel, ViTForImageClassification, ViTModel
 
-from lens_ssl_hf import InputError, export, finetune, predict, pretrain
+from lens_ssl_hf import InputError, evaluate_model, export, finetune, load_cutouts, predict, pretrain
 from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.tensors import splits_and_info
 from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config
@@ -37,7 +38,7 @@ from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments,
 from lens_ssl_hf.training.finetune import label_subset, parameter_groups
 from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, probe_scores, roc_auc
 from lens_ssl_hf.training.progress import Forecast
-from lens_ssl_hf.training.run_directory import RunDirectory, read_run
+from lens_ssl_hf.training.run_directory import RunDirectory, origin, read_run
 from lens_ssl_hf.training.schedules import cosine, last_momentum, linear
 
 FAST = {"backbone": "vitt8", "precision": "fp32", "log_every": 1}
@@ -350,6 +351,27 @@ def test_training_from_a_saved_dataset(tiny_cutouts, tmp_path):
     assert (finetune(path, tmp_path / "run", steps=1, **FAST) / "model" / "config.json").is_file()
     with pytest.raises(InputError, match=r"missing does not exist"):
         splits_and_info(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_a_test_split_of_another_source_is_not_that_of_the_run(task, tiny_cutouts, tmp_path):
+    path, info = save_toy(tiny_cutouts, tmp_path / "cutouts"), tiny_cutouts[1]
+    cutouts = load_cutouts(path, cache_dir=str(tmp_path / "cache"))
+    cutouts["test"].info.description = CutoutInfo(**info | {"name": "other", "fingerprint": "other"}).to_json()
+    if task == "pretrain":
+        run = pretrain(cutouts, tmp_path / "run", "dino", **{**SSL, "epochs": 1, "eval_every": 0})
+    else:
+        run = finetune(cutouts, tmp_path / "run", steps=1, **FAST)
+    assert read_run(run)["data"] == vars(CutoutInfo(**info))
+    assert evaluate_model(run, cutouts, num_bootstrap=0)["fingerprint"] != info["fingerprint"]
+    assert not (run / "evaluation").exists() and len(list(run.glob("evaluation-*other-*/metrics.json"))) == 1
+
+
+def test_a_folder_named_scratch_is_no_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pretrain_run(tmp_path / "scratch")
+    assert origin("scratch", None) == {"init": "scratch", "init_method": "scratch"}
+    assert origin("./scratch", None)["init_method"] == "dino"
 
 
 def test_label_subsets_are_nested_stratified_and_seeded():

@@ -248,6 +248,7 @@ def _code_digest() -> str:
 
 def _check_options(config: CutoutsConfig) -> None:
     """Refuse unknown values, and options that belong to another kind of source instead of ignoring them."""
+    config.bands = [config.bands] if isinstance(config.bands, str) else config.bands  # not letter by letter
     for name, choices in {"stretch": ("auto", *STRETCHES), "on_bad_file": ("error", "skip")}.items():
         if getattr(config, name) not in choices:
             raise InputError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(choices)}")

@@ -58,42 +58,63 @@ class CutoutInfo:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
+_UNITS = ("bands", "size", "pixel_scale", "zero_point", "stretch")  # what splits that are used together share
 # What the parts of a concatenated dataset must have in common. With other names or sources, nobody could tell later
 # what a model that was trained on it has seen.
-_SHARED = ("source", "name", "simulated", "painted", "simulator_version")
-_SHARED += ("bands", "size", "pixel_scale", "zero_point", "stretch")
+_SHARED = ("source", "name", "simulated", "painted", "simulator_version", *_UNITS)
 
 
 def has_info(dataset: Any) -> bool:
     """Whether a `Dataset` or `DatasetDict` says how its pixels were made."""
-    return bool(_infos(dataset))
+    found = [_infos(split) for split in _splits(dataset)]
+    return bool(found) and all(found)
 
 
 def cutout_info(dataset: Any) -> CutoutInfo:
     """
     The [`CutoutInfo`] of a `Dataset` or `DatasetDict` that [`load_cutouts`] returned, also after `select`, `filter`,
-    `map`, `train_test_split` and, where the parts are of one source, `concatenate_datasets`.
+    `map`, `train_test_split` and, where the parts are of one source, `concatenate_datasets`. Splits may be of several
+    sources, if their display units are the same: then it names all, and has a fingerprint of its own.
 
     Raises:
-        [`InputError`]: the dataset was not made by [`load_cutouts`], or its parts differ in more than their cutouts.
+        [`InputError`]: the dataset was not made by [`load_cutouts`], the parts of a split differ in more than their
+            cutouts, or the splits in their display units.
     """
-    infos = _infos(dataset)
-    if not infos:
+    found = [_infos(split) for split in _splits(dataset)]
+    if not found or not all(found):
         raise InputError("this dataset does not say how its pixels were made: make it with load_cutouts")
-    for name in _SHARED:
+    for infos in found:
+        _check_equal("the datasets that were concatenated", infos, _SHARED)
+    infos = [_joined(infos) for infos in found]
+    _check_equal("the splits of this dataset", infos, _UNITS)
+    return _joined([info for i, info in enumerate(infos) if info not in infos[:i]])
+
+
+def _splits(dataset: Any) -> list[Any]:
+    return list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+
+
+def _check_equal(what: str, infos: list[CutoutInfo], names: tuple[str, ...]) -> None:
+    for name in names:
         if any(getattr(info, name) != getattr(infos[0], name) for info in infos):
-            raise InputError(
-                f"the datasets that were concatenated differ in {name}: build one dataset from the files of all"
-            )
+            raise InputError(f"{what} differ in {name}: build one dataset from the files of all")
+
+
+def _joined(infos: list[CutoutInfo]) -> CutoutInfo:
     if len(infos) == 1:
         return infos[0]
-    digest = hashlib.blake2b(" ".join(info.fingerprint for info in infos).encode(), digest_size=16)
-    return replace(infos[0], fingerprint=digest.hexdigest(), left_out=max(info.left_out for info in infos))
+    return replace(
+        infos[0],
+        name=" and ".join(dict.fromkeys(info.name for info in infos)),
+        simulated=any(info.simulated for info in infos),
+        painted=any(info.painted for info in infos) or None,
+        fingerprint=hashlib.blake2b(" ".join(i.fingerprint for i in infos).encode(), digest_size=16).hexdigest(),
+        left_out=max(info.left_out for info in infos),
+    )
 
 
-def _infos(dataset: Any) -> list[CutoutInfo]:
+def _infos(split: Any) -> list[CutoutInfo]:
     """The infos of all datasets that were concatenated; none where a description is not one of ours."""
-    split = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     try:
         # `concatenate_datasets` joins different descriptions in this way; in ours there is no line break.
         found = [CutoutInfo.from_json(text) for text in re.split(r"\n+", split.info.description)]

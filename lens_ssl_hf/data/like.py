@@ -39,6 +39,7 @@ def adopt(options: DataArguments, model: dict[str, Any]) -> None:
         [`InputError`]: an option asks for something else.
     """
     asked = {name: getattr(options, name) for name in ADOPTED}
+    asked["bands"] = asked["bands"] and list(asked["bands"])  # of Python also a tuple
     asked["stretch"] = None if options.stretch == "auto" else options.stretch
     stated = model | {"stretch": model["stretch"]["kind"]}
     for name, value in asked.items():

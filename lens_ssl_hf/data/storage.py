@@ -62,9 +62,12 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
         readme (`str`, *optional*): another README.md, whose header holds that of [`card_header`].
 
     Raises:
-        [`InputError`]: the directory holds something, or cannot be written.
+        [`InputError`]: the directory holds something, or cannot be written; or a split is empty.
     """
     info, directory = cutout_info(dataset_dict), Path(directory)
+    for name, split in dataset_dict.items():
+        if not len(split):  # datasets cannot read a Parquet file without rows
+            raise InputError(f"the {name} split is empty: take it out of the dataset, or put cutouts into it")
     check_target(directory)
     with writing(directory) as new:
         (new / "data").mkdir(parents=True)
@@ -75,7 +78,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
 
 def _write_split(split: datasets.Dataset, name: str, info: CutoutInfo, folder: Path) -> list[str]:
     """The Parquet files of a split, named by their content."""
-    shards = max(1, -(-split.data.nbytes // SHARD_BYTES))
+    shards = min(max(1, -(-_nbytes(split) // SHARD_BYTES)), len(split))
     rows = max(1, ROW_GROUP_BYTES // (len(info.bands) * info.size**2 * 4))
     files = []
     for i in range(shards):
@@ -86,6 +89,11 @@ def _write_split(split: datasets.Dataset, name: str, info: CutoutInfo, folder: P
     return files
 
 
+def _nbytes(split: datasets.Dataset) -> int:
+    """Bytes of a split; its table holds the rows, too, that `select` or `filter` left out."""
+    return split.data.nbytes * len(split) // max(1, split.data.num_rows)
+
+
 def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] | None = None) -> dict[str, Any]:
     """
     The YAML header of the README.md beside Parquet files: what `load_dataset` and the Hub's viewer go by, with the
@@ -93,8 +101,7 @@ def card_header(dataset_dict: datasets.DatasetDict, files: dict[str, list[str]] 
     """
     features = next(iter(dataset_dict.values())).features
     splits = [
-        {"name": name, "num_bytes": split.data.nbytes, "num_examples": len(split)}
-        for name, split in dataset_dict.items()
+        {"name": name, "num_bytes": _nbytes(split), "num_examples": len(split)} for name, split in dataset_dict.items()
     ]
     return {
         "configs": [

@@ -113,12 +113,13 @@ def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors]
         names (`str`): the splits that are needed, where they are there; all by default. The others may be large.
 
     Returns:
-        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of `CutoutInfo`.
+        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of their `CutoutInfo`.
 
     Raises:
-        [`InputError`]: it is no dataset of these kinds, or a pixel is NaN or infinite.
+        [`InputError`]: it is no dataset of these kinds, its splits differ in their display units, or a pixel is NaN or
+            infinite.
     """
-    splits, info = open_splits(cutouts)
+    splits, info = open_splits(cutouts, *names)
     chosen = {name: split for name, split in splits.items() if name in names or not names}
     return {name: check_finite(name, as_tensors(split)) for name, split in chosen.items()}, info
 
@@ -145,8 +146,8 @@ def read_split(parquet: "ParquetSplits", split: str, number: int) -> CutoutTenso
     return check_finite(split, CutoutTensors(pixels, labels, *text))
 
 
-def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
-    """As [`splits_and_info`], with the splits as they are, for [`as_tensors`]."""
+def open_splits(cutouts: Any, *names: str) -> tuple[Mapping[str, Any], dict]:
+    """As [`splits_and_info`], with all splits as they are, for [`as_tensors`]; what is told is told of `names`."""
     if isinstance(cutouts, str | os.PathLike):
         from .dataset import load_cutouts  # datasets, which a Space lacks
 
@@ -155,7 +156,9 @@ def open_splits(cutouts: Any) -> tuple[Mapping[str, Any], dict]:
         return cutouts
     if not isinstance(cutouts, Mapping):
         raise InputError("cutouts must be a DatasetDict from load_cutouts, or the path of what save_cutouts wrote")
-    return cutouts, asdict(cutout_info(cutouts))
+    # Of the others nothing counts: who trains on some splits has not seen what a test split of another source holds.
+    used = {name: split for name, split in cutouts.items() if name in names}
+    return cutouts, asdict(cutout_info(used or cutouts))
 
 
 def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:

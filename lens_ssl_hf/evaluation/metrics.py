@@ -7,7 +7,7 @@ all with their intervals.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import datasets
@@ -284,7 +284,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """
     All measures of [`measures`], and the ROC AUC of the lenses against each subclass of non-lenses alone
-    (`auc_vs_<subclass>`), with 95 % intervals.
+    (`auc_vs_<subclass>`, see [`auc_keys`]), with 95 % intervals.
 
     Args:
         labels (`Sequence[int]` of length `n`): 1 lens, 0 non-lens.
@@ -307,9 +307,8 @@ def measure(
     _check(labels, scores, prevalence)
     found = _measure_all(measures(prevalence), labels, scores, groups, num_bootstrap, seed)
     kinds = np.asarray([""] * len(labels) if subclasses is None else subclasses)
-    for kind in sorted(set(kinds[labels == 0]) - {""}):
-        keep = (labels == 1) | (kinds == kind)
-        key, title = auc_key(kind), f"ROC AUC, lenses against {kind} alone"
+    for kind, key in auc_keys(set(kinds[labels == 0]) - {""}).items():
+        keep, title = (labels == 1) | (kinds == kind), f"ROC AUC, lenses against {kind} alone"
         count = int((kinds[labels == 0] == kind).sum())
         if count < MIN_SUBCLASS:
             found[key] = _entry(title, reason=f"needs {MIN_SUBCLASS} cutouts of this kind, the set has {count}")
@@ -340,6 +339,18 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
 def auc_key(kind: str) -> str:
     """`"auc_vs_face_on_ring"` for the subclass `"Face-on ring"`."""
     return f"auc_vs_{re.sub(r'[^0-9a-z]+', '_', kind.lower())}"
+
+
+def auc_keys(kinds: Collection[str]) -> dict[str, str]:
+    """
+    The key of each subclass, in the order of their names. Where several have one [`auc_key`], as `"E+A"` and `"E-A"`,
+    all but the first end in `_2`, `_3`, ...; a name that is spelled as its key is the first, and so found there.
+    """
+    keys: dict[str, str] = {}
+    for kind in sorted(kinds, key=lambda one: (auc_key(one) != f"auc_vs_{one}", one)):
+        endings = ("", *(f"_{number}" for number in range(2, len(kinds) + 1)))
+        keys[kind] = next(key for end in endings if (key := auc_key(kind) + end) not in keys.values())
+    return {kind: keys[kind] for kind in sorted(keys)}
 
 
 def _check(labels: np.ndarray, scores: np.ndarray, prevalence: float) -> None:

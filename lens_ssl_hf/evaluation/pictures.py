@@ -6,33 +6,37 @@ from pathlib import PurePath
 
 import numpy as np
 
-from ..data.files.bands import band_name
-
-WAVELENGTH_ORDER = ("blue", "u", "g", "green", "r", "red", "i", "z", "y", "Y", "J", "H", "K")
+from ..data.files.bands import WAVELENGTH_ORDER, band_name
 
 
 def colour_image(pixels: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
     """
-    Display units as a picture: the reddest band red, the bluest blue; one band grey.
+    Display units as a picture, in the colours of [`colour_bands`]; one band grey, and of two the mean green.
 
     Args:
         pixels (`np.ndarray` of shape `(bands, H, W)`): display units.
-        bands (`Sequence[str]`, *optional*): names; bands without known names are taken as red first.
+        bands (`Sequence[str]`, *optional*): their names.
 
     Returns:
         `np.ndarray` of shape `(H, W, 3)`: uint8.
     """
-    names = [band_name(name) for name in bands or ()]
-    order = list(range(len(pixels)))
-    if len(names) == len(pixels) and set(names) <= set(WAVELENGTH_ORDER):
+    image = np.clip(np.nan_to_num(pixels[colour_bands(bands, len(pixels))]), 0, 255)
+    if len(pixels) == 2:
+        image[1] = (image[0] + image[2]) / 2
+    return np.moveaxis(image, 0, -1).round().astype(np.uint8)
+
+
+def colour_bands(bands: Sequence[str] | None, count: int) -> list[int]:
+    """
+    Which of `count` bands are red, green and blue: i, r and g where they are there, else the reddest, the middle and
+    the bluest; where a wavelength is not known, the first, the middle and the last.
+    """
+    names, order = [band_name(name) for name in bands or ()], list(range(count))
+    if len(names) == count and set(names) <= set(WAVELENGTH_ORDER):
         order.sort(key=lambda i: -WAVELENGTH_ORDER.index(names[i]))
         if {"g", "r", "i"} <= set(names):
             order = [names.index(name) for name in "irg"]
-    chosen = [order[0], order[len(order) // 2], order[-1]]
-    image = np.clip(np.nan_to_num(pixels[chosen]), 0, 255)
-    if len(order) == 2:
-        image[1] = (image[0] + image[2]) / 2
-    return np.moveaxis(image, 0, -1).round().astype(np.uint8)
+    return [order[0], order[len(order) // 2], order[-1]]
 
 
 def format_score(value: float) -> str:

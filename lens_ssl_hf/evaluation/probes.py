@@ -122,7 +122,7 @@ def probe(
 
     Args:
         run (`str` or `os.PathLike`): a pretraining run.
-        cutouts (`DatasetDict` or path of a saved dataset): with train, validation and `split`.
+        cutouts (`DatasetDict` or path of a saved dataset): with train, validation and `split`, which is a third one.
         output_dir (`str` or `os.PathLike`, *optional*): where to write, by default the [`evaluation_folder`].
         settings: `prevalence`, `num_bootstrap` and `seed`, see [`evaluate_model`].
 
@@ -132,9 +132,14 @@ def probe(
     Raises:
         [`InputError`]: the run has not finished, a split or its labels are missing, or a feature is NaN or infinite.
     """
+    if split in ("train", "validation"):
+        raise InputError(
+            f"split is {split}, but probes are fitted on train and choose C on validation: give a third one, such as "
+            "test"
+        )
     encoder = load_encoder(run)
     names = ("train", "validation", split)
-    cutouts = open_splits(cutouts)
+    cutouts = open_splits(cutouts, *names)
     splits, info = splits_and_info(cutouts, *names)
     labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in splits.items()}
     labelled_splits(labelled, *names)

@@ -77,7 +77,7 @@ class CardFacts:
         run = Path(run)
         facts, evaluation = with_history(read_run(run)), read_evaluation(run)
         init = str(facts.get("init", ""))
-        is_hub_id = re.fullmatch(HUB_ID, init) and not Path(init).exists()
+        is_base = _is_hub_id(init) and ("init_run" not in facts or "init_revision" in facts)
         return cls(
             name=name,
             run=one_line(without_local_paths(facts)),
@@ -86,7 +86,7 @@ class CardFacts:
             monitor=_last_monitor(run / "metrics.jsonl"),
             pictures=[file.name for file in run.glob("evaluation/*.png") if evaluation]
             + [file.name for file in run.glob("curves.png")],
-            base_model=base_model or (init if is_hub_id and "init_run" not in facts else None),
+            base_model=base_model or (init if is_base else None),
             **options,
         )
 
@@ -144,8 +144,9 @@ class CardFacts:
 
     @property
     def begun_elsewhere(self) -> bool:
-        """Whether the weights began as those of a model that this package did not make."""
-        return self.runs[-1].get("init_method") == "pretrained"
+        """Whether the weights began as those of a model that this package did not make, or may not have made."""
+        first = self.runs[-1]
+        return first.get("init_method") == "pretrained" or _is_hub_id(str(first.get("init", "scratch")))
 
     @property
     def method(self) -> str:
@@ -220,6 +221,10 @@ class CardFacts:
                     )
                 )
         return results
+
+
+def _is_hub_id(init: str) -> bool:
+    return re.fullmatch(HUB_ID, init) is not None and not Path(init).exists()
 
 
 def with_history(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def export(
         name (`str`, *optional*): what the card loads the model by, such as its Hub id; by default the folder's name.
         license (`str`, *optional*):
             The Hub's name of the licence of the weights; by default `"apache-2.0"`, and none where they began as those
-            of a model that this package did not make, whose licence holds.
+            of a model that this package did not make, or may not have made, whose licence holds.
         with_heads (`bool`, *optional*, defaults to `False`):
             Also write the SSL checkpoint of a pretraining run, with its heads, to `pretraining/`.
         half (`bool`, *optional*, defaults to `False`):

@@ -155,7 +155,7 @@ def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str,
     if not is_whole:
         name = getattr(cutouts, "split", None)
         return cutouts, info_of(cutouts), None if name is None else _name_of(cutouts, str(name))
-    splits, info = open_splits(cutouts)
+    splits, info = open_splits(cutouts, split or "test")
     if split is None:
         split = next(iter(splits)) if len(splits) == 1 else "test"
     if split not in splits:

@@ -113,6 +113,14 @@ def read_config(source: str | os.PathLike) -> PreTrainedConfig:
     return _config(locate(source), source, {})
 
 
+def find_file(source: str | os.PathLike, filename: str) -> Path | None:
+    """One more file beside a model of [`locate`]; `None` where there is none, or the Hub cannot be reached."""
+    try:
+        return _file(locate(source), filename, source, {})
+    except InputError:
+        return None
+
+
 def locate(source: str | os.PathLike, task: str | None = None) -> str:
     """The folder of a run's model, or the folder or Hub id itself; `task` is the one that a run must have had."""
     folder = Path(source)

@@ -26,7 +26,7 @@ _FACTS = ("bands", "pixel_scale", "zero_point")  # that a cutout may state
 
 
 def graded_cutouts(
-    labels: Sequence[str | os.PathLike],
+    labels: str | os.PathLike | Sequence[str | os.PathLike],
     scores: str | os.PathLike,
     info: Mapping[str, Any],
     held_out: Collection[str] = (),
@@ -35,7 +35,7 @@ def graded_cutouts(
     Read the cutouts of graded objects again, from the input of the scores.
 
     Args:
-        labels (`Sequence`): tables of grades, as [`read_grades`] takes them.
+        labels (`str`, `os.PathLike`, or list of them): tables of grades, as [`read_grades`] takes them.
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote, with all graded ids.
         info (`Mapping`): fields of `CutoutInfo`: the cutouts get its bands, pixel scale, zero point, stretch and size.
         held_out (`Collection[str]`): ids that are left out.

@@ -22,22 +22,26 @@ _OTHER_GRADES = {"lens": True, "1": True, "1.0": True, "true": True}
 _OTHER_GRADES |= {"nonlens": False, "0": False, "0.0": False, "false": False}
 
 
-def read_grades(tables: Sequence[str | os.PathLike], positive: Sequence[str] = POSITIVE) -> pandas.DataFrame:
+def read_grades(
+    tables: str | os.PathLike | Sequence[str | os.PathLike], positive: Sequence[str] = POSITIVE
+) -> pandas.DataFrame:
     """
     The votes in tables with the columns `id`, `grade` and perhaps `grader`; rows without a grade are left out.
 
     Args:
-        tables (`Sequence`): files of the grading page, or others. One without graders is of a grader of its own.
+        tables (`str`, `os.PathLike`, or list of them):
+            Files of the grading page, or others. One without graders is of a grader of its own.
         positive (`Sequence[str]`): which of the grades A, B and C make a lens; X never does.
 
     Returns:
         `pandas.DataFrame`: `file`, `id`, `grader`, `grade` (all `str`), `time` (`str`, or `None` where the table has
-        none) and `vote` (1.0 lens, 0.0 no lens), one row for each object and grader: the last one where a grader
-        repeats.
+        none) and `vote` (1.0 lens, 0.0 no lens), one row for each object and grader: where a grader repeats, the last
+        one by `time`, or in the order of the tables where that is not known.
 
     Raises:
         [`InputError`]: a table cannot be read, lacks a column, or has an unknown grade; or there is no grade at all.
     """
+    tables = [tables] if isinstance(tables, str | os.PathLike) else tables
     lenses = {str(one).upper() for one in positive}
     if not lenses or not lenses <= {"A", "B", "C"}:
         raise InputError(f"positive is {' '.join(map(str, positive)) or 'empty'}: choose from A, B and C")
@@ -49,7 +53,19 @@ def read_grades(tables: Sequence[str | os.PathLike], positive: Sequence[str] = P
     by_grader = found.groupby(["id", "grader"], sort=False)
     if changed := int((by_grader["vote"].nunique() > 1).sum()):
         logger.warning(f"{changed} objects were graded twice, and otherwise, by one grader: the last grade counts")
-    return found.loc[~found.duplicated(["id", "grader"], keep="last")].reset_index(drop=True)
+    return _last(found)
+
+
+def _last(grades: pandas.DataFrame) -> pandas.DataFrame:
+    """One grade for each object and grader: see [`read_grades`]."""
+    grades = grades.reset_index(drop=True)
+    times = pandas.to_datetime(grades["time"], utc=True, errors="coerce", format="ISO8601")
+    timed = pandas.DataFrame({"group": grades.groupby(["id", "grader"]).ngroup(), "time": times}).dropna()
+    # Those of a group change places among each other; a row without a time keeps its own.
+    order = grades.index.to_numpy(copy=True)
+    in_time = timed.sort_values("time", kind="stable").sort_values("group", kind="stable")
+    order[timed.sort_values("group", kind="stable").index] = in_time.index
+    return grades.iloc[order].drop_duplicates(["id", "grader"], keep="last").reset_index(drop=True)
 
 
 def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[Any, ...]]:
@@ -78,7 +94,7 @@ def spellings(ids: Sequence[str]) -> set[str]:
 def grades_of(grades: pandas.DataFrame, known: Collection[str]) -> pandas.DataFrame:
     """Those that [`read_grades`] returned of the objects in `known`, with their ids as they are there."""
     found = grades.assign(id=[_spelling(one, known) for one in grades["id"]]).dropna(subset="id")
-    return found.drop_duplicates(["id", "grader"], keep="last")
+    return _last(found)
 
 
 def votes_by_object(grades: pandas.DataFrame, known: Collection[str], place: str) -> pandas.DataFrame:

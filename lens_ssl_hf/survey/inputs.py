@@ -58,6 +58,10 @@ class Options:
     pixel_column: str | None = None
     tiles: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.bands, str):  # one band, not a band for each letter
+            object.__setattr__(self, "bands", [self.bands])
+
     @classmethod
     def of_manifest(cls, options: Mapping[str, Any]) -> "Options":
         """Of an earlier run, among whose options they are."""

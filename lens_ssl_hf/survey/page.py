@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..data.stretch import Stretch
-from ..evaluation.pictures import colour_image
+from ..evaluation.pictures import colour_bands, colour_image
 from ..files import write_text
 from .crops import Preparation
 
@@ -133,8 +133,11 @@ def _about(preparation: Preparation) -> str:
     """What the pictures are."""
     bands, scale = preparation.cutouts.get("bands"), preparation.cutouts.get("pixel_scale")
     size = f"{preparation.size} pixels" + (f" ({preparation.size * scale:.3g} arcsec)" if scale else "")
-    names = f" Bands: {', '.join(bands)}; the reddest is red, the bluest blue." if bands else ""
-    return f"The model sees {size} a side.{names}"
+    text = f"The model sees {size} a side."
+    if bands:
+        red, _, blue = (bands[i] for i in colour_bands(bands, len(bands)))
+        text += f" Bands: {', '.join(bands)}" + (f"; {red} is red, {blue} blue." if len(bands) > 1 else ".")
+    return text
 
 
 def _digest(text: str) -> str:

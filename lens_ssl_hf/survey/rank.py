@@ -76,7 +76,7 @@ def rank(
     audit: int = 0,
     uncertain: int = 0,
     diverse: int = 0,
-    graded: Sequence[str | os.PathLike] | None = None,
+    graded: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     separation: float = 1.0,
     seed: int = 0,
     known: str | os.PathLike | None = None,
@@ -93,7 +93,7 @@ def rank(
         uncertain (`int`, *optional*, defaults to `0`): further rows, of which the model is least sure: see [`doubt`].
         diverse (`int`, *optional*, defaults to `0`):
             Further rows that are unlike each other, from the best `DIVERSE_FROM` times as many: see [`unlike`].
-        graded (`Sequence`, *optional*):
+        graded (`str`, `os.PathLike`, or list of them, *optional*):
             Tables of grades: the ranking says what has one, and these objects are not among `uncertain` and `diverse`.
         separation (`float`, *optional*, defaults to `1.0`):
             In arcsec: of the rows closer than this to a better one, only that is kept; 0 keeps all.

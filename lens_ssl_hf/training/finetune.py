@@ -70,7 +70,7 @@ def finetune(
     given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
     arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
-    cutouts = open_splits(cutouts)
+    cutouts = open_splits(cutouts, "train", "validation")
     train_split, subset, validation, info = _open_splits(cutouts, arguments)
     subset, targets, extra = _add_graded(subset, *cutouts, arguments)
     batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)

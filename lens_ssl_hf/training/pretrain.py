@@ -111,7 +111,7 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
         found = {name: read_split(parquet, name, number) for name in ("train", "validation", "unlabelled")}
         splits, info = {name: split for name, split in found.items() if split is not None}, parquet.info
     else:
-        splits, info = splits_and_info(cutouts)
+        splits, info = splits_and_info(cutouts, "train", "validation", "unlabelled")
     parts = [splits[name] for name in ("train", "unlabelled") if name in splits]
     if not parts:
         raise InputError("the dataset has neither a train nor an unlabelled split: nothing to pretrain on")

@@ -245,17 +245,23 @@ def _stated(facts: dict[str, Any], name: str) -> Any:
 def origin(init: str, encoder: torch.nn.Module | None) -> dict[str, Any]:
     """
     Where initial weights come from: `init`, `init_method` and, where a run of ours made them, that run's facts, else a
-    checksum of the encoder's weights, and where they were exported the facts of what was exported, as `init_recipe`.
+    checksum of the encoder's weights, and where they were exported the facts of what was exported, as `init_recipe`;
+    where that was on the Hub also its commit, as `init_revision`.
     """
+    if init == "scratch":  # also where a run is in a folder of this name
+        return {"init": init, "init_method": "scratch"}
     if (Path(init) / "run.json").is_file():
         parent = read_run(init)
         return {"init": init, "init_method": parent["method"] or parent["init_method"], "init_run": parent}
-    if init == "scratch":
-        return {"init": init, "init_method": "scratch"}
+    from ..models.loading import find_file  # transformers, which reading a run need not wait for
+
     method = getattr(encoder.config, "init_method", "pretrained")  # exports of ours name it
     facts = {"init": init, "init_method": method, "init_weights": checksum("", encoder.state_dict())}
-    recipe = read_recipe(init)
-    return facts if recipe is None else facts | {"init_recipe": recipe}
+    file = find_file(init, RECIPE)  # which `init` on the Hub may lack, and without a network nobody can tell
+    recipe = None if file is None else read_recipe(file.parent)
+    if recipe is None:
+        return facts
+    return facts | {"init_recipe": recipe} | ({} if Path(init).is_dir() else {"init_revision": file.parent.name})
 
 
 def read_recipe(folder: str | os.PathLike) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from ...errors import InputError
 
 PICTURE_BANDS = ("red", "green", "blue")
-WAVELENGTH_ORDER = ("blue", "u", "g", "green", "r", "red", "i", "VIS", "z", "Z", "y", "Y", "J", "H", "K", "Ks")
+WAVELENGTH_ORDER = ("blue", "u", "g", "green", "r", "red", "VIS", "i", "z", "Z", "y", "Y", "NIR_Y", "J", "NIR_J")
+WAVELENGTH_ORDER += ("H", "NIR_H", "K", "Ks")
 
 # Words in the name of an HDU that say that it holds flux.
 IMAGE_WORDS = {"SCI", "SCIENCE", "IMAGE", "IMG", "DATA", "PRIMARY", "COMPRESSED", "COADD", "FLUX", "CUTOUT"}
