@@ -69,9 +69,9 @@ class _Image:
         ]
         shape = (1, *self.values.shape)[-3:]
         dtype = np.dtype(np.uint8 if self.values.is_8_bit else np.float32)
-        facts = raw_of(np.broadcast_to(np.float32(0), shape), dtype, self.headers)
-        self.facts = replace(facts, pixels=np.empty((shape[0], 1, 1)))
         self.wcs: WCS | None = next(filter(None, map(wcs_of, self.headers.chain())), None)
+        facts = raw_of(np.broadcast_to(np.float32(0), shape), dtype, self.headers, wcs=self.wcs)
+        self.facts = replace(facts, pixels=np.empty((shape[0], 1, 1)))
         if self.wcs is None or facts.ra is None:
             raise InputError(f"{self.headers.name} has no WCS of the sky: add one to its header")
 
