@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 
 import labelled_simulations
+import real_sky
 import short_runs
 
 from lens_ssl_hf.commands.parsing import parse
@@ -243,6 +244,7 @@ def make(name: str) -> str:
     kinds = {"trials": trials_table, "demo": demo_line, "benchmark_gpu": gpu_table, "benchmark_scoring": scoring_table}
     kinds |= {"simulated_survey": survey_table, "second_sky": sky_table}
     kinds |= {"short_runs": short_runs.results_table, "labelled_simulations": labelled_simulations.results_table}
+    kinds["real_sky"] = real_sky.results_table
     return kinds.get(name, speed_table)(json.loads((RESULTS / f"{name}.json").read_text()))
 
 

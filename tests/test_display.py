@@ -193,6 +193,15 @@ def test_processor_saves_and_takes_any_number_of_bands(tmp_path, count):
     assert loaded(flux, input_pixel_scale=0.4)["pixel_values"].shape == pixels.shape
 
 
+def test_masked_8_bit_values_are_display_units():
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32), np.uint8)
+    stretch = Stretch("asinh", (-1,), (9,), (1,)).to_dict()
+    processor = LensImageProcessor(["g"], 0.2, stretch, crop_size=32, image_mean=[0.4], image_std=[0.3])
+    plain, masked = (processor(one)["pixel_values"] for one in (pixels, np.ma.masked_array(pixels, mask=False)))
+    assert torch.equal(plain, masked)
+    torch.testing.assert_close(plain[0], (torch.from_numpy(pixels) / 255 - 0.4) / 0.3)
+
+
 def test_a_model_folder_gets_the_processor_and_the_code_that_it_needs(tmp_path):
     cutouts = {"bands": ["g"], "pixel_scale": 0.2, "stretch": Stretch("asinh", (-1,), (9,), (1,)).to_dict()}
     save_processor(tmp_path, cutouts, 16, [0.4], [0.3])

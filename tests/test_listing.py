@@ -348,6 +348,15 @@ def test_bands_of_other_zero_points_are_scaled_to_the_first_of_those_that_are_wa
     )
 
 
+def test_a_build_of_files_with_headers_by_an_earlier_version_is_not_taken_for_today_s(monkeypatch):
+    for i in range(20):
+        Path("data/in/lenses" if i % 2 else "data/in/nonlenses").mkdir(parents=True, exist_ok=True)
+        np.savez(f"data/in/{'lenses' if i % 2 else 'nonlenses'}/{i}.npz", data=flux(i), zero_point=[25.0, 27.0, 27.0])
+    now = cutout_info(load("data/in"))
+    monkeypatch.setattr("lens_ssl_hf.data.dataset.FITS_VERSION", 2)
+    assert now.zero_point == 25.0 and cutout_info(load("data/in")).fingerprint != now.fingerprint
+
+
 # Nothing of this machine is published
 
 

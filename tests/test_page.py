@@ -456,6 +456,19 @@ def test_who_graded_before_goes_on_with_the_rest(run, page):
     page.run("move(state.order.indexOf(0))")
     page.press("c")
     assert graded(page, start(page, path))[order.index(0)] == "C"
+    page.run("change([[1, undefined]])")  # taken back, though it came with the page
+    kept = {order[place]: grade for place, grade in graded(page, start(page, path)).items()}
+    assert kept == {0: "C", 2: "A"}
+    older = {ids[0]: {"grade": "X", "time": "2025-01-01T00:00:00Z"}, ids[5]: {"grade": "B", "time": "2025-01-01"}}
+    page.run("localStorage.setItem(keyOf('Ada'), JSON.stringify({seed: state.seed, grades: arguments[0]}))", older)
+    kept = {order[place]: grade for place, grade in graded(page, start(page, path)).items()}
+    assert kept == {0: "A", 1: "A", 2: "A", 5: "B"}  # of an older page: what came with this one is newer
+    lines = [f"{ids[5]},{grade},Ada,{year}-02-01T00:00:00Z" for grade, year in (("X", 2026), ("C", 2024), ("A", 2025))]
+    Path("exports.csv").write_text("\n".join(["id,grade,grader,time", *lines]))  # put together, newest first
+    page.choose_files("#file", Path("exports.csv").absolute())
+    page.wait("return document.getElementById('message').textContent.includes('exports.csv')")
+    assert text(page, "message").startswith("1 of 3 grades of exports.csv are imported; 2 are not newer than others")
+    assert graded(page, order)[order.index(5)] == "X"
     assert list(graded(page, start(page, path, "Bob")).values()) == ["X"]
     assert not graded(page, start(page, path, "Eve"))
     page.open(path.as_uri())

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lens_ssl_hf import InputError, draw_map, find_anomalies, score, search
 from lens_ssl_hf.commands import search as command
 from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.survey import manifest as manifests
+from lens_ssl_hf.survey.embedding_map import _colours
 from lens_ssl_hf.survey.embeddings import SHRINKAGE, Whitening, open_embeddings, sample
 from lens_ssl_hf.survey.search import DISLIKE, NEIGHBOUR
 
@@ -109,6 +111,23 @@ def test_what_varies_most_does_not_hide_the_classes():
     assert purity[0] < 0.55 and purity[1] > 0.7
     with pytest.raises(InputError, match="no two different embeddings"):
         Whitening.fit(np.ones((5, 3)))
+
+
+def test_shards_of_flagged_rows_alone_have_nothing_to_compare(survey):
+    shutil.copytree(survey / "scores", "scores")
+    for path in Path("scores").glob("*.parquet"):
+        table = parquet.read_table(path)
+        place = table.column_names.index("score")
+        parquet.write_table(table.set_column(place, "score", pyarrow.nulls(len(table), pyarrow.float64())), path)
+    for use in (lambda: find_anomalies("scores", "out"), lambda: draw_map("scores", "out")):
+        with pytest.raises(InputError, match="scores holds no scored cutout, only flagged ones"):
+            use()
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_a_map_in_the_colours_of_texts(kind):
+    colours, legend = _colours(pyarrow.chunked_array([["a", "b", "a"]], kind), "tile")
+    assert colours == [legend["a"], legend["b"], legend["a"]] and colours[0] != colours[1]
 
 
 @pytest.mark.parametrize("size", [40, COUNT])

@@ -315,7 +315,16 @@ def test_some_pixels_are_masked_in_some_cutouts():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"size": 63}, {"size": 16}, {"pixel_scale": 0.0}, {"min_radius_over_seeing": 5.0}]
+    "settings",
+    [
+        {"size": 63},
+        {"size": 16},
+        {"pixel_scale": 0.0},
+        {"pixel_scale": math.nan},
+        {"size": 64, "pixel_scale": 0.05},  # arcs would lie outside
+        {"min_radius_over_seeing": 5.0},
+        {"min_radius_over_seeing": 0.0},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError, match=next(iter(settings))):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,14 @@ from astropy.table import Table
 from conftest import at_most, make_cutouts, save_toy
 from PIL import Image
 from pyarrow import parquet
+from safetensors.torch import load_file, save_file
 from tiny_runs import FLUX, FLUX_STRETCH, make_flux, write_classifier_run, write_flux_run, write_pretrain_run
+from transformers import ViTForImageClassification
 
 from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, rank, score
 from lens_ssl_hf.commands import score as command
 from lens_ssl_hf.inference.classifier import Classifier
+from lens_ssl_hf.survey import manifest as manifests
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -284,6 +288,20 @@ def test_what_is_done_is_not_done_again_and_tasks_share_the_shards(run):
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in Path("scores").glob("scores-*")}.items()
     score(run, folder, "whole")
     assert read("whole")["logit"].to_numpy() == pytest.approx(read()["logit"].to_numpy(), abs=1e-5)
+
+
+def test_a_model_in_several_files_is_known_by_all_of_them(run):
+    shutil.copytree(f"{run}/model", "several")
+    Path("several/model.safetensors").unlink()
+    ViTForImageClassification.from_pretrained(f"{run}/model").save_pretrained("several", max_shard_size="50KB")
+    files = sorted(Path("several").glob("model-*.safetensors"))
+    assert len(files) > 1 and not Path("several/model.safetensors").exists()
+    score("several", write_parquet(), "scores")
+    before = json.loads(Path("scores/manifest.json").read_text())["models"][0]["weights_sha256"]
+    assert before == manifests.weights_sha256("several") and len(before) == 64
+    tensors = load_file(files[-1])
+    save_file({name: one + 1 for name, one in tensors.items()}, files[-1], metadata={"format": "pt"})
+    assert manifests.weights_sha256("several") != before
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ from .stretch import STRETCHES, Stretch
 logger = logging.getLogger(__name__)
 
 BUILDER_VERSION = "1.0.0"  # raise it whenever the same source gives other data: it is part of the fingerprint
-FITS_VERSION = 3  # raise it whenever the same FITS file gives other pixels: it is part of fingerprints with such files
+# Raise it whenever the same FITS or .npz file gives other pixels: it is part of fingerprints with such files.
+FITS_VERSION = 3
 REPORT_FILE = "bad_files.csv"
 
 _SIMULATED = {f"{split}_size" for split in FIRST_INDEX}
@@ -89,7 +90,8 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
         }
         if self.listing.stack is not None:
             content["stack"] = asdict(self.listing.stack) | {"path": ""}
-        if any(str(path).lower().endswith(FITS_SUFFIXES) for row in self.listing.rows for path in row.paths):
+        with_headers = (*FITS_SUFFIXES, ".npz")
+        if any(str(path).lower().endswith(with_headers) for row in self.listing.rows for path in row.paths):
             content["fits"] = FITS_VERSION
         encoded = json.dumps(content, sort_keys=True).encode()
         return hashlib.blake2b(encoded, digest_size=16).hexdigest()

@@ -104,13 +104,14 @@ class LensImageProcessor(BaseImageProcessor):
     def _process(self, image: Any, index: int, bands: Sequence[str] | None, pixel_scale: float | None) -> np.ndarray:
         name = f"cutout {index}"
         is_picture = hasattr(image, "convert")  # PIL
+        is_8_bit = getattr(image, "dtype", None) == np.uint8  # also where it is masked
         if isinstance(image, torch.Tensor):  # numpy knows no bfloat16
             image = image.detach().cpu()
             image = image.float() if image.is_floating_point() else image
         elif isinstance(image, np.ma.MaskedArray):
             image = image.astype(np.float32).filled(np.nan)
         array = np.asarray(image)
-        is_display = array.dtype == np.uint8
+        is_display = is_8_bit or array.dtype == np.uint8
         array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0) if is_picture else array
         count = len(self.image_mean)
         if bands is not None and self.bands is not None:

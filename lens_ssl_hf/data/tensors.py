@@ -113,7 +113,8 @@ def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors]
         names (`str`): the splits that are needed, where they are there; all by default. The others may be large.
 
     Returns:
-        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of their `CutoutInfo`.
+        `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of the `CutoutInfo` of the first of
+        `names`: splits may be of several sources with the same units.
 
     Raises:
         [`InputError`]: it is no dataset of these kinds, its splits differ in their display units, or a pixel is NaN or
@@ -147,7 +148,7 @@ def read_split(parquet: "ParquetSplits", split: str, number: int) -> CutoutTenso
 
 
 def open_splits(cutouts: Any, *names: str) -> tuple[Mapping[str, Any], dict]:
-    """As [`splits_and_info`], with all splits as they are, for [`as_tensors`]; what is told is told of `names`."""
+    """As [`splits_and_info`], with all splits as they are, for [`as_tensors`]."""
     if isinstance(cutouts, str | os.PathLike):
         from .dataset import load_cutouts  # datasets, which a Space lacks
 
@@ -156,9 +157,9 @@ def open_splits(cutouts: Any, *names: str) -> tuple[Mapping[str, Any], dict]:
         return cutouts
     if not isinstance(cutouts, Mapping):
         raise InputError("cutouts must be a DatasetDict from load_cutouts, or the path of what save_cutouts wrote")
-    # Of the others nothing counts: who trains on some splits has not seen what a test split of another source holds.
-    used = {name: split for name, split in cutouts.items() if name in names}
-    return cutouts, asdict(cutout_info(used or cutouts))
+    used = {name: cutouts[name] for name in names if name in cutouts} or dict(cutouts)
+    cutout_info(used)  # raises where their units differ
+    return cutouts, asdict(cutout_info(next(iter(used.values()))))
 
 
 def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> int:

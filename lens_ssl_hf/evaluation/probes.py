@@ -139,7 +139,7 @@ def probe(
         )
     encoder = load_encoder(run)
     names = ("train", "validation", split)
-    cutouts = open_splits(cutouts, *names)
+    cutouts = open_splits(cutouts, split, "train", "validation")  # the report is on the first
     splits, info = splits_and_info(cutouts, *names)
     labelled = {name: one.select((one.labels >= 0).nonzero().flatten()) for name, one in splits.items()}
     labelled_splits(labelled, *names)

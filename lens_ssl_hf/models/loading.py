@@ -354,7 +354,7 @@ def check_weights(model: torch.nn.Module, source: Any) -> None:
 def _count_values(name: str, source: Any, hub: Mapping[str, Any]) -> int:
     """How many numbers the safetensors files of a model hold; all of them are there, and hold floats."""
     count = 0
-    for path in _weight_files(name, source, hub):
+    for path in weight_files(name, source, hub):
         _refuse_pointer(path, source)
         try:
             with safe_open(path, framework="pt") as file:
@@ -370,7 +370,8 @@ def _count_values(name: str, source: Any, hub: Mapping[str, Any]) -> int:
     return count
 
 
-def _weight_files(name: str, source: Any, hub: Mapping[str, Any]) -> Iterator[Path]:
+def weight_files(name: str, source: Any, hub: Mapping[str, Any]) -> Iterator[Path]:
+    """The safetensors files of a model whose folder or Hub id is `name`."""
     if path := _file(name, WEIGHTS, source, hub):
         yield path
         return

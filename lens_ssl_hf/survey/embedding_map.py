@@ -92,7 +92,7 @@ def _project(embeddings: np.ndarray, projection: str, seed: int) -> np.ndarray:
 
 def _colours(values: pyarrow.ChunkedArray, column: str) -> tuple[list[str], Any]:
     """A colour for each value; and the names of the colours, or the scale of numbers."""
-    if pyarrow.types.is_string(values.type):
+    if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
         texts = [str(value) for value in values.to_pylist()]
         names = sorted(set(texts))
         if len(names) > len(COLOURS):

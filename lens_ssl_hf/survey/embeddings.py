@@ -35,7 +35,12 @@ def embeddings_of(table: pyarrow.Table) -> np.ndarray:
 
 
 def sample(shards: Shards, number: int, seed: int = 0) -> pyarrow.Table:
-    """Up to `number` random rows of up to `SAMPLE_SHARDS` shards, in their order."""
+    """
+    Up to `number` random rows of up to `SAMPLE_SHARDS` shards, in their order.
+
+    Raises:
+        [`InputError`]: these shards hold flagged rows only.
+    """
     parts, lots = [], []
     for i in spread(len(shards.paths), SAMPLE_SHARDS):
         table = shards.read(i)
@@ -43,6 +48,8 @@ def sample(shards: Shards, number: int, seed: int = 0) -> pyarrow.Table:
         picked = np.sort(np.argsort(lot)[:number])
         parts.append(table.take(picked))
         lots.append(lot[picked])
+    if not sum(map(len, parts)):
+        raise InputError(f"{shards.paths[0].parent} holds no scored cutout, only flagged ones: see the column flag")
     return pyarrow.concat_tables(parts).take(np.sort(np.argsort(np.concatenate(lots))[:number]))
 
 

@@ -149,15 +149,14 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def weights_sha256(model: Any) -> str:
-    """SHA-256 of a model's file of weights, as `sha256sum` and the Hub show it."""
-    from transformers.utils import cached_file
+    """SHA-256 of a model's file of weights, as `sha256sum` and the Hub show it; of several files that of theirs."""
+    from ..models.loading import locate, weight_files  # torch, which a ranking does not need
 
-    from ..models.loading import WEIGHTS, locate  # torch, which a ranking does not need
-
-    folder = locate(model)
-    path = Path(folder) / WEIGHTS if Path(folder).is_dir() else Path(cached_file(folder, WEIGHTS))
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digests = []
+    for path in weight_files(locate(model), model, {}):
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _is_installed(package: str) -> bool:

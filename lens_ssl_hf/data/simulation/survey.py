@@ -62,8 +62,13 @@ class SimulationConfig:
     def __post_init__(self):
         if self.size < 32 or self.size % 2:
             raise InputError(f"size is {self.size}; give an even number of at least 32 pixels")
-        if self.pixel_scale <= 0 or min(self.seeing) <= 0:
+        if not 0 < self.pixel_scale < math.inf or not 0 < min(self.seeing) <= max(self.seeing) < math.inf:
             raise InputError("pixel_scale and seeing must be positive, in arcsec")
+        if self.size * self.pixel_scale < 2 * MAX_ARC_RADIUS:
+            least = 2 * math.ceil(MAX_ARC_RADIUS / self.pixel_scale)
+            raise InputError(f"size is {self.size}, where arcs reach further: give at least {least} pixels")
+        if not self.min_radius_over_seeing > 0:
+            raise InputError(f"min_radius_over_seeing is {self.min_radius_over_seeing}: give a number above 0")
         if self.min_arc_contrast >= 1:
             raise InputError(f"min_arc_contrast is {self.min_arc_contrast}; give a share below 1")
         if self.min_radius_over_seeing * max(self.seeing) > 0.9 * MAX_EINSTEIN_RADIUS:

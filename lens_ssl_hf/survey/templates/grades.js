@@ -49,6 +49,9 @@ function stored(grader) {
 
 function save() {
   const grades = Object.fromEntries([...state.grades].map(([row, one]) => [rows.id[row], one]));
+  for (const id of Object.keys(earlier.get(state.grader) ?? {})) {
+    grades[id] ??= now(null); // it was taken back, and is not to come again
+  }
   try {
     localStorage.setItem(keyOf(state.grader), JSON.stringify({ seed: state.seed, grades }));
     localStorage.setItem("lens-ssl grader", state.grader);
@@ -63,11 +66,20 @@ function save() {
   }
 }
 
-const gradesOf = (grader) => stored(grader)?.grades ?? earlier.get(grader) ?? {};
+const isLater = (one, other) => Date.parse(one.time) > Date.parse(other.time);
+
+// id -> {grade, time}: of what came with the page and what the browser keeps, the later one counts.
+function gradesOf(grader) {
+  const found = new Map(Object.entries(earlier.get(grader) ?? {}));
+  for (const [id, one] of Object.entries(stored(grader)?.grades ?? {})) {
+    if (!found.has(id) || !isLater(found.get(id), one)) found.set(id, one);
+  }
+  return new Map([...found].filter(([, one]) => one.grade));
+}
 
 function restore() {
   state.grades = new Map();
-  for (const [id, one] of Object.entries(gradesOf(state.grader))) {
+  for (const [id, one] of gradesOf(state.grader)) {
     if (rowOf.has(id)) state.grades.set(rowOf.get(id), one);
   }
 }
@@ -190,15 +202,19 @@ async function importCsv(file) {
   }
   const mine = grades.filter((one) => one.grader === state.grader);
   const known = mine.filter((one) => rowOf.has(one.id));
-  const newer = known.filter((one) => {
+  const latest = new Map(); // of each object, since a file may hold several exports
+  for (const one of known) {
+    if (!latest.has(one.id) || isLater(one, latest.get(one.id))) latest.set(one.id, one);
+  }
+  const newer = [...latest.values()].filter((one) => {
     const here = state.grades.get(rowOf.get(one.id));
-    return !here || Date.parse(one.time) > Date.parse(here.time);
+    return !here || isLater(one, here);
   });
   if (newer.length) change(newer.map(({ id, grade, time }) => [rowOf.get(id), { grade, time }]));
   const notes = [`${newer.length} of ${grades.length} grades of ${file.name} are imported`];
   if (mine.length < grades.length) notes.push(`${grades.length - mine.length} are by others than ${state.grader}`);
   if (known.length < mine.length) notes.push(`${mine.length - known.length} are of ids that are not on this page`);
-  if (newer.length < known.length) notes.push(`${known.length - newer.length} are not newer than those here`);
+  if (newer.length < known.length) notes.push(`${known.length - newer.length} are not newer than others of the same objects`);
   tell(notes.join("; ") + ".", 30);
   show();
 }

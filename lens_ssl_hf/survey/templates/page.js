@@ -265,7 +265,7 @@ function recognise() {
   const name = element("grader").value.trim();
   const kept = stored(name);
   if (kept) element("seed").value = kept.seed;
-  const number = Object.keys(gradesOf(name)).length;
+  const number = gradesOf(name).size;
   const others = earlier.size ? `Here are earlier grades by ${[...earlier.keys()].join(", ")}.` : "";
   const isKnown = kept || earlier.has(name);
   element("known-grader").textContent = isKnown ? `${number} of ${COUNT} are graded under this name.` : others;
