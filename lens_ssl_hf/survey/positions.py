@@ -21,7 +21,7 @@ from ..errors import InputError
 AT_ONCE = 1_000_000  # rows of which Python values are made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Positions(Sequence):
     """
     Positions as columns; as a sequence, [`Row`]s that are made when they are asked for.
