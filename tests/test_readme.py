@@ -151,8 +151,8 @@ def test_ten_lines_train_a_model_from_a_folder(tmp_path):
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert "runs/dino-300" in result.stdout and "'value'" in result.stdout, result.stderr
-    for name in ("lens-dino-vitt8", "lens-dino-vitt8-classifier"):
-        assert (tmp_path / name / "model.safetensors").is_file() and (tmp_path / name / "README.md").is_file()
+    exported = tmp_path / "lens-dino-vitt8-classifier"
+    assert (exported / "model.safetensors").is_file() and (exported / "README.md").is_file()
 
 
 def test_units_have_the_zero_points_of_the_table():
