@@ -175,6 +175,24 @@ def scored(run: Path, real: Any) -> dict[str, Any]:
     return {"": single, ", 8 views": replace(single, score=expit(logits))}
 
 
+def as_cell(predictions: Any, folder: Path, way: str, baseline: str, fold: int, seed: int) -> dict[str, Any]:
+    """Predictions, which are saved, as a cell of `compare`, which calls its baseline supervised."""
+    directory = folder / f"{way}, {fold}, {seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    predictions.save(directory / "predictions.parquet")
+    cell = {"method": "supervised" if way == baseline else way, "backbone": "", "labels": "all", "num_labels": 0}
+    return cell | {"seed": seed, "subset": 0, "fold": fold, "directory": str(directory)}
+
+
+def compared(cells: list[dict[str, Any]], baseline: str) -> dict[str, dict[str, Any]]:
+    """The AUCs of each way, and what they are above those of the baseline."""
+    from lens_ssl_hf.study.statistics import COMPARED, compare
+
+    rows = {row["method"]: {name: row[name] for name in COMPARED} for row in compare(cells)}
+    ways = dict.fromkeys(cell["method"] for cell in cells)
+    return {baseline if way == "supervised" else way: rows[way] for way in ways}
+
+
 def results_table(result: dict[str, Any]) -> str:
     """The table of results, by their start."""
     from lens_ssl_hf.study.statistics import COMPARED
@@ -234,7 +252,7 @@ def main() -> None:
     from lens_ssl_hf import cutout_info
     from lens_ssl_hf.data.files.raw import readable
     from lens_ssl_hf.evaluation.predictions import ensemble
-    from lens_ssl_hf.study.statistics import COMPARED, compare
+    from lens_ssl_hf.study.statistics import COMPARED
 
     path, start, result = Path(arguments.result), Path(arguments.start).name, {}
     if path.exists():
@@ -249,13 +267,8 @@ def main() -> None:
     cells: dict[str, list[dict[str, Any]]] = {}  # by how they are scored
 
     def add(way: str, how: str, fold: int, seed: int, predictions: Any) -> None:
-        """A cell of [`compare`], whose baseline is called supervised."""
-        directory = Path(arguments.output) / "predictions" / start / f"{way}{how}, {fold}, {seed}"
-        directory.mkdir(parents=True, exist_ok=True)
-        predictions.save(directory / "predictions.parquet")
-        cell = {"method": "supervised" if way == REAL else way, "backbone": start, "labels": "all", "num_labels": 0}
-        cell |= {"seed": seed, "subset": 0, "fold": fold, "directory": str(directory)}
-        cells.setdefault(how, []).append(cell)
+        folder = Path(arguments.output) / "predictions" / start / how.removeprefix(", ")
+        cells.setdefault(how, []).append(as_cell(predictions, folder, way, REAL, fold, seed))
 
     for fold in arguments.folds:
         real, members = real_cutouts(Path(arguments.data_dir), fold), {}
@@ -270,9 +283,7 @@ def main() -> None:
             add(way, f", 8 views of {arguments.seeds} seeds", fold, 0, ensemble(every))
     rows = {}
     for how, own in cells.items():
-        for row in compare(own):
-            way = REAL if row["method"] == "supervised" else row["method"]
-            rows[way + how] = {name: row[name] for name in COMPARED}
+        rows |= {way + how: row for way, row in compared(own, REAL).items()}
     facts = {name: getattr(arguments, name) for name in ("painted_steps", "real_steps", "per_galaxy", "seeds")}
     result[start] = {**facts, "undecided": len(lenses), "folds": arguments.folds, "rows": rows}
     write_json(path, result)

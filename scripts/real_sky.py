@@ -1,6 +1,6 @@
 """
-What longer pretrainings on pictures of the real sky, patches of 4 pixels, and ensembles are worth there: five folds of
-the CFHTLS cutouts that experts graded.
+What longer pretrainings on pictures of the real sky are worth there, patches of 4 pixels, a teacher whose momentum
+rises, and ensembles: five folds of the CFHTLS cutouts that experts graded.
 
 ```bash
 python scripts/prepare_cfhtls.py --data_dir ../shared/data/cfhtls_spacewarps --output_dir runs/cfhtls/data
@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from labelled_simulations import PIXEL_SCALE, real_cutouts, scored
+from labelled_simulations import PIXEL_SCALE, as_cell, compared, real_cutouts, scored
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.data.options import option
@@ -25,11 +25,15 @@ from lens_ssl_hf.errors import exit_on_input_error
 from lens_ssl_hf.files import write_json, write_text
 
 FOLDS, CNN_SEEDS = 5, 5
-EPOCHS = {8: 31, 4: 20}  # of the pretrainings, by the side of a patch; patches of 4 take four times as long
+PRETRAININGS = {
+    "patches of 8": {"patch_size": 8, "epochs": 31},
+    "patches of 4": {"patch_size": 4, "epochs": 20},  # four times as long
+    "patches of 8, momentum to 1": {"patch_size": 8, "epochs": 31, "final_teacher_momentum": 1.0},
+}
 STEPS, CNN_STEPS = 500, 1400  # of the fine-tunings
 CNN = "small CNN"
 MANY = f"{CNN}, 8 views of {CNN_SEEDS} seeds"
-ALL = "mean of these CNNs and the two fine-tuned ViTs"
+ALL = "mean of these CNNs and the first two fine-tuned ViTs"
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Arguments:
     result: str = option("model_cards/results/real_sky.json", "The JSON file to write.")
 
 
-def pretrained(data_dir: Path, output: Path, patch: int) -> Path:
+def pretrained(data_dir: Path, output: Path, name: str) -> Path:
     """A pretraining on all pictures, without their labels."""
     import pandas as pd
 
@@ -50,11 +54,16 @@ def pretrained(data_dir: Path, output: Path, patch: int) -> Path:
     table = data_dir / "unlabelled.csv"
     write_text(table, pd.read_csv(data_dir / "cfhtls.csv")[["file", "group"]].to_csv(index=False))
     pictures = load_cutouts(table, bands=["i", "r", "g"], pixel_scale=PIXEL_SCALE)
-    settings = {"method": "ibot", "backbone": "vitt8", "patch_size": patch, "epochs": EPOCHS[patch]}
-    return pretrain(pictures, output / f"patch-{patch}", eval_every=0, precision="bf16", resume="auto", **settings)
+    settings = {"method": "ibot", "backbone": "vitt8", "eval_every": 0, "precision": "bf16", **PRETRAININGS[name]}
+    return pretrain(pictures, output / named(name), resume="auto", **settings)
 
 
-def tested(real: Any, output: Path, starts: dict[int, Path], fold: int) -> dict[str, list[Any]]:
+def named(text: str) -> str:
+    """As a directory."""
+    return text.replace(",", "").replace(" ", "-")
+
+
+def tested(real: Any, output: Path, starts: dict[str, Path], fold: int) -> dict[str, list[Any]]:
     """Predictions of the test split of a fold, by what makes them: one per seed."""
     from lens_ssl_hf import finetune
     from lens_ssl_hf.evaluation.predictions import Predictions, ensemble
@@ -69,48 +78,39 @@ def tested(real: Any, output: Path, starts: dict[int, Path], fold: int) -> dict[
         members.append(views)
     every = [ensemble(members)]
     found[MANY] = [every[0]]
-    for patch, start in starts.items():
-        name, folder = f"iBOT, patches of {patch}", output / f"probe-{patch}-{fold}"
+    for name, start in starts.items():
+        folder = output / f"probe-{named(name)}-{fold}"
         probe(start, real, folder)
-        found[f"{name}, linear probe"] = [Predictions.load(folder / "predictions_linear.parquet")]
-        run = finetune(real, output / f"tuned-{patch}-{fold}", init=start, steps=STEPS, **common)
+        found[f"iBOT, {name}, linear probe"] = [Predictions.load(folder / "predictions_linear.parquet")]
+        run = finetune(real, output / f"tuned-{named(name)}-{fold}", init=start, steps=STEPS, **common)
         single, views = scored(run, real).values()
-        found[f"{name}, fine-tuned"], found[f"{name}, fine-tuned, 8 views"] = [single], [views]
+        found[f"iBOT, {name}, fine-tuned"], found[f"iBOT, {name}, fine-tuned, 8 views"] = [single], [views]
         every.append(views)
-    found[ALL] = [ensemble(every)]
+    found[ALL] = [ensemble(every[:3])]
     return found
 
 
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
-    from lens_ssl_hf.study.statistics import COMPARED, compare
     from lens_ssl_hf.training.run_directory import read_run
 
     data_dir, output = Path(arguments.data_dir), Path(arguments.output)
-    starts = {patch: pretrained(data_dir, output, patch) for patch in EPOCHS}
+    starts = {name: pretrained(data_dir, output, name) for name in PRETRAININGS}
     cells = []
     for fold in range(FOLDS):
-        for way, predictions in tested(real_cutouts(data_dir, fold), output, starts, fold).items():
-            for seed, one in enumerate(predictions):
-                directory = output / "predictions" / f"{way}, {fold}, {seed}"
-                directory.mkdir(parents=True, exist_ok=True)
-                one.save(directory / "predictions.parquet")
-                # `compare` calls its baseline supervised.
-                cell = {"method": "supervised" if way == MANY else way, "backbone": "", "labels": "all"}
-                cell |= {"num_labels": 0, "seed": seed, "subset": 0, "fold": fold, "directory": str(directory)}
-                cells.append(cell)
-    rows = {MANY if row["method"] == "supervised" else row["method"]: row for row in compare(cells)}
-    ways = dict.fromkeys(MANY if cell["method"] == "supervised" else cell["method"] for cell in cells)
-    facts = {patch: read_run(start) for patch, start in starts.items()}
+        for way, found in tested(real_cutouts(data_dir, fold), output, starts, fold).items():
+            folder = output / "predictions"
+            cells += [as_cell(one, folder, way, MANY, fold, seed) for seed, one in enumerate(found)]
+    facts = {name: read_run(start) for name, start in starts.items()}
     result = {
         "pretraining": {
-            str(patch): {"images": one["num_train_images"], "epochs": EPOCHS[patch], "seconds": round(one["seconds"])}
-            for patch, one in facts.items()
+            name: {"images": one["num_train_images"], "seconds": round(one["seconds"]), **PRETRAININGS[name]}
+            for name, one in facts.items()
         },
         "steps": STEPS,
         "cnn_steps": CNN_STEPS,
-        "rows": {way: {name: rows[way][name] for name in COMPARED} for way in ways},
+        "rows": compared(cells, MANY),
     }
     write_json(Path(arguments.result), result)
     print(results_table(result))
@@ -130,8 +130,8 @@ def results_table(result: dict[str, Any]) -> str:
             found = entry.get("minus", {}).get("supervised")
             lines[-1] += [format_interval(entry), format_interval(found, signed=True) if found else ""]
     pretrainings = "; ".join(
-        f"patches of {patch}, {one['epochs']} epochs on {one['images']:,} pictures, {one['seconds'] / 60:.0f} minutes"
-        for patch, one in result["pretraining"].items()
+        f"{name}: {one['epochs']} epochs on {one['images']:,} pictures, {one['seconds'] / 60:.0f} minutes"
+        for name, one in result["pretraining"].items()
     )
     return (
         f"{as_markdown(lines)}\n\nMeans over {FOLDS} test folds. The pretrainings: {pretrainings}. Steps of "
