@@ -193,9 +193,13 @@ def measure_memory(arguments: BenchmarkArguments) -> dict[str, Any]:
 
 
 def measure_positions(arguments: BenchmarkArguments) -> dict[str, Any]:
-    """What opening a table of positions on tiles takes: seconds, and memory beyond what the process had."""
+    """
+    What opening a table of positions on tiles takes: seconds, and memory beyond what the process had; and how long a
+    further task needs, which reads their order and a shard of them.
+    """
     result = run_worker(arguments, "positions")
     print(f"    {result['positions']:,}: {result['seconds']:.0f} s, {result['bytes_per_position']:.0f} bytes each")
+    print(f"    a further task: {result['seconds_of_a_further_task']:.2f} s")
     return result
 
 
@@ -306,8 +310,17 @@ def work_on_positions(arguments: BenchmarkArguments, number: int = 10_000_000, t
         source = open_input(f"{folder}/t.parquet", Options(tiles=f"{folder}/{{band}}/*.fits"), INFO["bands"])
         source.fingerprint  # noqa: B018 (a run asks for it, too)
         seconds = time.perf_counter() - start
-    taken = (kilobytes("VmHWM") - before) * 1024
-    return {"positions": len(source), "tiles": tiles, "seconds": seconds, "bytes_per_position": taken / number}
+        taken = (kilobytes("VmHWM") - before) * 1024
+        stored = Path(folder, "positions.arrow")
+        source.keep(stored)
+        size, start = stored.stat().st_size, time.perf_counter()
+        again = open_input(
+            f"{folder}/t.parquet", Options(tiles=f"{folder}/{{band}}/*.fits"), INFO["bands"], None, stored
+        )
+        again.rows.part(0, 100_000)  # a shard
+        again_seconds = time.perf_counter() - start
+    found = {"positions": len(source), "tiles": tiles, "seconds": seconds, "bytes_per_position": taken / number}
+    return found | {"seconds_of_a_further_task": again_seconds, "bytes_stored_per_position": size / number}
 
 
 WORKERS = {"step": work_on_steps, "memory": work_on_memory, "scoring": work_on_scoring}

@@ -21,7 +21,8 @@ from test_survey import read
 from lens_ssl_hf import InputError, rank, score
 from lens_ssl_hf.commands import score as command
 from lens_ssl_hf.data.simulation import simulate_cutout
-from lens_ssl_hf.survey import tiles
+from lens_ssl_hf.survey import inputs, tiles
+from lens_ssl_hf.survey import positions as positions_module
 from lens_ssl_hf.survey.crops import Asked, Preparation
 from lens_ssl_hf.survey.inputs import Options, open_input
 from lens_ssl_hf.survey.positions import of_parquet
@@ -299,7 +300,7 @@ def test_tables_of_positions_of_every_kind(suffix, run):
     write_tiles(centres=CENTRES[:1])
     ra, dec = positions(CENTRES[:1], count=3, reach=0.002)
     source = open_input(write_positions(ra, dec, f"t{suffix}"), Options(tiles=PATTERN), list(BANDS))
-    assert source.ids.type == pyarrow.int64() and set(source.ids.to_pylist()) == set(IDS[:3])
+    assert source.rows.ids.type == pyarrow.int64() and set(source.rows.ids.to_pylist()) == set(IDS[:3])
 
 
 def write_both(columns):
@@ -332,7 +333,7 @@ def test_parquet_is_read_by_columns_and_means_the_same_as_csv(columns, by_column
     sources = [open_input(name, Options(tiles=PATTERN), list(BANDS)) for name in write_both(columns)]
     assert (of_parquet(Path("t.parquet"), "id", "ra", "dec") is not None) == by_columns
     assert sources[0].rows[:] == sources[1].rows[:] and len(sources[0].rows[:]) >= 2
-    assert sources[0].ids.to_pylist() == sources[1].ids.to_pylist()
+    assert sources[0].rows.ids.to_pylist() == sources[1].rows.ids.to_pylist()
     (first,), (second,) = (one.batches(0, 3, Asked([Preparation(NO_STRETCH, 3, 32)]), 3) for one in sources)
     assert pyarrow.table(first.columns) == pyarrow.table(second.columns)
     assert sources[0].fingerprint == sources[1].fingerprint
@@ -371,6 +372,53 @@ def test_a_tile_without_positions_changes_nothing():
         fits.writeto(f"tiles/{band}/-1.fits", plane, wcs_header(wcs_at(20.0, 2.0), FILTER=band))
     source = open_input(table, Options(tiles=PATTERN), list(BANDS))
     assert source.fingerprint == before and len(source.rows.tiles) == 2
+
+
+@pytest.mark.parametrize("ids", [IDS, [f"\u00fc {i}" for i in range(30)]])
+def test_tasks_read_the_positions_in_their_order_and_neither_table_nor_headers(ids, run, monkeypatch):
+    monkeypatch.setattr(positions_module, "STORED_AT_ONCE", 8)
+    write_tiles()
+    ra, dec = positions()
+    ra[3], ra[4], dec[4] = 20.0, np.nan, np.nan  # off every tile, and unknown
+    table = write_positions(ra, dec, "t.parquet", id=ids)
+    held = open_input(table, Options(tiles=PATTERN), list(BANDS))
+    score(run, table, "scores", tiles=PATTERN, shard_size=7, task=None)
+    monkeypatch.setattr(inputs, "of_parquet", None)
+    monkeypatch.setattr(tiles, "put_on_tiles", None)
+    stored = Path("scores/positions.arrow")
+    source = open_input(table, Options(tiles=PATTERN), list(BANDS), stored=stored)
+    assert source.rows[:] == held.rows[:] and source.rows[17] == held.rows[17] and len(source) == 30
+    assert source.fingerprint == held.fingerprint and source.rows.on_tiles == held.rows.on_tiles == 28
+    for start, stop in ((0, 30), (5, 23), (8, 16), (29, 30)):
+        for one, other in zip(*(one.batches(start, stop, asked(run), 10) for one in (source, held)), strict=True):
+            assert pyarrow.table(one.columns) == pyarrow.table(other.columns)
+            assert str(one.crops) == str(other.crops)
+    for task in (1, 0):
+        score(run, table, "scores", tiles=PATTERN, shard_size=7, tasks=2, task=task)
+    assert read()["id"].to_pylist() == held.rows.ids.to_pylist()
+    assert rank("scores", "ranking")["top"] and Path("ranking/page.html").is_file()
+
+
+def test_positions_that_were_stored_are_not_taken_for_others(run):
+    write_tiles(centres=CENTRES[:1])
+    ra, dec = positions(CENTRES[:1], reach=0.002)
+    table, stored = write_positions(ra, dec), Path("scores/positions.arrow")
+    score(run, table, "scores", tiles=PATTERN, shard_size=20, tasks=2)
+    first = stored.read_bytes()
+    stored.write_bytes(first[: len(first) // 2])
+    score(run, table, "scores", tiles=PATTERN, shard_size=20, tasks=2, task=1)
+    assert stored.read_bytes() == first and read()["id"].to_pylist()
+    Path(table).unlink()
+    write_positions(ra[::-1], dec)
+    with pytest.raises(InputError, match=r"the input is another: fingerprint"):
+        score(run, table, "scores", tiles=PATTERN, shard_size=20)
+    Path("other").mkdir()
+    Path("other/positions.arrow").write_bytes(first)
+    score(run, table, "other", tiles=PATTERN)
+    assert (
+        read("other")["id"].to_pylist() != read()["id"].to_pylist()
+        and Path("other/positions.arrow").read_bytes() != first
+    )
 
 
 def of_pattern(pattern):

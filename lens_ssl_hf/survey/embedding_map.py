@@ -74,7 +74,7 @@ def draw_map(
     with writing(output) as new:
         new.mkdir()
         _draw(places, colours, legend, column, projection, new / "map.png")
-        page = _page(table, places, colours, legend, column, manifest)
+        page = _page(table, places, colours, legend, column, _pictures(table["row"].to_numpy(), scores, manifest))
         (new / "map.html").write_text(page, encoding="utf-8")
     return output
 
@@ -123,7 +123,7 @@ def _draw(places: np.ndarray, colours: list[str], legend: Any, column: str, proj
 
 
 def _page(
-    table: pyarrow.Table, places: np.ndarray, colours: list[str], legend: Any, column: str, manifest: dict[str, Any]
+    table: pyarrow.Table, places: np.ndarray, colours: list[str], legend: Any, column: str, pictures: list[str]
 ) -> str:
     """The page, with all that it shows inside."""
     low, extent = places.min(axis=0), np.ptp(places, axis=0).clip(1e-12)
@@ -139,7 +139,7 @@ def _page(
         "column": column,
         "value": [f"{one:.6g}" if isinstance(one, float) else str(one) for one in table[column].to_pylist()],
         "viewer": [None if None in at else VIEWER.format(*at) for at in positions],
-        "picture": _pictures(table["row"].to_numpy(), manifest),
+        "picture": pictures,
     }
     template = files(__package__).joinpath("templates", "map.html").read_text(encoding="utf-8")
     return template.replace("{{ data }}", json.dumps(data).replace("<", "\\u003c"))  # no text ends the script
@@ -154,10 +154,10 @@ def _legend_of_page(legend: Any, has_unknown: bool) -> dict[str, Any]:
     return {"bar": bar, "ends": ends, "names": {"no value": UNKNOWN} if has_unknown else {}}
 
 
-def _pictures(rows: np.ndarray, manifest: dict[str, Any]) -> list[str]:
+def _pictures(rows: np.ndarray, scores: Path, manifest: dict[str, Any]) -> list[str]:
     """JPEGs in base64 of the cutouts in rows of the input; empty where it can no longer be read."""
     try:
-        source, preparation = open_again(manifest)
+        source, preparation = open_again(scores, manifest)
     except (InputError, OSError) as error:
         logger.warning(f"the page shows no cutouts: {error}")
         return [""] * len(rows)

@@ -59,7 +59,7 @@ def graded_cutouts(
     if share.empty:
         raise InputError(f"all graded objects of {scores} are in the validation or test split: leave extra_labels out")
     names = sorted(share.index, key=rows.__getitem__)
-    found = _sound(dict(zip(names, _read([rows[name] for name in names], manifest, info))))
+    found = _sound(dict(zip(names, _read([rows[name] for name in names], scores, manifest, info))))
     names, pixels = list(found), torch.from_numpy(np.stack([*found.values()]))
     votes = torch.tensor(share[names].to_numpy(), dtype=torch.float32)
     return CutoutTensors(pixels, (votes > 0.5).long(), names, names, [""] * len(names)), votes
@@ -92,10 +92,10 @@ def _sound(found: Mapping[str, np.ndarray | str]) -> dict[str, np.ndarray]:
     return {name: one for name, one in found.items() if not isinstance(one, str)}
 
 
-def _read(rows: list[int], manifest: dict[str, Any], info: Mapping[str, Any]) -> list[np.ndarray | str]:
+def _read(rows: list[int], scores: Path, manifest: dict[str, Any], info: Mapping[str, Any]) -> list[np.ndarray | str]:
     """Cutouts `(bands, size, size)` in the dataset's display units, or why there is none."""
     try:
-        source, _ = open_again(manifest)
+        source, _ = open_again(scores, manifest)
     except (InputError, OSError) as error:
         raise InputError(f"the graded cutouts cannot be read ({error}): put them back, or score again") from error
     preparation = Preparation({name: info[name] for name in (*_FACTS, "stretch")}, len(info["bands"]), info["size"])

@@ -6,8 +6,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import islice
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from . import tiles
 from .crops import Asked, Batch, Crops, Told, spread, text_array
 from .hub_files import find_on_hub, may_be_on_hub
 from .parquet_input import ParquetInput, is_parquet_input
-from .positions import Positions, of_parquet
+from .positions import Positions, StoredPositions, of_parquet, store
 
 logger = logging.getLogger(__name__)
 
@@ -185,36 +186,69 @@ class TileInput(FileInput):
     Positions on tiles, in their order.
 
     Args:
-        rows ([`Positions`]): of which rows are made when they are read.
+        rows ([`Positions`] or [`StoredPositions`]): of which rows are made when they are read.
+        ids (`pyarrow.Array`, *optional*): of rows that are read.
+        order (`str`): a digest of what decides on their order: the table, the tiles, and how they are read.
     """
 
-    rows: Positions
+    rows: Positions | StoredPositions
+    ids: pyarrow.Array | None = None
+    order: str = ""
 
     kind: ClassVar[str] = "tiles"
     read: ClassVar[Callable[[list[Row], Any], Iterable[RawCutout | str]]] = staticmethod(tiles.read_cutouts)
     chunk: ClassVar[int] = tiles.CHUNK
 
     @classmethod
-    def of(
-        cls, name: str, positions: Positions, pattern: str, bands: list[str] | None, hdu: str | None
-    ) -> "TileInput":
+    def of(cls, path: Path, options: Options, bands: list[str], stored: Path | None) -> "TileInput":
         """
         Raises:
             [`InputError`]: half a position; no tiles, or tiles that cannot be opened; no position is on one.
         """
-        positions.check(name)
-        files = tiles.find_tiles(pattern, bands or [])
-        tile, order = tiles.put_on_tiles(positions.ra, positions.dec, files, bands, hdu)
-        if tile[order[0]] == len(files):
-            raise InputError(f"no position of {name} lies on one of the tiles {pattern}: give ra and dec on them")
-        placed = positions.in_order(order, tile, files)
-        return cls(name, placed, placed.ids, hdu, bands)
+        own = bands if options.has_bands else None
+        files = tiles.find_tiles(options.tiles, own or [])
+        columns = options.id_column, options.ra_column, options.dec_column
+        stats = [_stat(one) for one in (path, *chain(*files))]
+        order = repr((str(path), columns, files, own, options.hdu, stats)).encode("utf-8", "backslashreplace")
+        order = hashlib.blake2b(order, digest_size=16).hexdigest()
+        if stored and (known := StoredPositions.find(stored, order)):
+            return cls(str(path), known, order=order)
+        if (positions := of_parquet(path, *columns)) is None:
+            read = _of_table(path, options, bands)
+            positions = Positions.of_rows(list(read.rows), read.ids)
+        positions.check(str(path))
+        tile, numbers = tiles.put_on_tiles(positions.ra, positions.dec, files, own, options.hdu)
+        if tile[numbers[0]] == len(files):
+            raise InputError(
+                f"no position of {path} lies on one of the tiles {options.tiles}: give ra and dec on them"
+            )
+        return cls(str(path), positions.in_order(numbers, tile, files), order=order)
 
-    @property
+    def keep(self, path: Path) -> None:
+        """
+        Write the positions in their order, where this was not done yet, and read them from there from now on, as
+        those do that open the same with `stored`.
+
+        Raises:
+            [`InputError`]: the file cannot be written.
+        """
+        if isinstance(self.rows, Positions):
+            if StoredPositions.find(path, self.order) is None:  # another task may have been faster
+                store(self.rows, path, {"order": self.order, "fingerprint": self.fingerprint})
+            self.rows = StoredPositions(path)
+
+    def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
+        part = self.rows.part(start, stop)
+        yield from FileInput.batches(replace(self, rows=part, ids=part.ids), 0, len(part), asked, size)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Of all positions and ids in their order, and of the names, sizes and times of the files that they lie on."""
+        if isinstance(self.rows, StoredPositions):
+            return self.rows.facts["fingerprint"]
         used = np.unique(self.rows.tile)  # further tiles change nothing
-        stats = [[_stat(path) for path in self.rows.tiles[i]] for i in used[: np.searchsorted(used, self._off)]]
+        off = len(self.rows.tiles)
+        stats = [[_stat(path) for path in self.rows.tiles[i]] for i in used[: np.searchsorted(used, off)]]
         digest = hashlib.blake2b(repr(stats).encode("utf-8", "backslashreplace"), digest_size=16)
         for values in (self.rows.ra, self.rows.dec, np.searchsorted(used, self.rows.tile), self.rows.hashes()):
             digest.update(np.ascontiguousarray(values))
@@ -225,12 +259,7 @@ class TileInput(FileInput):
 
     @property
     def _with_files(self) -> int:
-        return int(np.searchsorted(self.rows.tile, self._off))
-
-    @property
-    def _off(self) -> int:
-        """What stands for the tile of positions that are off all of them."""
-        return len(self.rows.tiles)
+        return self.rows.on_tiles
 
 
 def _of_usual_type(ids: pyarrow.Array) -> pyarrow.Array:
@@ -259,7 +288,13 @@ def _stat(path: Path) -> tuple[str, int, int] | None:
     return str(path.name), found.st_size, found.st_mtime_ns
 
 
-def open_input(source: str | os.PathLike, options: Options, bands: list[str], num_proc: int | None = None) -> Any:
+def open_input(
+    source: str | os.PathLike,
+    options: Options,
+    bands: list[str],
+    num_proc: int | None = None,
+    stored: Path | None = None,
+) -> Any:
     """
     A [`FileInput`] or [`ParquetInput`].
 
@@ -269,6 +304,7 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
         options ([`Options`]): how it is read.
         bands (`list[str]`): those of the models, which `options.file_pattern` needs.
         num_proc (`int`, *optional*): processes that read files.
+        stored (`Path`, *optional*): where [`TileInput.keep`] may have written the positions on tiles.
 
     Raises:
         [`InputError`]: there is nothing, or nothing that can be read; a table or its ids contradict themselves.
@@ -300,12 +336,7 @@ def open_input(source: str | os.PathLike, options: Options, bands: list[str], nu
         rows = _files_of(path, options.file_pattern, bands)
         found = FileInput(str(source), rows, text_array([row.id for row in rows]))
     elif options.tiles:
-        columns = options.id_column, options.ra_column, options.dec_column
-        if (positions := of_parquet(path, *columns)) is None:
-            read = _of_table(path, options, bands)
-            positions = Positions.of_rows(list(read.rows), read.ids)
-        of_files = bands if options.has_bands else None
-        found = TileInput.of(str(source), positions, options.tiles, of_files, options.hdu)
+        found = TileInput.of(path, options, bands, stored)
     elif name.endswith((*TABLE_SUFFIXES, *STACK_SUFFIXES)):
         found = _of_table(path, options, bands)
     else:

@@ -13,6 +13,7 @@ from ..data.display import center_crop
 from ..errors import InputError
 from ..evaluation.plots import contact_sheet
 from ..evaluation.predictions import Predictions
+from . import manifest as manifests
 from .crops import Asked, Preparation
 from .inputs import Options, open_input
 from .page import LIMIT, SIDE, encode, write_page
@@ -25,6 +26,7 @@ SHEET = 100  # candidates on the contact sheet
 def draw(
     table: pyarrow.Table,
     numbers: list[int],
+    scores: Path,
     manifest: dict[str, Any],
     seed: int,
     folder: Path,
@@ -38,14 +40,14 @@ def draw(
     Args:
         table (`pyarrow.Table`): a ranking.
         numbers (`list[int]`): of its rows in the input.
-        manifest (`dict`): of the scores.
+        scores (`Path`), manifest (`dict`): the folder of the scores, and what it says of them.
         seed (`int`): of the order on the page.
         folder (`Path`): where they are written.
         by (`str`): the column that the contact sheet shows and is sorted by.
         grades (`pandas.DataFrame`, *optional*): earlier ones, which the page shows to those who gave them.
     """
     try:
-        source, preparation = open_again(manifest)
+        source, preparation = open_again(scores, manifest)
     except (InputError, OSError) as error:
         logger.warning(f"no contact sheet is drawn and no grading page written: {error}")
         return
@@ -70,7 +72,7 @@ def draw(
         write_page(table, pictures, preparation, seed, folder / "page.html", grades)
 
 
-def open_again(manifest: dict[str, Any]) -> tuple[Any, Preparation]:
+def open_again(scores: Path, manifest: dict[str, Any]) -> tuple[Any, Preparation]:
     """
     The input of a scored survey, and what the first model asks of its cutouts.
 
@@ -81,7 +83,8 @@ def open_again(manifest: dict[str, Any]) -> tuple[Any, Preparation]:
     preparation = Preparation(first["cutouts"], first["num_bands"], first["size"])
     options = Options.of_manifest(manifest["options"])
     bands = [band for one in manifest["models"] for band in one["cutouts"].get("bands") or ()]
-    source = open_input(manifest["input"]["path"], options, list(dict.fromkeys(bands)))
+    bands, stored = list(dict.fromkeys(bands)), scores / manifests.POSITIONS
+    source = open_input(manifest["input"]["path"], options, bands, stored=stored)
     if source.fingerprint != manifest["input"]["fingerprint"]:
         raise InputError(f"{source.name} is not what it was")
     return source, preparation

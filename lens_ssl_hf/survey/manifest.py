@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "manifest.json"
+POSITIONS = "positions.arrow"  # beside it, those on tiles in the order of the scores
 METADATA = b"lens_ssl_hf"  # its key in the schema of a shard
 AGAIN = "remove it, and lens-ssl score makes it again"
 SHARD = "scores-{number:05d}-of-{count:05d}.parquet"

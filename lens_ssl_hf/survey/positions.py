@@ -1,7 +1,12 @@
-"""Positions by the hundred million: columns of a Parquet file that are never rows of Python, and their checks."""
+"""
+Positions by the hundred million: columns of a Parquet file that are never rows of Python, their checks, and the file
+in which they lie in the order of the tiles, so that a task reads its part alone.
+"""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.compute as pc
-from pyarrow import parquet, types
+from pyarrow import ipc, parquet, types
 
 from ..data.files.cells import EMPTY
 from ..data.files.raw import readable
@@ -17,8 +22,12 @@ from ..data.listing.rows import Row
 from ..data.listing.table_files import PARQUET_SUFFIXES
 from ..data.listing.tables import find_column, read_position
 from ..errors import InputError
+from ..files import writing
+from .manifest import AGAIN
 
 AT_ONCE = 1_000_000  # rows of which Python values are made
+STORED_AT_ONCE = 8192  # rows of a file of positions that are read together
+_FACTS = b"lens_ssl_hf"  # in the schema of such a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +64,16 @@ class Positions(Sequence):
         places = [(None if one != one else one for one in both) for both in zip(ra, dec)]
         return [Row(str(name), files, -1, ra=x, dec=y) for name, files, (x, y) in zip(ids, paths, places)]
 
+    def part(self, start: int, stop: int) -> "Positions":
+        """Those from `start` to `stop`."""
+        at = slice(start, stop)
+        return Positions(self.ids[at], self.ra[at], self.dec[at], self.tile[at], self.tiles)
+
+    @property
+    def on_tiles(self) -> int:
+        """How many lie on a tile; these come first."""
+        return int(np.searchsorted(self.tile, len(self.tiles)))
+
     def in_order(self, order: np.ndarray, tile: np.ndarray, tiles: Sequence[tuple[Path, ...]]) -> "Positions":
         """These positions by their numbers in `order`, with the tile of each."""
         return Positions(self.ids.take(pyarrow.array(order)), self.ra[order], self.dec[order], tile[order], tiles)
@@ -76,6 +95,86 @@ class Positions(Sequence):
             part = slice(first, first + AT_ONCE)
             found[part] = pd.util.hash_array(self.ids[part].to_pandas().to_numpy(), categorize=False)
         return found
+
+
+class StoredPositions(Sequence):
+    """
+    Positions in a file that [`store`] wrote. What is asked for is read.
+
+    Args:
+        path (`Path`): the file.
+
+    Raises:
+        `OSError` or `pyarrow.ArrowInvalid`: it is not there, or no such file.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._reader = path, ipc.open_file(pyarrow.OSFile(str(path)))
+        self.facts = json.loads(self._reader.schema.metadata[_FACTS])
+        self.on_tiles: int = self.facts["on_tiles"]
+
+    @classmethod
+    def find(cls, path: Path, order: str) -> "StoredPositions | None":
+        """Those of this `order`, where a file holds them."""
+        try:
+            found = cls(path)
+            return found if found.facts["order"] == order else None
+        except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError):
+            return None  # it is written anew
+
+    @cached_property
+    def tiles(self) -> list[tuple[Path, ...]]:
+        return [tuple(map(Path, paths)) for paths in self.facts["tiles"]]
+
+    def __len__(self) -> int:
+        return self.facts["rows"]
+
+    def __getitem__(self, at: Any) -> Any:
+        if not isinstance(at, slice):
+            return self.part(at, at + 1)[0]
+        return self.part(*at.indices(len(self))[:2])[:]
+
+    def part(self, start: int, stop: int) -> Positions:
+        """
+        Those from `start` to `stop`, in memory.
+
+        Raises:
+            [`InputError`]: the file is damaged.
+        """
+        numbers = range(start // STORED_AT_ONCE, -(-stop // STORED_AT_ONCE))
+        with readable(self._path, fix=AGAIN):
+            found = pyarrow.Table.from_batches([self._reader.get_batch(i) for i in numbers], self._reader.schema)
+        found = found.slice(start - numbers.start * STORED_AT_ONCE, stop - start)
+        ra, dec, tile = (found[name].to_numpy() for name in ("ra", "dec", "tile"))
+        return Positions(found["id"].combine_chunks(), ra, dec, tile, self.tiles)
+
+
+def store(positions: Positions, path: Path, facts: dict[str, Any]) -> None:
+    """
+    Write positions on tiles in their order, as an Arrow file.
+
+    Args:
+        positions ([`Positions`]): with their tiles.
+        path (`Path`): the file.
+        facts (`dict`): `order`, and what else is to be known of them; `rows`, `on_tiles` and `tiles` are added.
+
+    Raises:
+        [`InputError`]: it cannot be written.
+    """
+    tiles = [[str(file) for file in files] for files in positions.tiles]
+    facts = facts | {"rows": len(positions), "on_tiles": positions.on_tiles, "tiles": tiles}
+    kinds = [
+        ("id", positions.ids.type),
+        ("ra", pyarrow.float64()),
+        ("dec", pyarrow.float64()),
+        ("tile", pyarrow.int32()),
+    ]
+    schema = pyarrow.schema(kinds, {_FACTS: json.dumps(facts)})
+    with writing(path) as new, ipc.new_file(str(new), schema) as file:
+        for first in range(0, len(positions), STORED_AT_ONCE):
+            part = positions.part(first, first + STORED_AT_ONCE)
+            columns = [part.ids, *map(pyarrow.array, (part.ra, part.dec, part.tile))]
+            file.write_batch(pyarrow.record_batch(columns, schema=schema))
 
 
 def of_parquet(path: Path, id_column: str, ra_column: str, dec_column: str) -> Positions | None:

@@ -197,7 +197,7 @@ def write_ranking(
         if found is not None:
             write_known(found, len(best) + facts["merged"] + rest, new)
         numbers = [number for part in (best, sample, *proposed.values()) for number in part["row"].to_pylist()]
-        draw(table, numbers, manifest, seed, new, by, grades)
+        draw(table, numbers, folder, manifest, seed, new, by, grades)
         write_json(new / "ranking.json", facts)
     return facts
 

@@ -20,7 +20,7 @@ from ..files import make_folder, remove_dead, write_json, writing
 from . import calibration as calibrations
 from . import manifest as manifests
 from .crops import Batch, facts_of, text_array
-from .inputs import Options, open_input
+from .inputs import Options, TileInput, open_input
 from .parquet_input import ParquetInput
 from .scorer import Scorer, Scores
 
@@ -91,7 +91,7 @@ def score(
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(cutouts)):
         raise InputError(f"output {output} lies in the input {cutouts}: choose another output")
     scorer = Scorer(models, views, embeddings, batch_size, device, precision)
-    source = open_input(cutouts, given, scorer.bands, num_proc)
+    source = open_input(cutouts, given, scorer.bands, num_proc, output / manifests.POSITIONS)
     settings = {"shard_size": shard_size, "views": views, "precision": precision, "embeddings": embeddings}
     manifest = manifests.describe(scorer, models, source, settings | asdict(given))
     manifest["calibration"] = scorer.calibration = calibrations.find(calibration, models, manifest)
@@ -103,6 +103,8 @@ def score(
         scorer.move()
     make_folder(output, "output")
     manifests.agree(output, manifest)
+    if isinstance(source, TileInput):
+        source.keep(output / manifests.POSITIONS)  # whose columns and order other tasks need not hold
     key, paths = manifests.key_of(manifest), manifests.shard_paths(output, manifest)
     own = shards_of(task, tasks, len(paths)) if task is not None else []
     done = {i for i in own if is_done(paths[i], key)}
