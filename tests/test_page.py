@@ -37,7 +37,7 @@ from lens_ssl_hf.survey.page import curves, encode, write_page
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 COUNT, SIZE, SIDE = 60, 32, 45  # the model sees the middle 32 of 45 pixels
-ENTER, ESCAPE, CONTROL, SHIFT, LEFT = "\ue007", "\ue00c", "\ue009", "\ue008", "\ue012"
+ENTER, ESCAPE, CONTROL, SHIFT, LEFT, RIGHT = "\ue007", "\ue00c", "\ue009", "\ue008", "\ue012", "\ue014"
 BANDS = ["g", "r", "i"]
 NASTY = [
     '</script><script>document.title = "x"</script>',
@@ -45,7 +45,7 @@ NASTY = [
     "=1+1",
     "<!--",
     "x\ny z",
-    "é&amp;\u2028",
+    "é\u2028&amp;",
     "__proto__",
 ]
 
@@ -82,7 +82,7 @@ def test_the_page_holds_what_is_listed_with_the_pictures_that_the_model_sees(run
     ids = [2**60 + i for i in range(COUNT)]
     ra = [None, *np.linspace(0, 300, COUNT - 1)]
     write_scores(run, ids, ra=ra, dec=pyarrow.array([None, *[-1.5] * (COUNT - 1)]))
-    rank("scores", "ranking", top=20, audit=15, seed=3)
+    rank("scores", "ranking", top=20, audit=15, seed=2**32 + 3)  # of which the page's order takes 32 bits
     page, table = read_page(), parquet.read_table("ranking/ranking.parquet")
     assert page["rows"]["id"] == [str(one) for one in table["id"].to_pylist()]
     for name in ("ra", "dec", "sample", "inclusion_probability", "score", "logit", "rank", "viewer"):
@@ -182,11 +182,11 @@ def test_captions_tell_apart_what_rounds_to_a_score_of_1(run, monkeypatch):
 
 
 def write_earlier(ids):
-    """Grades of an earlier ranking by two people, in the form that the page exports, and by one without times."""
+    """Grades of an earlier ranking by two people, in the form that the page exports, and by one without a name."""
     time = "2026-01-02T03:04:05.678Z"
     lines = ["id,grade,grader,time", *(f"{one},A,Ada,{time}" for one in ids[:3]), f"{ids[0]},x,Bob,{time}"]
     Path("page.csv").write_text("\n".join([*lines, f"elsewhere,B,Ada,{time}"]))
-    Path("mine.csv").write_text(f"id,grade\n{ids[4]},lens\n")
+    Path("mine.csv").write_text(f"id,grade,time\n{ids[4]},lens,{time}\n{ids[5]},B,{time}\n")
     return ["page.csv", "mine.csv"]
 
 
@@ -197,11 +197,12 @@ def test_a_second_ranking_knows_the_grades_of_the_first(run, monkeypatch, capsys
     line = "lens-ssl scores --output second --top 10 --audit 5 --graded".split()
     monkeypatch.setattr("sys.argv", [*line, *write_earlier(ids)])
     command.main()
-    assert "4 of the listed rows are graded already" in capsys.readouterr().out
+    assert "5 of the listed rows are graded already" in capsys.readouterr().out
     table = parquet.read_table("second/ranking.parquet").to_pydict()
-    assert table["id"] == ids and table["grade"] == ["A X", "A", "A", None, "lens", *[None] * 10]
+    assert table["id"] == ids and table["grade"] == ["A X", "A", "A", None, "lens", "B", *[None] * 9]
     page, one = read_page("second/page.html"), {"grade": "A", "time": "2026-01-02T03:04:05.678Z"}
     assert page["graded"] == {"Ada": dict.fromkeys(ids[:3], one), "Bob": {ids[0]: one | {"grade": "X"}}}
+    assert "mine.csv" not in Path("second/page.html").read_text()  # the page goes to others
     assert read_page("first/page.html")["graded"] == {}
 
 
@@ -325,6 +326,17 @@ def page(tmp_path):
         yield page
 
 
+def write_made(path, pictures, seed=0):
+    """A page of rows that no survey has."""
+    count = len(pictures)
+    columns = {"id": list(range(count)), "ra": [1.5] * count, "dec": [2.5] * count, "sample": ["top"] * count}
+    columns |= {"inclusion_probability": [1.0] * count, "rank": list(range(count)), "viewer": ["https://x"] * count}
+    columns |= {name: [0.5] * count for name in ("score", "logit")}
+    preparation = Preparation({"bands": BANDS, "stretch": STRETCH, "pixel_scale": 0.2}, 3, 64)
+    write_page(pyarrow.table(columns), pictures, preparation, seed, path)
+    return path
+
+
 def start(page, path, grader="Ada", seed=None):
     """The order that a grader gets who opens the page."""
     page.open(path.as_uri())
@@ -384,6 +396,40 @@ def test_mosaic_with_clicks_and_keys(ranking, page):
     assert text(page, "counts") == "50 of 50 graded (A 1, B 1, C 1, X 47)"
     page.press("u", "u", "m")
     assert graded(page, order) == {0: "B", 1: "C", 3: "B"} and page.run("return state.at") == 3
+
+
+def point(page, css):
+    """The pointer comes to rest in the middle of what `css` finds."""
+    box = "const box = document.querySelector(arguments[0]).getBoundingClientRect();"
+    x, y = page.run(f"{box} return [box.x + box.width / 2, box.y + box.height / 2].map(Math.round)", css)
+    move = {"type": "pointerMove", "x": x, "y": y}
+    page._call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": [move]}]})
+
+
+@pytest.mark.slow
+def test_keys_grade_what_is_under_a_pointer_at_rest(page, tmp_path):
+    """No event says that the page has turned below it."""
+    order = start(page, write_made(tmp_path / "page.html", [None] * 250))
+    page.press("m")
+    point(page, "#cells button:nth-child(3)")
+    size = page.run("return document.querySelectorAll('#cells button').length")
+    page.press("r", "a")
+    assert graded(page, order) == {**dict.fromkeys(range(size), "X"), size + 2: "A"}
+    page.press(LEFT, "b")
+    assert graded(page, order)[2] == "B"
+    page.click("#cells button:nth-child(3)")
+    page.run("state.order.length = perPage() + grid().columns - 2")  # one line, in the middle: its cells are elsewhere
+    page.press(RIGHT, "c")
+    assert graded(page, order)[size + 1] == "C"
+    page.press("m")
+    assert page.run("return state.at") == size + 1
+
+
+@pytest.mark.slow
+def test_a_page_of_a_long_seed_starts_with_the_order_that_it_shows(page, tmp_path):
+    path = write_made(tmp_path / "page.html", [None] * 50, seed=2**32 + 5)
+    order = start(page, path)
+    assert "random order of seed 5" in text(page, "about") and start(page, path, "Bob", seed=5) == order
 
 
 @pytest.mark.slow
@@ -495,12 +541,7 @@ def test_a_browser_that_keeps_no_grades_says_so(ranking, page):
 def test_two_thousand_candidates_load_in_seconds(page, tmp_path):
     rng = np.random.default_rng(0)
     pictures = [encode(rng.normal(60, 15, (3, 96, 96)), BANDS) for _ in range(20)] * 100
-    columns = {"id": list(range(2000)), "ra": [1.5] * 2000, "dec": [2.5] * 2000, "sample": ["top"] * 2000}
-    columns |= {"inclusion_probability": [1.0] * 2000, "rank": list(range(2000)), "viewer": ["https://x"] * 2000}
-    columns |= {name: [0.5] * 2000 for name in ("score", "logit")}
-    preparation = Preparation({"bands": BANDS, "stretch": STRETCH, "pixel_scale": 0.2}, 3, 64)
-    path = tmp_path / "page.html"
-    write_page(pyarrow.table(columns), pictures, preparation, 0, path)
+    path = write_made(tmp_path / "page.html", pictures)
     assert path.stat().st_size < 40e6
     before = time.monotonic()
     start(page, path)

@@ -96,6 +96,22 @@ def test_a_file_is_embedded_as_the_survey_was(survey, tmp_path):
     assert of_file["similarity"][1:] == pytest.approx(of_id["similarity"], abs=1e-3)
 
 
+def test_what_is_at_the_place_of_a_given_object_is_left_out(survey):
+    """Rows 3 and 60 are in different shards; row 8 has no position, and the others are degrees away."""
+    shutil.copytree(survey / "scores", "scores")
+    for path in Path("scores").glob("*.parquet"):
+        table = parquet.read_table(path)
+        ra = {IDS[60]: 3 + 0.4 / 3600, IDS[8]: None}
+        found = [ra.get(name, at) for name, at in zip(table["id"].to_pylist(), table["ra"].to_pylist())]
+        place = table.column_names.index("ra")
+        parquet.write_table(table.set_column(place, "ra", pyarrow.array(found, pyarrow.float64())), path)
+    for separation, missing in ((1.0, {3, 8, 20, 60}), (0.3, {3, 8, 20})):
+        search("scores", f"out {separation}", [IDS[3], IDS[8]], IDS[20], top=COUNT, separation=separation)
+        assert set(IDS) - set(listed(f"out {separation}")["id"]) == {IDS[i] for i in missing}
+    with pytest.raises(InputError, match="every scored object of scores is given, or within 1e\\+06 arcsec of one"):
+        search("scores", "out", [IDS[3], IDS[8]], separation=1e6)
+
+
 def test_what_varies_most_does_not_hide_the_classes():
     rng = np.random.default_rng(0)
     label = np.arange(600) % 2
@@ -201,6 +217,10 @@ def test_a_click_on_the_map_shows_the_nearest_cutout(survey, tmp_path):
     draw_map(survey / "scores", "map", "ra")
     with open_browser(tmp_path / "profile") as browser:
         browser.open(f"file://{tmp_path}/map/map.html")
+        browser.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")  # before any click
+        width, height = browser.run("return [canvas.width - 2 * margin, canvas.height - 2 * margin]")
+        x, y = (np.array(page_data("map")[name]) - 0.5 for name in "xy")
+        assert browser.run("return chosen") == np.hypot(width * x, height * y).argmin()
         browser.run(
             "const at = {clientX: left(7), clientY: top_(7)};"
             "canvas.dispatchEvent(new MouseEvent('click', {...at, bubbles: true}));"

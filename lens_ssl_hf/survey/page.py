@@ -44,10 +44,11 @@ def write_page(
         table (`pyarrow.Table`): a ranking.
         pictures (`list[bytes | None]`): of each row what [`encode`] returned; `None` where there is none.
         preparation ([`Preparation`]): of the model that the pictures are for.
-        seed (`int`): of the order that the page proposes.
+        seed (`int`): of the order that the page proposes; of a longer one the last 32 bits, which its shuffle takes.
         path (`Path`): the file to write.
         grades (`pandas.DataFrame`, *optional*):
-            Earlier ones, as [`grades_of`] returns them. Who gave them sees them; without a time they are left out.
+            Earlier ones, as [`grades_of`] returns them. Who gave them sees them; those without a time or a grader's
+            name are left out.
     """
     ids = [str(one) for one in table["id"].to_pylist()]
     rows = {"id": ids, **{name: table[name].to_pylist() for name in _COLUMNS}}
@@ -57,7 +58,7 @@ def write_page(
     sides = {Image.open(io.BytesIO(one)).width for one in pictures if one}
     data = {
         "ranking": hashlib.sha256(listed.encode()).hexdigest()[:16],
-        "seed": seed,
+        "seed": seed % 2**32,
         "size": preparation.size,
         "has_field": max(sides, default=0) > preparation.size,
         "curves": curves(preparation.cutouts, preparation.num_bands),
@@ -124,7 +125,8 @@ def _by_grader(grades: pandas.DataFrame) -> dict[str, dict[str, dict[str, str]]]
     """What the page keeps of each grader's grades by their ids: grade and time."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for one in grades.itertuples():
-        if one.grade in _GRADES and isinstance(one.time, str):
+        is_named = one.grader != one.file  # which stands in for a name; paths are nothing to send to others
+        if is_named and one.grade in _GRADES and isinstance(one.time, str):
             found.setdefault(one.grader, {})[one.id] = {"grade": one.grade, "time": one.time}
     return found
 

@@ -1,6 +1,7 @@
 """A ranking as CSV, Parquet, FITS and VOTable."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..quoting import in_spreadsheet
 
 VIEWER = "https://www.legacysurvey.org/viewer?ra={0:.6f}&dec={1:.6f}&zoom=16&layer=ls-dr10&mark={0:.6f},{1:.6f}"
 _UCDS = {"ra": "pos.eq.ra;meta.main", "dec": "pos.eq.dec;meta.main", "id": "meta.id;meta.main"}
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # one makes the VOTable unreadable
 
 
 def write_tables(table: pyarrow.Table, folder: Path) -> None:
@@ -50,4 +52,6 @@ def _column(values: pyarrow.ChunkedArray, ascii_only: bool) -> Any:
         mask = [cell is None for cell in cells]
         return MaskedColumn(numbers, mask=mask, fill_value=-1) if any(mask) else Column(numbers)
     texts = ["" if cell is None else str(cell) for cell in cells]
-    return Column([text.encode("ascii", "backslashreplace").decode() for text in texts] if ascii_only else texts)
+    if ascii_only:
+        return Column([text.encode("ascii", "backslashreplace").decode() for text in texts])
+    return Column([_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts])

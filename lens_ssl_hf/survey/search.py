@@ -20,6 +20,7 @@ from .crops import text_array
 from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
 from .index import open_index
 from .inputs import FileInput, Options
+from .places import near, places_of
 from .rank import Shards, best_of, write_ranking
 
 DISLIKE = 0.2  # weight of what is disliked, as Rocchio's 0.15 / 0.75
@@ -72,7 +73,8 @@ def search(
         scores (`str` or `os.PathLike`): the folder that [`score`] wrote, with embeddings.
         output (`str` or `os.PathLike`): the folder to write; it must not exist, or be empty.
         like, unlike (`str` or a list of them): ids of the survey, or files of cutouts, which the model then embeds.
-        top (`int`, *optional*, defaults to `100`): objects to list; those that are given are left out.
+        top (`int`, *optional*, defaults to `100`):
+            Objects to list; those that are given, and others within `separation` of them, are left out.
         separation (`float`, *optional*, defaults to `1.0`): as [`rank`] has it.
         device (`str`, *optional*): for files; by default the GPU where there is one.
         index (`bool`, *optional*):
@@ -90,16 +92,17 @@ def search(
     manifest, shards = _open(scores, output, top, separation)
     indexed = open_index(shards) if index else None
     whiten = indexed.whiten if indexed else Whitening.fit(embeddings_of(sample(shards, SAMPLE)))
-    rows, embeddings = _look_up([str(one) for one in (*like, *unlike)], shards, manifest, device)
+    given, embeddings = _look_up([str(one) for one in (*like, *unlike)], shards, manifest, device)
+    left_out = _at_places_of(given, shards, separation)
     found = whiten(embeddings)
     query = found[: len(like)].mean(axis=0)
     if unlike:
         query = query - DISLIKE * found[len(like) :].mean(axis=0)
     query /= np.linalg.norm(query).clip(1e-12)
-    among = indexed.candidates(query, top, separation, rows) if indexed else None
+    among = indexed.candidates(query, top, separation, left_out) if indexed else None
     if among is not None and len(among) < top:  # few rows, or most of them merged
         among = None
-    tables = _Measured(shards, "similarity", lambda table: whiten(embeddings_of(table)) @ query, rows, among)
+    tables = _Measured(shards, "similarity", lambda table: whiten(embeddings_of(table)) @ query, left_out, among)
     settings = {"like": list(map(str, like)), "unlike": list(map(str, unlike))}
     return _write(tables, manifest, output, top, separation, settings)
 
@@ -170,6 +173,11 @@ def _write(
     seed: int = 0,
 ) -> dict[str, Any]:
     best = best_of(tables, top, separation, by=tables.column)
+    if tables.left_out and not len(best):
+        raise InputError(
+            f"every scored object of {tables.shards.paths[0].parent} is given, or within {separation:g} arcsec of one "
+            "that is: give fewer, or a smaller separation"
+        )
     columns = [name for name in tables.shards.columns if name != "embedding"]
     shards = replace(tables.shards, columns=columns)
     return write_ranking(best, shards, manifest, Path(output), separation, seed=seed, by=tables.column, **settings)
@@ -177,11 +185,11 @@ def _write(
 
 def _look_up(
     words: list[str], shards: Shards, manifest: dict[str, Any], device: str | None
-) -> tuple[list[int], np.ndarray]:
+) -> tuple[pyarrow.Table, np.ndarray]:
     """The rows of the survey among `words`, and the embedding of each word: of an id first, else of a file."""
-    rows = _rows_of(words, shards)
+    given = _rows_of(words, shards)
     found = {}
-    for word, row in rows.items():
+    for word, row in zip(given["id"].to_pylist(), given["row"].to_pylist()):
         table = shards.read(row // shards.size)
         found[word] = embeddings_of(table.filter(compute.equal(table["row"], row)))[0]
     files = [word for word in dict.fromkeys(words) if word not in found]
@@ -192,16 +200,24 @@ def _look_up(
         )
     if files:
         found |= zip(files, _embed(files, manifest, device))
-    return list(rows.values()), np.stack([found[word] for word in words])
+    return given, np.stack([found[word] for word in words])
 
 
-def _rows_of(words: list[str], shards: Shards) -> dict[str, int]:
-    rows = {}
-    for table in replace(shards, columns=["id", "score"]):
+def _rows_of(words: list[str], shards: Shards) -> pyarrow.Table:
+    found = []
+    for table in replace(shards, columns=["id", "ra", "dec", "score"]):
         ids = table["id"].cast(pyarrow.string())
-        table = table.set_column(0, "id", ids).filter(compute.is_in(ids, pyarrow.array(words, pyarrow.string())))
-        rows |= zip(table["id"].to_pylist(), table["row"].to_pylist())
-    return rows
+        found.append(table.set_column(0, "id", ids).filter(compute.is_in(ids, pyarrow.array(words, pyarrow.string()))))
+    return pyarrow.concat_tables(found)
+
+
+def _at_places_of(given: pyarrow.Table, shards: Shards, separation: float) -> list[int]:
+    """The numbers of the given rows, and of those within `separation` of them: the survey may hold an object twice."""
+    found, places = given["row"].to_pylist(), places_of(given)
+    if separation and len(places[0]):
+        for table in replace(shards, columns=["ra", "dec", "score"]):
+            found += table["row"].to_numpy()[near(table, places, separation)[0]].tolist()
+    return found
 
 
 def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> np.ndarray:

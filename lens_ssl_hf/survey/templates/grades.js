@@ -14,7 +14,7 @@ const state = {
   grader: "", seed: data.seed, order: [], at: 0, // the place in the order
   grades: new Map(), // row -> {grade, time}
   steps: [], // for undo
-  mosaic: false, pointed: null, curve: 0, wide: false, revealed: false, unsaved: false,
+  mosaic: false, pointer: null, curve: 0, wide: false, revealed: false, unsaved: false,
 };
 
 // ---- the order: a shuffle that depends on the seed alone (mulberry32, Fisher and Yates)
@@ -115,9 +115,8 @@ function grade(letter) {
     if (state.grades.size === COUNT) tell(`All ${COUNT} have a grade: export the CSV.`);
     return move(state.at + 1);
   }
-  const cell = document.activeElement?.closest("#cells button");
-  const row = state.pointed ?? (cell && Number(cell.dataset.row));
-  if (row === null || row === undefined) return tell("Point at a candidate, or move the focus to it with Tab.");
+  const row = pointedRow();
+  if (row === null) return tell("Point at a candidate, or move the focus to it with Tab.");
   change([[row, now(letter)]]);
   mark();
 }

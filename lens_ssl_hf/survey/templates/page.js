@@ -76,11 +76,9 @@ function nextUngraded() {
 }
 
 function switchView() {
-  const cell = document.activeElement?.closest("#cells button");
-  const row = state.pointed ?? (cell && Number(cell.dataset.row));
-  if (state.mosaic && row !== null && row !== undefined) state.at = state.order.indexOf(row);
+  const row = pointedRow();
+  if (state.mosaic && row !== null) state.at = state.order.indexOf(row);
   state.mosaic = !state.mosaic;
-  state.pointed = null;
   move(state.at);
 }
 
@@ -173,6 +171,13 @@ function makeCell() {
   return cell;
 }
 
+// The row of the cell that is under the pointer now, else in focus: no event says that a page turns below the pointer.
+function pointedRow() {
+  const under = state.pointer && document.elementFromPoint(...state.pointer)?.closest("#cells button");
+  const cell = under ?? document.activeElement?.closest("#cells button");
+  return cell ? Number(cell.dataset.row) : null;
+}
+
 function mark() {
   for (const cell of element("cells").children) {
     const row = Number(cell.dataset.row);
@@ -236,12 +241,11 @@ element("cells").addEventListener("click", (event) => {
   const cell = event.target.closest("button");
   if (cell) toggle(Number(cell.dataset.row), event.shiftKey ? "C" : element("click").value);
 });
-element("cells").addEventListener("pointerover", (event) => {
-  state.pointed = Number(event.target.closest("button")?.dataset.row ?? NaN);
-  if (Number.isNaN(state.pointed)) state.pointed = null;
-});
-element("cells").addEventListener("pointerleave", () => (state.pointed = null));
-element("cells").addEventListener("focusin", () => (state.pointed = null));
+for (const kind of ["pointermove", "pointerup"]) { // the latter ends a click, which moves the focus, too
+  document.addEventListener(kind, (event) => (state.pointer = [event.clientX, event.clientY]));
+}
+document.documentElement.addEventListener("pointerleave", () => (state.pointer = null));
+element("cells").addEventListener("focusin", () => (state.pointer = null)); // until the pointer moves again
 
 element("export").addEventListener("click", exportCsv);
 element("import").addEventListener("click", () => element("file").click());
