@@ -29,6 +29,7 @@ from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, rank, score
 from lens_ssl_hf.commands import score as command
 from lens_ssl_hf.inference.classifier import Classifier
 from lens_ssl_hf.survey import manifest as manifests
+from lens_ssl_hf.survey.ranking_tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -477,6 +478,42 @@ def test_many_ids_are_compared_part_by_part(run, monkeypatch):
         score(run, write_parquet(NUMBERED | {"id": ids}), "scores")
 
 
+def test_parquet_files_of_one_name_in_several_folders_have_ids_of_their_own(run):
+    for folder in ("train", "test"):
+        Path("hub", folder).mkdir(parents=True)
+        parquet.write_table(pyarrow.table({"pixels": FLUX[:3].tolist()}), f"hub/{folder}/0000.parquet")
+    score(run, "hub", "scores")
+    assert read()["id"].to_pylist() == [f"{folder}/0000-{i}" for folder in ("test", "train") for i in range(3)]
+
+
+def test_ids_in_parquet_are_those_that_a_table_of_grades_holds(run):
+    write_parquet({"id": [" lead", "b 2 ", "c"], "pixels": FLUX[:3].tolist()}, parts=1)
+    score(run, "shards", "scores")
+    assert read()["id"].to_pylist() == ["lead", "b 2", "c"]
+    shutil.rmtree("shards")
+    for ids, match in (
+        (["a", "a ", "c"], "the id 'a' is in row 1"),
+        (["a", " ", "c"], "has no id in column 'id' of row 2"),
+    ):
+        write_parquet({"id": ids, "pixels": FLUX[:3].tolist()}, parts=1)
+        with pytest.raises(InputError, match=match):
+            score(run, "shards", "others")
+        shutil.rmtree("shards")
+
+
+def test_one_file_whose_first_rows_are_empty_is_scored(run):
+    write_parquet({"id": IDS[:9], "pixels": [None] * 5 + FLUX[:4].tolist()}, parts=1)
+    score(run, "shards", "scores")
+    assert read()["flag"].null_count == 4
+
+
+def test_what_only_some_cutouts_state_is_said(run, caplog):
+    write_files(3, PIXSCALE=0.15)
+    fits.delval("cutouts/001.fits", "PIXSCALE")
+    score(run, "cutouts", "scores")
+    assert "1 of 3 cutouts of cutouts that were looked at state no pixel scale: taken as 0.168" in caplog.text
+
+
 def test_a_full_disk_leaves_what_is_done(run, monkeypatch, capsys):
     folder = write_parquet()
     score(run, folder, "scores", shard_size=10, tasks=2)
@@ -574,6 +611,13 @@ def test_tables_are_read_by_others_and_safe_in_spreadsheets(run):
     assert f"ra={known[0]['ra']:.6f}&dec={known[0]['dec']:.6f}" in known[0]["viewer"]
     image = Image.open("ranking/contact_sheet.png")
     assert image.width > 1000 and np.asarray(image.convert("L")).std() > 20
+
+
+def test_a_votable_has_no_character_that_xml_forbids():
+    ids = ["a\x01b", "\x00", "c\ufffe\uffff", "a\t\x7f\ud7ff\ue000\ufffd\U0001f600é<&"]
+    write_tables(pyarrow.table({"id": ids}), Path())
+    assert list(Table.read("ranking.vot")["id"]) == ["a\ufffdb", "\ufffd", "c\ufffd\ufffd", ids[3]]
+    assert parquet.read_table("ranking.parquet")["id"].to_pylist() == ids
 
 
 def test_a_ranking_without_its_cutouts_has_no_contact_sheet(run, caplog):

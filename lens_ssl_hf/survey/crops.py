@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 
 from ..data.display import center_crop
+from ..data.files.cells import EMPTY
 from ..data.files.raw import RawCutout
 from ..errors import InputError
 from ..inference.read_cutout import as_display
@@ -130,6 +132,15 @@ def text_array(values: Sequence[object]) -> pyarrow.Array:
     """Strings, or nothing, for Arrow, which holds UTF-8 alone; names of files need not be."""
     texts = [None if one is None else str(one).encode("utf-8", "backslashreplace").decode() for one in values]
     return pyarrow.array(texts, pyarrow.string())
+
+
+def plain_texts(values: Any) -> Any:
+    """An Arrow column of ids, whose texts are those of tables: without blanks around them, and null where empty."""
+    if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+        return values
+    values = pc.utf8_trim_whitespace(values)
+    is_missing = pc.is_in(pc.utf8_lower(values), value_set=pyarrow.array(EMPTY, values.type))
+    return pc.if_else(is_missing, pyarrow.scalar(None, values.type), values)
 
 
 def spread(count: int, number: int) -> Iterator[int]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,7 +25,7 @@ from ..data.listing.tables import find_column
 from ..data.storage import ParquetSplits
 from ..errors import InputError
 from ..inference.compatibility import differences
-from .crops import Asked, Batch, Crops, Preparation, Told, spread, text_array
+from .crops import Asked, Batch, Crops, Preparation, Told, plain_texts, spread, text_array
 from .hub_files import reaching
 from .pixel_columns import arrays_of, find_pixels, raw_of
 
@@ -116,7 +117,7 @@ class ParquetInput:
 
     def _hashes(self, scanned: tuple[Place, int, pyarrow.Table]) -> np.ndarray:
         path, first, table = scanned
-        ids = table["id"].to_pandas()
+        ids = plain_texts(table["id"]).to_pandas()
         if ids.isna().any():
             row = first + int(np.flatnonzero(ids.isna())[0]) + 1
             raise InputError(f"{path} has no id in column {self.columns['id']!r} of row {row}: fill it")
@@ -126,7 +127,7 @@ class ParquetInput:
         """Refuse ids that are equal, not their hashes alone."""
         seen: dict[Any, str] = {}
         for path, first, table in self._scan(("id",)) if hashes else ():
-            ids = table["id"].to_pylist()
+            ids = plain_texts(table["id"]).to_pylist()
             found = self._hashes((path, first, table))
             for i in np.flatnonzero(np.isin(found, np.array(list(hashes), np.uint64))):
                 place = f"row {first + i + 1} of {path}"
@@ -147,10 +148,11 @@ class ParquetInput:
 
     def sample(self, number: int, asked: Asked) -> Iterator[tuple[RawCutout | str, str]]:
         """What is read of up to `number` cutouts, and how errors call them; of a saved dataset nothing."""
-        places = [sum(sum(groups) for _, groups in self.files[:i]) for i in range(len(self.files))]
-        for i in spread(len(self.files) if self.info is None else 0, 8):
-            stop = min(places[i] + -(-number // 8), len(self))
-            for record, _, names in self._records(places[i], stop, number):
+        counts = [count for _, groups in self.files for count in groups]
+        chosen = list(spread(len(counts) if self.info is None else 0, 8))
+        for i in chosen:  # a row within a group could only be reached through those before it
+            start = sum(counts[:i])
+            for record, _, names in self._records(start, min(start + -(-number // len(chosen)), len(self)), number):
                 yield from zip(self._raws(record, names), names)
 
     def batches(self, start: int, stop: int, asked: Asked, size: int) -> Iterator[Batch]:
@@ -192,14 +194,25 @@ class ParquetInput:
             if start < before + count and before < stop:
                 bounds = max(start - before, 0), min(stop - before, count)
                 for record, first in _rows(path, groups, *bounds, size, list(self.columns.values())):
-                    yield record, path, [f"{PurePath(path).stem}-{i}" for i in range(first, first + len(record))]
+                    yield record, path, [f"{self._called[path]}-{i}" for i in range(first, first + len(record))]
             before += count
+
+    @cached_property
+    def _called(self) -> dict[Place, str]:
+        """Files by their names alone where these differ; else with the folders in which they lie."""
+        whole = [PurePath(path).with_suffix("") for path, _ in self.files]
+        shared = len(PurePath(os.path.commonpath([path.parent for path in whole])).parts)
+        have_own = len({path.name for path in whole}) == len(whole)
+        names = [path.name if have_own else "/".join(path.parts[shared:]) for path in whole]
+        return dict(zip((path for path, _ in self.files), names))
 
     def _column(self, record: pyarrow.RecordBatch, key: str, names: list[str]) -> pyarrow.Array:
         if key not in self.columns:
             return text_array(names) if key == "id" else pyarrow.nulls(len(record), pyarrow.float64())
         found = record.column(self.columns[key]).cast(self.types[key])
-        if key == "id" or not pyarrow.types.is_floating(found.type):
+        if key == "id":
+            return plain_texts(found)  # as tables of grades are read
+        if not pyarrow.types.is_floating(found.type):
             return found
         values = found.to_pandas().to_numpy()
         return pyarrow.array(values, found.type, mask=np.isnan(values.astype(float)))

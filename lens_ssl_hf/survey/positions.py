@@ -16,13 +16,13 @@ import pyarrow
 import pyarrow.compute as pc
 from pyarrow import ipc, parquet, types
 
-from ..data.files.cells import EMPTY
 from ..data.files.raw import readable
 from ..data.listing.rows import Row
 from ..data.listing.table_files import PARQUET_SUFFIXES
 from ..data.listing.tables import find_column, read_position
 from ..errors import InputError
 from ..files import writing
+from .crops import plain_texts
 from .manifest import AGAIN
 
 AT_ONCE = 1_000_000  # rows of which Python values are made
@@ -238,9 +238,7 @@ def _ids(column: pyarrow.ChunkedArray, name: str, path: Path) -> pyarrow.Array:
     if types.is_integer(column.type):
         ids = column.cast(pyarrow.int64())
     else:
-        ids = pc.utf8_trim_whitespace(column.cast(pyarrow.large_string()))
-        missing = pc.is_in(pc.utf8_lower(ids), value_set=pyarrow.array(EMPTY, pyarrow.large_string()))
-        ids = pc.if_else(missing, pyarrow.scalar(None, pyarrow.large_string()), ids)
+        ids = plain_texts(column.cast(pyarrow.large_string()))
     if ids.null_count:
         row = pc.index(ids.is_null(), True).as_py() + 1
         raise InputError(f"{path}, row {row}: column {name!r} is empty: fill it, or give another id_column")

@@ -224,11 +224,13 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
                 "zero_point, or add MAGZERO or BUNIT to their headers"
             )
         is_asked = stated["flux"] or (name == "pixel scale" and stated["picture"])
-        if known and is_asked and not stated[name]:
+        silent = stated["flux"] + (stated["picture"] if name == "pixel scale" else 0) - stated[name]
+        if known and is_asked and silent and (not stated[name] or name != "zero point"):
             value = " ".join(known[0]) if key == "bands" else f"{known[0]:.4g}"
+            which = f"{silent} of {silent + stated[name]} cutouts" if stated[name] else "no cutout"
+            were = "were looked at state no" if stated[name] else "was looked at states its"
             logger.warning(
-                f"no cutout of {source.name} that was looked at states its {name}: taken as {value}; if that is "
-                f"wrong, give {key}"
+                f"{which} of {source.name} that {were} {name}: taken as {value}; if that is wrong, give {key}"
             )
     return sorted(set(stated) - {"flux", "picture"})
 
