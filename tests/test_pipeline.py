@@ -217,6 +217,23 @@ def test_bare_lists_of_numbers_do_not_tell_their_units(split, classify, expected
     assert [lens_score(result) for result in several] == pytest.approx(expected[:2], abs=1e-6)
 
 
+def test_rows_that_lack_a_column_do_not_tell_their_units(split, classify, expected):
+    rows = split.remove_columns("subclass")
+    unknown = Dataset.from_dict(rows.to_dict(), features=rows.features)  # without what load_cutouts says of it
+    batches = DataLoader(unknown.with_format("torch"), batch_size=2)
+    for cutouts in (
+        rows.with_format("torch")[2:4],
+        unknown.with_format("numpy"),
+        batches,
+        [rows.with_format("numpy")[2]],
+    ):
+        with pytest.raises(InputError, match=r"cutout 0 is a row that does not say .*: give units='display' where"):
+            list(classify(cutouts))
+    assert lens_score(classify(rows.with_format("numpy")[2], units="display")) == pytest.approx(expected[2], abs=1e-6)
+    found = classify(unknown, units="display")
+    assert [lens_score(result) for result in found] == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_split_of_other_cutouts_than_the_models(split, classify, caplog):
     with pytest.raises(InputError, match="takes bands in the order i r g, not g r i"):
         classify(split_of(list(split.with_format("numpy")["pixels"]), BANDS[::-1]))

@@ -45,8 +45,9 @@ def open_inputs(cutouts: Any) -> Inputs:
     """
     if isinstance(cutouts, Mapping) and "pixels" in cutouts:
         pixels = cutouts["pixels"]
-        units = units_of_row(cutouts)
-        return Inputs(pixels, units=units) if _depth(pixels) == 4 else Inputs([cutouts], is_one=True)
+        if _depth(pixels) == 4:
+            return Inputs([{**dict.fromkeys(cutouts), "pixels": one} for one in pixels], units=units_of_row(cutouts))
+        return Inputs([cutouts], is_one=True)
     if isinstance(cutouts, Mapping):
         raise InputError(f"the cutouts are in {', '.join(map(str, cutouts)) or 'nothing'}: give one of these")
     if isinstance(cutouts, DataLoader):
@@ -88,7 +89,7 @@ def _open_dataset(dataset: Any) -> Inputs:
         return Inputs(dataset, is_stream=True, info=info, units=units)
     if (dataset.format or {}).get("type") != "custom":  # a transform of the user's own stays
         dataset = dataset.select_columns("pixels").with_format("numpy")
-    return Inputs(KeyDataset(dataset, "pixels"), info=info, units=units)
+    return Inputs(KeyDataset(dataset, "pixels") if units else dataset, info=info, units=units)
 
 
 def _open_column(column: Any) -> Inputs:

@@ -80,7 +80,8 @@ class LensClassificationPipeline(ImageClassificationPipeline):
             units (`str`, *optional*):
                 What float values are: `"flux"` in the units of the training data, or `"display"` (0 to 255). By
                 default flux for files and arrays, and display units for splits and rows, which are. Nested lists,
-                such as `data["test"][0]["pixels"]`, do not tell. 8-bit values are display units always.
+                such as `data["test"][0]["pixels"]`, and rows that lack a column of load_cutouts do not tell. 8-bit
+                values are display units always.
             hdu (`int` or `str`, *optional*):
                 FITS only: number or name of the image HDU.
             kwargs:
@@ -133,6 +134,11 @@ class LensClassificationPipeline(ImageClassificationPipeline):
             if "pixels" not in item:
                 raise InputError(f"{name} has no 'pixels' but {', '.join(map(str, item))}: give what holds them")
             item = item["pixels"] if units or hasattr(item["pixels"], "ndim") else list(item["pixels"])
+            if units is None and hasattr(item, "ndim") and "uint8" not in str(item.dtype):
+                raise InputError(
+                    f"{name} is a row that does not say what its pixels are: give units='display' where load_cutouts "
+                    "made them, units='flux' for flux"
+                )
         if isinstance(item, str | Path):
             raw, name = _read(item, hdu), str(item)
         elif isinstance(item, list | tuple) and item and all(isinstance(one, str | Path) for one in item):
