@@ -124,6 +124,24 @@ def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, cap
         folder = tmp_path / "cards" / repo_id.split("/")[1]
         export(runs[kind], folder, name=f"cards/{folder.name}", half=True)
     (tmp_path / "cards" / "results").mkdir()
+    own = tmp_path / "cards" / CLASSIFIER.split("/")[1]
+    (own / ".env").write_text("HF_TOKEN=hf_secret")
+    (own / "notes").mkdir()
+    (own / "notes" / "pytorch_model.bin").write_text("")
+    (own / "calibration.json").write_text(json.dumps({"ranking": str(tmp_path / "r"), "a": 1.0}))  # of --store_in
+    other = shutil.copytree(tmp_path / "cards" / BACKBONE.split("/")[1], tmp_path / "cards" / f"{BACKBONE[3:]}-long")
+    scratch = shutil.copytree(own, tmp_path / "cards" / f"{BACKBONE[3:]}-scratch-classifier")
+    recipe = json.loads((own / "recipe.json").read_text())
+    assert recipe["init"] == "scratch"
+    (own / "recipe.json").write_text(json.dumps(recipe | {"init": "cards/lens-dino-vitt8"}))
+    push_all(tmp_path / "cards", "me", dry_run=tmp_path / "dry")
+    for folder in (other, scratch):  # which only their names connect with the backbone
+        assert "base_model" not in (tmp_path / "dry" / folder.name / "README.md").read_text()
+        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "dry" / folder.name)
+    files = contents(tmp_path / "dry" / own.name)
+    assert not {".env", "notes/pytorch_model.bin"} & set(files)
+    assert json.loads(files["calibration.json"]) == {"ranking": "r", "a": 1.0}
     dry = push_all(tmp_path / "cards", "me", dry_run=tmp_path / "dry")
     assert dry == [str(tmp_path / "dry" / name) for name in ("lens-dino-vitt8", "lens-dino-vitt8-classifier")]
     assert not hub.requests
@@ -146,6 +164,9 @@ def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.split() == [f"published/{Path(name).name}" for name in dry]
     with pytest.raises(InputError, match=r"holds no model: give a folder of folders that lens-ssl export wrote"):
         push_all(tmp_path / "dry" / "lens-dino-vitt8", "me")
+    (tmp_path / "dry" / "lens-dino-vitt8" / "metrics.json").unlink()
+    with pytest.raises(InputError, match=r"lens-dino-vitt8 has no metrics.json, and no model is published without"):
+        push_all(tmp_path / "dry", "me")
 
 
 def test_heads_are_published_on_request(hub, runs):

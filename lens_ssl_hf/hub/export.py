@@ -26,7 +26,8 @@ from .clean import without_local_paths
 
 PICTURES = ("evaluation/roc.png", "evaluation/contact_sheet.png", "curves.png")
 _FILES = r"(preprocessor_)?config\.json|((lens_)?image_processor|flux|cnn)\.py|README\.md|"
-_FILES += r"calibration\.json|model.*\.safetensors(\.index\.json)?|"
+CALIBRATION = "calibration.json"
+_FILES += rf"{re.escape(CALIBRATION)}|model.*\.safetensors(\.index\.json)?|"
 _FILES += "|".join(re.escape(Path(picture).name) for picture in PICTURES)
 METRICS, HEADS = "metrics.json", "pretraining"
 
@@ -115,11 +116,11 @@ def _check(run: Path, folder: Path, base_model: str | None, with_heads: bool) ->
 
 def _add_calibration(run: Path, folder: Path) -> None:
     """The calibration of the run's scores, for the weights in the folder."""
-    if (run / "model" / "calibration.json").is_file():
+    if (run / "model" / CALIBRATION).is_file():
         from ..survey import calibration  # with it all of the survey, which others need not wait for
 
         if (found := calibration.carry(run, folder)) is not None:
-            write_json(folder / calibration.NAME, without_local_paths(found))
+            write_json(folder / CALIBRATION, without_local_paths(found))
 
 
 def _add_evaluation(run: Path, folder: Path) -> None:

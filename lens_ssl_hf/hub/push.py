@@ -1,6 +1,7 @@
 """Runs and datasets -> repositories on the Hub, with their cards."""
 
 import io
+import json
 import os
 import re
 import shlex
@@ -18,15 +19,16 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image as PILImage
 
-from ..data.info import CutoutInfo, cutout_info
+from ..data.info import CutoutInfo, info_of_splits
 from ..data.options import DataArguments
 from ..data.storage import CARD_FILE, PICTURE_COLUMN, card_header, save_cutouts
 from ..errors import InputError
 from ..evaluation.pictures import colour_image
-from ..files import temporary_folder
-from ..training.run_directory import read_run
+from ..files import temporary_folder, write_json
+from ..training.run_directory import RECIPE, read_run
 from .card import read_evaluation, render_dataset_card
-from .export import export, is_of_export
+from .clean import without_local_paths
+from .export import CALIBRATION, METRICS, export, is_of_export
 from .upload import upload
 
 NO_TOKEN = (
@@ -107,10 +109,18 @@ def push_all(
             stands on the Hub by then stays; the same call goes on with the rest.
     """
     models = [
-        path.parent for path in sorted(Path(folder).glob("*/config.json")) if (path.parent / _MODEL_CARD).is_file()
+        path.parent
+        for path in sorted(Path(folder).glob("*/config.json"))
+        if (path.parent / _MODEL_CARD).is_file() and (path.parent / RECIPE).is_file()
     ]
     if not models:
         raise InputError(f"{folder} holds no model: give a folder of folders that lens-ssl export wrote")
+    for model in models:
+        if not (model / METRICS).is_file():
+            raise InputError(
+                f"{model} has no {METRICS}, and no model is published without numbers: evaluate its run and export it "
+                "again, or take it out"
+            )
     if account is None:
         account = account_of_token()
     backbones = [model.name for model in models if not model.name.endswith("-classifier")]
@@ -120,6 +130,8 @@ def push_all(
     pages = []
     for model in models:
         base = max((name for name in backbones if model.name.startswith(f"{name}-")), key=len, default=None)
+        if model.name in backbones or json.loads((model / RECIPE).read_text()).get("init") == "scratch":
+            base = None
         write = partial(_write_export, model, account, base)
         where = None if dry_run is None else Path(dry_run) / model.name
         pages.append(publish(write, f"{account}/{model.name}", "model", is_of_export, private, None, where))
@@ -127,8 +139,18 @@ def push_all(
 
 
 def _write_export(model: Path, account: str, base: str | None, folder: Path) -> None:
-    """A copy of an export whose card names repositories of the account."""
-    shutil.copytree(model, folder, dirs_exist_ok=True)
+    """
+    A copy of an export whose card names repositories of the account; without what else lies in the folder, and without
+    the local paths of a calibration that was stored there.
+    """
+    for path in model.rglob("*"):
+        name = path.relative_to(model).as_posix()
+        if is_of_export(name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / name)
+    for path in (folder / CALIBRATION, folder / RECIPE, folder / METRICS):
+        if path.is_file():
+            write_json(path, without_local_paths(json.loads(path.read_text())))
     card = (folder / _MODEL_CARD).read_text(encoding="utf-8")
     card = re.sub(rf'"([^"\s]*/)?{re.escape(model.name)}"', f'"{account}/{model.name}"', card)
     if base is not None and "\nbase_model:" not in card:
@@ -182,7 +204,7 @@ def push_dataset(
             cannot be reached.
     """
     check_repo_id(repo_id, needs_token=dry_run is None)
-    info = replace(cutout_info(cutouts), name=repo_id)  # cards of models trained on it will name it by this
+    info = replace(info_of_splits(cutouts), name=repo_id)  # cards of models trained on it will name it by this
     if license is None and not info.simulated:
         raise InputError(
             f"a licence for {repo_id} is missing: give the one that its owners allow with --license, such as "
@@ -233,7 +255,7 @@ def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
     """How to evaluate a run on the dataset that it was made with: with the options of its own command."""
     if not facts.get("command"):
         return f"call lens_ssl_hf.evaluate({str(run)!r}, cutouts) with the cutouts that it was trained on"
-    names = {item.name for item in fields(DataArguments)}
+    names = {item.name for item in fields(DataArguments)} - {"like"}  # an evaluation takes the stretch of the run
     options, is_of_data = [], False
     for word in shlex.split(facts["command"]):
         if word.startswith("--"):
