@@ -17,7 +17,7 @@ from tiny_runs import cutouts as cutouts_of
 from tiny_runs import write_classifier_run
 
 from lens_ssl_hf import InputError, finetune, grade, rank, read_cutout, score
-from lens_ssl_hf.data.tensors import center_crop
+from lens_ssl_hf.data.tensors import CutoutTensors, center_crop
 from lens_ssl_hf.survey import proposals
 from lens_ssl_hf.survey.graded_cutouts import graded_cutouts
 
@@ -79,9 +79,29 @@ def test_graded_cutouts_of_a_saved_dataset_are_its_own_and_its_test_split_is_lef
     assert found.ids == ["0-3", "0-90"] and share.tolist() == [1, 0] and "2 of 4 graded objects" in caplog.text
     assert torch.equal(found.pixels, splits["train"].pixels[[3, 90]])
     run = finetune("data", "run", extra_labels=[grades], extra_scores="scores", **SETTINGS)
-    assert json.loads((run / "run.json").read_text())["num_extra"] == 2
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["num_extra"] == 2 and facts["num_labels"] == len(splits["train"])  # whose labels of these two go
     with pytest.raises(InputError, match="all graded objects of scores are in the validation or test split"):
         finetune("data", "x", extra_labels=write_grades(["2-1"], ["A"]), extra_scores="scores", **SETTINGS)
+
+
+def test_what_was_scored_under_another_name_is_still_held_out_and_counts_once(survey, caplog):
+    splits, info = survey
+    grades = write_grades([f"{i}.npy" for i in range(4)], ["A", "X", "A", "A"])
+    pool, _ = graded_cutouts([grades], "scores", info)
+    for name, chosen in (("train", [0]), ("test", [2, 3])):
+        one, also = splits[name], pool.select(torch.tensor(chosen))
+        texts = (getattr(one, key) + [f"{name} {text}" for text in getattr(also, key)] for key in ("ids", "groups"))
+        pixels, labels = (torch.cat([getattr(both, key) for both in (one, also)]) for key in ("pixels", "labels"))
+        splits = splits | {name: CutoutTensors(pixels, labels, *texts, one.subclasses + also.subclasses)}
+    run = finetune((splits, info), "run", extra_labels=[grades], extra_scores="scores", **SETTINGS)
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["num_extra"] == 2 and facts["num_labels"] == len(splits["train"]) + 1
+    assert "2 of 4 graded cutouts are in validation or test: left out" in caplog.text
+    assert "labels are of graded cutouts: the grades count" in caplog.text
+    grades = write_grades(["2.npy"], ["A"])
+    with pytest.raises(InputError, match="all graded cutouts are in the validation or test split"):
+        finetune((splits, info), "x", extra_labels=[grades], extra_scores="scores", **SETTINGS)
 
 
 def test_a_training_on_grades_goes_on_with_the_same_ones_only(survey):

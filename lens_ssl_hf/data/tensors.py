@@ -104,6 +104,19 @@ def ids_of(split: Any) -> list[str]:
     return [str(one) for one in split["id"]] if "id" in split.column_names else []
 
 
+def pixel_digests(split: Any) -> list[bytes]:
+    """Of the pixels of each cutout of a split, of which not all are read at once."""
+    found = []
+    for first in range(0, len(split), _CHUNK):
+        rows = range(first, min(first + _CHUNK, len(split)))
+        if isinstance(split, CutoutTensors):
+            pixels = split.pixels[rows.start : rows.stop].numpy()
+        else:
+            pixels = split.with_format("numpy", columns=["pixels"])[rows]["pixels"]
+        found += [hashlib.blake2b(np.float32(one).tobytes(), digest_size=16).digest() for one in pixels]
+    return found
+
+
 def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:
     """
     The splits and what the dataset knows of itself, from a `DatasetDict`, the path of a directory that

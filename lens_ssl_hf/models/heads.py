@@ -6,6 +6,27 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 
+def _normalised_over_processes(norm: nn.BatchNorm1d | nn.BatchNorm2d, features: torch.Tensor) -> torch.Tensor:
+    """What a batch norm gives in training where its batch is that of all processes."""
+    features, world_size = features.float(), distributed.get_world_size()
+    dims = [dim for dim in range(features.ndim) if dim != 1]
+    shape = [-1 if dim == 1 else 1 for dim in range(features.ndim)]
+    mean = dist_functional.all_reduce(features.mean(dim=dims)) / world_size
+    centred = features - mean.view(shape)
+    variance = dist_functional.all_reduce(centred.square().mean(dim=dims)) / world_size
+    with torch.no_grad():
+        count = features.numel() // features.shape[1] * world_size
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+        norm.num_batches_tracked += 1
+    normalised = centred * torch.rsqrt(variance + norm.eps).view(shape)
+    return normalised if norm.weight is None else normalised * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def _has_processes() -> bool:
+    return distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 class BatchNorm1d(nn.BatchNorm1d):
     """
     `nn.BatchNorm1d` whose batch statistics run over all processes, on any backend (`nn.SyncBatchNorm` needs CUDA).
@@ -13,19 +34,26 @@ class BatchNorm1d(nn.BatchNorm1d):
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
+        if not (self.training and _has_processes()):
             return super().forward(features)
-        features = features.float()
-        world_size = distributed.get_world_size()
-        mean = dist_functional.all_reduce(features.mean(dim=0)) / world_size
-        variance = dist_functional.all_reduce((features - mean).square().mean(dim=0)) / world_size
-        with torch.no_grad():
-            count = len(features) * world_size
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        normalised = (features - mean) * torch.rsqrt(variance + self.eps)
-        return normalised if self.weight is None else normalised * self.weight + self.bias
+        return _normalised_over_processes(self, features)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` in the same way."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not (self.training and _has_processes()):
+            return super().forward(features)
+        return _normalised_over_processes(self, features)
+
+
+def over_processes(model: nn.Module) -> nn.Module:
+    """Make every `nn.BatchNorm2d` of a model a [`BatchNorm2d`]: a model that is published has torch's own."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = BatchNorm2d
+    return model
 
 
 class SimSiamProjection(nn.Sequential):

@@ -24,12 +24,14 @@ from ..data.tensors import (
     labelled_splits,
     normalise,
     open_splits,
+    pixel_digests,
     splits_and_info,
 )
 from ..data.views import Counter, Views
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..models import LensCnnConfig, backbone_config
 from ..models.backbones import backbone_name, check_bands, load_encoder_for
+from ..models.heads import over_processes
 from ..models.loading import load_classifier, read_config
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
@@ -67,7 +69,7 @@ def finetune(
     Raises:
         [`InputError`]: a setting, the data, `init` or the output directory cannot be used.
     """
-    given = {"init": os.fspath(init), "labels": str(labels), "output_dir": os.fspath(output_dir)}
+    given = {"init": init, "labels": str(labels), "output_dir": output_dir}
     arguments = make_arguments(FinetuneArguments, {**settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     cutouts = open_splits(cutouts, "train", "validation")
@@ -75,7 +77,7 @@ def finetune(
     subset, targets, extra = _add_graded(subset, *cutouts, arguments)
     batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
     set_seed(arguments.seed)
-    model = _make_classifier(arguments, info, train_split)
+    model = over_processes(_make_classifier(arguments, info, train_split))
     facts = {"task": "finetune", "method": None, "data": info, "batch_size": batch_size}
     facts |= {"backbone": "cnn" if isinstance(model.config, LensCnnConfig) else backbone_name(model.config)}
     facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
@@ -110,8 +112,10 @@ def _add_graded(
         return subset, subset.labels, {}
     from ..survey.graded_cutouts import graded_cutouts  # with it all of the survey, which others need not wait for
 
-    held_out = {one for name in splits if name not in ("train", "unlabelled") for one in ids_of(splits[name])}
-    graded, share = graded_cutouts(arguments.extra_labels, arguments.extra_scores, info, held_out)
+    held_out = [split for name, split in splits.items() if name not in ("train", "unlabelled")]
+    names = {one for split in held_out for one in ids_of(split)}
+    graded, share = graded_cutouts(arguments.extra_labels, arguments.extra_scores, info, names)
+    subset, graded, share = _each_once(subset, graded, share, held_out)
     lens = torch.cat([subset.labels, share])
     texts = (getattr(subset, name) + getattr(graded, name) for name in ("ids", "groups", "subclasses"))
     together = CutoutTensors(
@@ -123,6 +127,31 @@ def _add_graded(
     )
     fingerprint = checksum(repr((graded.ids, share.tolist())), {"pixels": graded.pixels})
     return together, torch.stack([1 - lens, lens], 1), {"num_extra": len(graded), "extra_fingerprint": fingerprint}
+
+
+def _each_once(
+    subset: CutoutTensors, graded: CutoutTensors, share: torch.Tensor, held_out: list[Any]
+) -> tuple[CutoutTensors, CutoutTensors, torch.Tensor]:
+    """
+    The labels without what was graded, too; and the graded cutouts without those that are held out. They are compared
+    by their pixels, since the scores may have been made of the same files under other names.
+    """
+    known = {one for split in held_out for one in pixel_digests(split)}
+    kept = [i for i, one in enumerate(pixel_digests(graded)) if one not in known]
+    if len(kept) < len(graded):
+        logger.warning(
+            "%d of %d graded cutouts are in validation or test: left out", len(graded) - len(kept), len(graded)
+        )
+    if not kept:
+        raise InputError("all graded cutouts are in the validation or test split: leave extra_labels out")
+    graded, share = graded.select(torch.tensor(kept)), share[kept]
+    names = set(pixel_digests(graded))
+    others = [i for i, one in enumerate(pixel_digests(subset)) if one not in names]
+    if len(others) < len(subset):
+        logger.warning(
+            "%d of %d labels are of graded cutouts: the grades count", len(subset) - len(others), len(subset)
+        )
+    return subset.select(torch.tensor(others, dtype=torch.long)), graded, share
 
 
 def _batch_size(wanted: int, accelerator: Accelerator) -> int:
@@ -180,6 +209,8 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
                 "%s was trained on another stretch than this dataset's: the classifier will expect the dataset's",
                 arguments.init,
             )
+    if isinstance(config, LensCnnConfig):  # which halves the resolution between its stages
+        check_at_least(2 ** (len(config.hidden_sizes) - 1), crop_size=arguments.crop_size)
     if "image_mean" in known:
         mean, std = known["image_mean"], known["image_std"]
     else:
