@@ -1,10 +1,12 @@
 """Prediction equals the pipeline's; evaluation writes what it promises and refuses what it cannot measure."""
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import STRETCH, at_most, make_split, save_toy
@@ -19,6 +21,7 @@ from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
 from lens_ssl_hf import InputError, evaluate_model, export, predict
+from lens_ssl_hf.commands import evaluate as evaluate_command
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.tensors import CutoutTensors
 from lens_ssl_hf.evaluation import plots
@@ -193,6 +196,47 @@ def test_evaluation_can_start_from_predictions(run, report, tmp_path):
     assert (tmp_path / "again" / "roc.png").is_file() and not (tmp_path / "again" / "contact_sheet.png").exists()
 
 
+def test_the_command_takes_cutouts_beside_predictions(run, report, tiny_cutouts, tmp_path, monkeypatch, capsys):
+    def evaluated(*words):
+        file = run / "evaluation" / "predictions.parquet"
+        line = ["lens-ssl evaluate", str(file), "--eval_dir", str(tmp_path / "out"), "--num_bootstrap", "0", *words]
+        monkeypatch.setattr(sys, "argv", line)
+        evaluate_command.main()
+        return {file.name for file in (tmp_path / "out").iterdir()}
+
+    assert "contact_sheet.png" not in evaluated()
+    with pytest.raises(SystemExit):
+        evaluated("--split", "test")
+    cutouts = ["--dataset", str(save_toy(tiny_cutouts, tmp_path / "toy")), "--cache_dir", str(tmp_path / "cache")]
+    assert "contact_sheet.png" in evaluated(*cutouts)
+    with pytest.raises(SystemExit):
+        evaluated(*cutouts, "--split", "validation")
+    errors = capsys.readouterr().err
+    assert "--split is one of a dataset" in errors and "not of these cutouts (the ids differ)" in errors
+
+
+def test_a_table_of_predictions_that_pandas_wrote_is_read(tmp_path):
+    """With numbers for names, and with None or NaN for what is empty."""
+    own = {"id": [7, 8, 9], "label": [1.0, 0.0, -1.0], "score": [0.9, 0.2, 0.4]}
+
+    def loaded(**columns):
+        pyarrow.parquet.write_table(pyarrow.table({**own, **columns}), tmp_path / "p.parquet")
+        return Predictions.load(tmp_path / "p.parquet")
+
+    found = loaded(group=[None, "a", ""], subclass=[None, "spiral", ""])
+    assert (found.id, found.group, found.subclass) == (["7", "8", "9"], ["7", "a", ""], ["", "spiral", ""])
+    assert found.label.tolist() == [1, 0, -1] and found.label.dtype == np.int64
+    found = loaded(group=[float("nan")] * 3, subclass=[1, 2, 2])
+    assert (found.group, found.subclass) == (["7", "8", "9"], ["1", "2", "2"])
+    names = {"group": [1, 1, 2], "subclass": [None] * 3}
+    assert loaded(**names).group == ["1", "1", "2"]
+    for label in ([1, 0, 0.4], [1, 0, 2], [1, 0, -5], [1, 0, None]):
+        with pytest.raises(InputError, match=rf"p.parquet has the label {label[2]}: write 1 for a lens"):
+            loaded(**names, label=label)
+    with pytest.raises(InputError, match="has a row without an id"):
+        loaded(**names, id=["a", None, "c"])
+
+
 def test_unlabelled_cutouts_are_scored_but_not_measured(run, tiny_cutouts, tmp_path):
     split = tiny_cutouts[0]["test"]
     labels = split.labels.clone()
@@ -218,6 +262,28 @@ def test_other_cutouts_than_the_models(run, tiny_cutouts, tmp_path):
     stretched = {**info, "stretch": {**STRETCH, "kind": "asinh"}, "pixel_scale": 0.2}
     warnings = evaluate_model(run, (splits, stretched), tmp_path, num_bootstrap=0)["warnings"]
     assert "another stretch" in warnings[0] and "0.168 arcsec pixels, these cutouts have 0.2" in warnings[1]
+
+
+def test_cutouts_that_a_run_may_have_seen_are_told(tiny_cutouts, tmp_path, caplog):
+    """The same folder with another seed of the splits, or that of the pretraining; but not what is simulated."""
+    splits, info = tiny_cutouts
+    run = write_classifier_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+
+    def warnings(of_run, of_start=None, **changes):
+        start = {"init_run": {"data": of_start}} if of_start else {}
+        (run / "run.json").write_text(json.dumps(facts | {"data": of_run} | start))
+        return evaluate_model(run, (splits, info | changes), num_bootstrap=0)["warnings"]
+
+    def told(found):
+        return [
+            one for one in found if "trained on cutouts called toy, too, which were read or split otherwise" in one
+        ]
+
+    other = info | {"fingerprint": "another"}
+    assert told(warnings(other)) and told(warnings(info, other)) and "may have seen some of these" in caplog.text
+    assert not told(warnings(info)) and not told(warnings(info, info))
+    assert not told(warnings(other | {"name": "sky"})) and not told(warnings(other, simulated=True))
 
 
 def test_refusals(run, tiny_cutouts, tmp_path):
@@ -247,6 +313,7 @@ def test_refusals(run, tiny_cutouts, tmp_path):
         (lambda: Predictions.load(tmp_path / "bad.parquet"), "no column 'label'"),
         (lambda: evaluate_model(tmp_path / "none.parquet"), "cannot read predictions"),
         (lambda: evaluate_model(run, tiny_cutouts, seed=-1), "seed is -1: give at least 0"),
+        (lambda: predict(run, split, batch_size=0), "batch_size is 0: give at least 1"),
     ]
     for call, sentence in cases:
         with pytest.raises(InputError, match=sentence) as error:

@@ -3,12 +3,14 @@
 import json
 import os
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,10 @@ from conftest import save_toy
 from safetensors.torch import load_file
 from test_samplers import write_data_set
 from tiny_runs import write_classifier_run
+
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.commands.shared import options_of
+from lens_ssl_hf.data.options import DataArguments
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = "-m accelerate.commands.launch"
@@ -161,6 +167,29 @@ def test_processes_wait_for_the_main_one_longer_than_a_collective_may_take(tmp_p
     result = run(f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml --num_processes 2 {script}")
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.splitlines()) == ["process 0: True", "process 1: True"]
+
+
+def test_two_processes_train_a_cnn_as_one(data, tmp_path):
+    """Its batch norm, too, runs over the batch of both."""
+    script = f"-m lens_ssl_hf.commands.finetune --dataset {data} --backbone cnn --labels 64 --batch_size 32 --steps 4 "
+    script += "--log_every 1 --eval_every 4 --precision fp32 --crop_size 16 --output_dir"
+    launch = f"{LAUNCH} --config_file scripts/accelerate/cpu.yaml --num_processes 2"
+    for command, name in ((script, "one"), (f"{launch} {script}", "two")):
+        result = run(f"{command} {tmp_path}/{name}")
+        assert result.returncode == 0, result.stderr
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[line["loss"] for line in map(json.loads, log) if "loss" in line] for log in logs]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    for name in weights[0]:
+        if "running" in name:
+            assert torch.allclose(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-5), name
+
+
+def test_the_next_command_is_about_the_same_splits(monkeypatch):
+    given = DataArguments("my cutouts", data_seed=3, bands=["g", "r"], label_map=["A B=lens"], varied=True, like="m")
+    monkeypatch.setattr(sys, "argv", ["evaluate", *shlex.split(options_of(given))])
+    assert parse(DataArguments) == [replace(given, like=None)]
 
 
 def test_several_processes_share_a_batch_and_name_a_mistake_once(data, tmp_path):

@@ -23,7 +23,7 @@ from ..errors import InputError, exit_on_input_error
 from ..files import looks_local
 from ..launch import one_process
 from .parsing import parse
-from .shared import load_dataset_like, quiet
+from .shared import load_dataset, load_dataset_like, quiet
 
 MOST_USED = ("model", "dataset", "split", "eval_dir", "prevalence", "batch_size", "predict_only")
 
@@ -37,7 +37,7 @@ class EvalDataArguments(DataArguments):
         metadata={
             "help": (
                 "A folder, a table, a stack, a directory that save_cutouts wrote, the Hub id of one, or 'simulated'. "
-                "Required, unless the model is a file of predictions."
+                "Required, unless the model is a file of predictions; with one it adds the contact sheet."
             )
         },
     )
@@ -75,6 +75,8 @@ def main() -> None:
     has_predictions = model.suffix == ".parquet"
     if not has_predictions and not data_arguments.dataset:
         raise InputError("--dataset is missing: give the cutouts to evaluate on")
+    if arguments.split and not data_arguments.dataset:
+        raise InputError("--split is one of a dataset, and a file of predictions has none: give --dataset, too")
     if looks_local(arguments.model) and not model.exists():
         raise InputError(f"{model} does not exist: correct the path")
     if not arguments.eval_dir and not (model / "run.json").is_file():
@@ -84,7 +86,11 @@ def main() -> None:
     from ..inference.inputs import choose_split
 
     quiet()
-    cutouts = None if has_predictions else load_dataset_like(arguments.model, data_arguments)
+    cutouts = None
+    if has_predictions and data_arguments.dataset:  # for the contact sheet
+        cutouts = load_dataset(data_arguments)
+    elif not has_predictions:
+        cutouts = load_dataset_like(arguments.model, data_arguments)
     if arguments.eval_dir:
         folder = Path(arguments.eval_dir)
     else:

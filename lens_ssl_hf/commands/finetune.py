@@ -18,7 +18,7 @@ from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..training.arguments import FinetuneArguments
 from .parsing import parse
-from .shared import TrainingPushArguments, draw_curves, load_dataset, quiet, tell
+from .shared import TrainingPushArguments, draw_curves, load_dataset, options_of, quiet, tell
 
 MOST_USED = ("dataset", "init", "backbone", "labels", "output_dir", "steps", "batch_size", "learning_rate")
 MOST_USED += ("seed", "resume")
@@ -38,8 +38,8 @@ def main() -> None:
     run = finetune(cutouts, **vars(arguments))
     draw_curves(run)
     publication.push(run, cutouts)
-    dataset = shlex.quote(data_arguments.dataset) if "test" in cutouts else "LABELLED_CUTOUTS"
-    tell(f"run: {run}   next: lens-ssl evaluate {shlex.quote(str(run))} --dataset {dataset}")
+    options = options_of(data_arguments) if "test" in cutouts else "--dataset LABELLED_CUTOUTS"
+    tell(f"run: {run}   next: lens-ssl evaluate {shlex.quote(str(run))} {options}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ..data.options import DataArguments
 from ..errors import exit_on_input_error
 from ..training.arguments import PretrainArguments
 from .parsing import parse
-from .shared import TrainingPushArguments, draw_curves, load_dataset, quiet, tell
+from .shared import TrainingPushArguments, draw_curves, load_dataset, options_of, quiet, tell
 
 MOST_USED = ("dataset", "method", "backbone", "init", "output_dir", "epochs", "batch_size", "learning_rate")
 MOST_USED += ("seed", "resume")
@@ -81,9 +81,9 @@ def main() -> None:
     draw_curves(run)
     publication.push(run, cutouts)
     labels = min(300, read_run(run).get("num_train_labels", 300))
-    dataset = shlex.quote(data_arguments.dataset) if labels else "LABELLED_CUTOUTS"
-    options = f"--dataset {dataset} --labels {labels or 'all'}"
-    tell(f"run: {run}   next: lens-ssl finetune --init {shlex.quote(str(run))} {options}")
+    options = options_of(data_arguments) if labels else "--dataset LABELLED_CUTOUTS"
+    init = shlex.quote(str(run))
+    tell(f"run: {run}   next: lens-ssl finetune --init {init} {options} --labels {labels or 'all'}")
 
 
 if __name__ == "__main__":

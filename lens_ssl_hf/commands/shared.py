@@ -1,7 +1,8 @@
 """What the commands share: publication, the dataset that `--dataset` names, and what the main process says."""
 
+import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,21 @@ def load_dataset_like(model: str, arguments: DataArguments) -> Any:
         return load_dataset(replace(arguments, like=model))
     print(f"{model} does not say how its cutouts were made: {path} gets a stretch of its own", file=sys.stderr)
     return load_dataset(arguments)
+
+
+def options_of(arguments: DataArguments) -> str:
+    """
+    The words of a command line for the same splits of the same cutouts. `--like` is left out: what reads them next has
+    a model whose stretch it takes.
+    """
+    words = ["--dataset", arguments.dataset]
+    for item in fields(DataArguments):
+        value = getattr(arguments, item.name)
+        if value != item.default and item.name not in ("dataset", "like", "cache_dir", "num_proc"):
+            is_flag = isinstance(value, bool)
+            words += [f"--{item.name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+            words[-1] = ("yes" if value else "no") if is_flag else words[-1]
+    return shlex.join(words)
 
 
 def _split_names(cutouts: Any) -> set[str]:

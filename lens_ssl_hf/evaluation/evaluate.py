@@ -16,7 +16,7 @@ from ..training.run_directory import read_run
 from .plots import contact_sheet, plot_roc
 from .predictions import Predictions, other_columns
 from .probes import probe
-from .reports import describe, evaluation_folder, report_on, title_of
+from .reports import describe, evaluation_folder, may_have_seen, report_on, title_of
 
 
 def evaluate_model(
@@ -68,6 +68,7 @@ def evaluate_model(
     chosen, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
     tensors = None if chosen is None else as_tensors(chosen)
     warnings = classifier.check(tensors, info) if classifier else []
+    warnings += may_have_seen(run, info) if run else []
     if classifier:
         predictions = Predictions.of(tensors, classifier.score(tensors, batch_size, device), other_columns(chosen))
     if tensors is not None and tensors.ids != predictions.id:

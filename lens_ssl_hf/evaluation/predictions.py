@@ -77,10 +77,11 @@ class Predictions:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Predictions":
         """
-        Read what [`~Predictions.save`] wrote.
+        Read what [`~Predictions.save`] wrote, or a table of your own with these columns; a cutout without a group is a
+        group of its own.
 
         Raises:
-            [`InputError`]: the file is missing or damaged, or lacks a column.
+            [`InputError`]: the file is missing or damaged, lacks a column or an id, or has labels besides 1, 0, -1.
         """
         try:
             table = parquet.read_table(path, partitioning=None).to_pydict()
@@ -88,13 +89,21 @@ class Predictions:
                 raise InputError(
                     f"{path} has no column {missing[0]!r}: write it with lens-ssl evaluate or Predictions.save"
                 )
-            label, score = np.array(table["label"], dtype=np.int64), np.array(table["score"], dtype=np.float64)
+            label, score = (np.array(table[name], dtype=np.float64) for name in ("label", "score"))
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"cannot read predictions from {path} ({error}): write them again") from error
+        for first in np.flatnonzero(~np.isin(label, (1, 0, -1)))[:1]:
+            known = "write 1 for a lens, 0 for a non-lens, -1 for what is unlabelled"
+            raise InputError(f"{path} has the label {table['label'][first]!r}: {known}")
+        if any(map(_is_null, table["id"])):
+            raise InputError(f"{path} has a row without an id: give each one its own")
+        ids = [str(one) for one in table["id"]]  # pandas writes numbers as they are, and None or NaN for what is empty
+        groups = [one if _is_null(group) else str(group) for group, one in zip(table["group"], ids)]
+        subclasses = ["" if _is_null(kind) else str(kind) for kind in table["subclass"]]
         columns = {name: column for name, column in table.items() if name not in COLUMNS}
-        return cls(table["id"], label, table["group"], table["subclass"], score, columns)
+        return cls(ids, label.astype(np.int64), groups, subclasses, score, columns)
 
 
 def ensemble(members: Sequence[Predictions]) -> Predictions:
@@ -121,5 +130,9 @@ def other_columns(split: Any) -> dict[str, list]:
     return {name: values for name, values in found.items() if any(_is_known(value) for value in values)}
 
 
+def _is_null(value: Any) -> bool:
+    return value is None or value != value  # NaN differs from itself
+
+
 def _is_known(value: Any) -> bool:
-    return value is not None and value == value and value != ""  # NaN differs from itself
+    return not _is_null(value) and value != ""

@@ -23,7 +23,7 @@ from ..training.monitors import knn_scores, roc_auc
 from ..training.run_directory import read_run
 from .plots import plot_roc
 from .predictions import Predictions
-from .reports import describe, evaluation_folder, report_on, title_of
+from .reports import describe, evaluation_folder, may_have_seen, report_on, title_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def probe(
     labelled_splits(labelled, *names)
     split_name = choose_split(cutouts, split)[2]
     known, test = getattr(encoder.config, "cutouts", None) or {}, labelled[split]
-    warnings = check_tensors(known, encoder.config.num_channels, test, info, str(run))
+    warnings = check_tensors(known, encoder.config.num_channels, test, info, str(run)) + may_have_seen(run, info)
     scores, strengths = _score(run, encoder, {name: labelled[name] for name in names}, device)
     predictions = {name: Predictions.of(test, scores[name]) for name in PROBE_NAMES}
     reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}

@@ -1,5 +1,6 @@
 """What an evaluation reports: the dataset, the counts, the measures, and where it is written."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from ..errors import InputError
 from ..training.run_directory import read_run
 from .metrics import measure, threshold_at_fpr
 from .predictions import Predictions
+
+logger = logging.getLogger(__name__)
 
 
 def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: str | None) -> Path:
@@ -33,6 +36,27 @@ def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
         "fingerprint": info.get("fingerprint"),
         "split": split,
     }
+
+
+def may_have_seen(run: str | os.PathLike, info: Mapping[str, Any]) -> list[str]:
+    """
+    A sentence, which is logged, where a run, or one that it began from, was trained on cutouts of the same name and
+    kind that were read or split in another way. Splits of simulated cutouts are the same whatever their sizes.
+    """
+    facts = read_run(run)
+    while facts and not info.get("simulated"):
+        known = facts.get("data") or {}
+        if known.get("fingerprint") != info.get("fingerprint") and all(
+            known.get(name) == info.get(name) is not None for name in ("name", "source")
+        ):
+            sentence = (
+                f"{run} was trained on cutouts called {info['name']}, too, which were read or split otherwise: it may "
+                "have seen some of these; repeat the data options of its command, such as data_seed"
+            )
+            logger.warning(sentence)
+            return [sentence]
+        facts = facts.get("init_run")
+    return []
 
 
 def title_of(report: Mapping[str, Any]) -> str:

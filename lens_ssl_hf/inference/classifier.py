@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..data.tensors import CutoutTensors, as_tensors, center_crop, normalise
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..evaluation.predictions import Predictions, other_columns
 from ..models.loading import check_classifier, check_weights, load_classifier
 from .compatibility import check_tensors
@@ -115,6 +115,7 @@ def predict(
     Raises:
         [`InputError`]: the model cannot be loaded, or the cutouts' bands are not the model's.
     """
+    check_at_least(1, batch_size=batch_size)
     classifier = Classifier.load(model)
     chosen, info, _ = choose_split(cutouts, split)
     tensors = as_tensors(chosen)
