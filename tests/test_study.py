@@ -16,6 +16,7 @@ from conftest import make_split, save_toy
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from lens_ssl_hf import InputError
+from lens_ssl_hf.evaluation.metrics import measure
 from lens_ssl_hf.evaluation.predictions import Predictions
 from lens_ssl_hf.evaluation.probes import extract_features, linear_probe
 from lens_ssl_hf.models.backbones import load_encoder
@@ -173,6 +174,30 @@ def test_continued_methods_go_on_from_the_pretrainings_of_an_earlier_study(tiny_
     assert results["rows"][1]["roc_auc"]["minus"]["supervised"]["p"] is None  # of one seed
     (card, _) = write_cards(study, records, results, tmp_path, tmp_path / "study")
     assert "went on from a pretraining on 96 cutouts of simulated (**simulated**)" in card.read_text()
+
+
+def test_cells_of_a_pretraining_that_was_replaced_are_not_compared(tiny_cutouts, tmp_path):
+    folder, name = tmp_path / "study", "dino-vitt8-seed0"
+
+    def run(epochs=1):
+        settings = {"dino": TINY_DINO | {"epochs": epochs}}
+        study = make_study(tiny_cutouts, folder, ("dino-linear",), subsets=1, pretraining=settings)
+        study.run()
+        return list(study.failures.values())
+
+    assert run() == []
+    shutil.rmtree(folder / "pretrainings")
+    assert run() == []  # it comes out the same
+    shutil.rmtree(folder / "pretrainings")
+    (failure,) = run(epochs=2)
+    assert f"-subset0 was made from another {name}, which was replaced since: delete {folder}/cells/" in failure
+    assert not (folder / "pretrainings" / name / "cell.json").exists()
+    shutil.rmtree(folder / "cells")
+    assert run(epochs=2) == []
+    record = json.loads((folder / "pretrainings" / name / "cell.json").read_text())
+    (folder / "pretrainings" / name / "cell.json").write_text(json.dumps(record | {"weights": 1}))
+    with pytest.raises(InputError, match=f"was made from another {name}"):
+        run(epochs=2)
 
 
 def test_a_cell_that_is_killed_while_it_tidies_up_is_whole(tiny_cutouts, tmp_path, monkeypatch):
@@ -372,6 +397,22 @@ def test_differences_are_paired_and_mean_over_folds(tmp_path):
     cells.append(write_cell(tmp_path, "simsiam", 0, 0, np.full(200, 0.5), labels, fold=1))
     with pytest.raises(InputError, match="another test set"):
         compare(cells, num_bootstrap=10)
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_few_hard_nonlenses_give_no_auc(number, tmp_path):
+    """As in an evaluation: docs/evaluation.md, "What is refused"."""
+    labels = np.arange(40) < 20
+    kinds = ["lens" if label else "field" for label in labels]
+    kinds[20 : 20 + number] = ["hard_nonlens"] * number
+    cells = [write_cell(tmp_path, "supervised", 0, 0, np.linspace(1, 0, 40), labels.astype(int))]
+    path = Path(cells[0]["directory"]) / "predictions.parquet"
+    table = Predictions.load(path)
+    table.subclass = kinds
+    table.save(path)
+    measured = measure(table.label, table.score, table.group, kinds, num_bootstrap=0)["auc_vs_hard_nonlens"]["value"]
+    (row,) = compare(cells, num_bootstrap=10)
+    assert row.get("auc_vs_hard_nonlens", {}).get("value") == measured == (1.0 if number == 5 else None)
 
 
 def test_short_runs_are_compared_with_scratch_the_other_momentum_and_small_batches(tmp_path):

@@ -180,10 +180,29 @@ class Plan:
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
             now, then = read_run(arguments.init)["run_id"], record["continued_from"].get("run_id")
             differs += [f"earlier_study's run {then}, now {now}"] if then not in (None, now) else []
+        if cell.pretraining is not None:
+            self.check_pretraining(cell, self.weights_of(cell.pretraining))
         if differs:
             raise InputError(
                 f"output_dir {self.output_dir} holds {cell.name}, made with {'; '.join(differs)}: choose another "
                 "output_dir, or give what it was made with"
+            )
+
+    def weights_of(self, pretraining: Cell) -> int | None:
+        """The checksum of its weights; `None` where it is not done, or an earlier version did it."""
+        path = self.directory(pretraining) / "cell.json"
+        return read_record(path, *RECORDED).get("weights") if path.is_file() else None
+
+    def check_pretraining(self, cell: Cell, weights: int | None) -> None:
+        """
+        Raises:
+            [`InputError`]: a finished cell was made from another pretraining than the one that has these weights.
+        """
+        made = read_record(self.directory(cell) / "cell.json", *RECORDED).get("pretraining_weights")
+        if None not in (made, weights) and made != weights:
+            raise InputError(
+                f"{cell.name} was made from another {cell.pretraining.name}, which was replaced since: delete "
+                f"{self.directory(cell)}, which is then made again, or choose another output_dir"
             )
 
     def cells(self) -> list[Cell]:

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
+from ..data.tensors import checksum
 from ..errors import InputError, Interrupted
 from ..evaluation.metrics import measure
 from ..evaluation.predictions import Predictions
@@ -141,6 +142,10 @@ class Study(Plan):
                     record["continued_from"] = _origin(read_run(directory)["init_run"])
                 report = probe(directory, cutouts)
                 record["probes"] = {name: _values(one["metrics"]) for name, one in report["probes"].items()}
+                record["weights"] = checksum("", load_encoder(directory).state_dict())
+                for other in self.cells():
+                    if other.pretraining == cell and self.is_done(other):
+                        self.check_pretraining(other, record["weights"])
         elif not cell.is_trained:
             if _is_main():
                 record |= self._test_regression(cell)
@@ -149,6 +154,8 @@ class Study(Plan):
             if _is_main():
                 record |= self._test(directory, lambda split: predict(directory, cutouts, split=split))
         if _is_main():
+            if cell.pretraining is not None:
+                record["pretraining_weights"] = self.weights_of(cell.pretraining)
             if cell.is_trained:
                 facts = read_run(directory)
                 record |= {name: facts[name] for name in _KEPT if name in facts}

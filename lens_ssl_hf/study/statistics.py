@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.intervals import Ranked, Spread, draw_groups
-from ..evaluation.metrics import ROCAUC, Accuracy, Completeness, auc_key
+from ..evaluation.metrics import MIN_SUBCLASS, ROCAUC, Accuracy, Completeness, auc_key
 from ..evaluation.predictions import Predictions
 from .crossed import over_all, over_test_groups
 from .methods import BASELINES, METHODS, PRETRAINED
@@ -142,8 +142,9 @@ class _TestSets:
         """Every measure of one cell, `(1 + draws,)`: on the test set, and on each draw of its groups."""
         table = Predictions.load(Path(cell["directory"]) / _SMALL).labelled()
         found = self._draws(cell, table, "test")
-        keep = np.flatnonzero((table.label == 1) | (np.array(table.subclass) == "hard_nonlens"))
-        if "hard_nonlens" in table.subclass:
+        is_hard = np.array(table.subclass) == "hard_nonlens"
+        if (is_hard & (table.label == 0)).sum() >= MIN_SUBCLASS:
+            keep = np.flatnonzero((table.label == 1) | is_hard)
             found[_HARD_AUC] = self._draws(cell, table.select(keep), "hard")["roc_auc"]
         if (large := Path(cell["directory"]) / _LARGE).is_file():
             table = Predictions.load(large).labelled()

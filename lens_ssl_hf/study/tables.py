@@ -242,13 +242,24 @@ def _trainings(results: Mapping[str, Any]) -> Iterator[str]:
         if seeds := one.get("collapsed_seeds"):
             which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
             yield f"This pretraining collapsed ({which}): its outputs were alike for all cutouts."
-    steps: dict[str, list[str]] = {}
-    for one in results["finetuning"]:
+    if steps := _by_setting(results["finetuning"], "steps"):
+        yield f"Fine-tuning steps: {_listed(steps)}."
+    if len(crops := _by_setting(results["finetuning"], "crop_size")) > 1:
+        yield f"Pixels that are seen of a cutout, by side: {_listed(crops)}."
+
+
+def _by_setting(finetuning: Sequence[Mapping[str, Any]], setting: str) -> dict[str, list[str]]:
+    """The names of what was fine-tuned with each value of a setting."""
+    found: dict[str, list[str]] = {}
+    for one in finetuning:
         name = METHOD_NAMES[one["method"]] + (f" {one['backbone']}" if one["backbone"] else "")
-        steps.setdefault(_text(one["settings"]["steps"]), []).append(name)
-    if steps:
-        words = "; ".join(f"{number} ({', '.join(names)})" for number, names in steps.items())
-        yield f"Fine-tuning steps: {words}."
+        if setting in one["settings"]:  # which reports of earlier versions may lack
+            found.setdefault(_text(one["settings"][setting]), []).append(name)
+    return found
+
+
+def _listed(names: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{value} ({', '.join(own)})" for value, own in names.items())
 
 
 def _text(value: Any) -> str:
