@@ -17,7 +17,7 @@ from lens_ssl_hf.commands.main import COMMANDS, main
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.commands.shared import PushArguments
 from lens_ssl_hf.data.options import DataArguments
-from lens_ssl_hf.training.arguments import PretrainArguments, recipe
+from lens_ssl_hf.training.arguments import PretrainArguments, make_arguments, recipe
 
 ROOT = Path(__file__).parents[1]
 NEED = {  # what a command cannot do without
@@ -238,6 +238,7 @@ def test_the_record_of_a_run_is_such_a_file(parsed, config):
     settings = vars(arguments) | former
     record = json.dumps({"task": "pretrain", "arguments": settings})
     assert parsed(f"pretrain --dataset x --config {config(record, 'run.json')}")[0] == arguments
+    assert make_arguments(PretrainArguments, vars(arguments)) == arguments  # as the command hands them on
     del settings["final_teacher_momentum"]  # of a version that had it not, and in which it was 1
     record = json.dumps({"task": "pretrain", "arguments": settings})
     assert parsed(f"pretrain --dataset x --config {config(record, 'run.json')}")[0].final_teacher_momentum == 1

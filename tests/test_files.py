@@ -1,6 +1,7 @@
 """What is written is whole or not there, can be read by others, and what killed writers left is removed."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -78,8 +79,17 @@ def test_a_path_that_safetensors_cannot_read_is_refused_before_anything_is_writt
 
 
 def test_a_run_clears_its_directory_of_leftovers(tiny_cutouts, tmp_path):
-    """Those of safetensors and of earlier versions too; only a run at work has the lock of its directory."""
+    """
+    Those of safetensors and of earlier versions too; only a run at work has the lock of its directory. What lay there
+    before the run was begun is somebody else's.
+    """
     run = tmp_path / "run"
+    for name in (".tmpabc123/thesis.txt", ".download.partial"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    finetune(tiny_cutouts, run, **LABELS)
+    assert (run / ".tmpabc123" / "thesis.txt").read_text() == (run / ".download.partial").read_text() == "mine"
+    shutil.rmtree(run / "model")
     for name in (
         ".model.partial/a.safetensors",
         "checkpoints/.tmpA1b2C3",
@@ -87,7 +97,7 @@ def test_a_run_clears_its_directory_of_leftovers(tiny_cutouts, tmp_path):
     ):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(b"half")
-    finetune(tiny_cutouts, run, **LABELS)
+    finetune(tiny_cutouts, run, resume="auto", **LABELS)
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == [".lock"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001.safetensors"]
     written = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]

@@ -147,7 +147,7 @@ def test_any_batch_size_reads_the_same_cutouts(batch_size, window, saved):
 def test_a_streamed_pretraining_resumes_at_the_exact_sample(saved, tmp_path):
     whole = pretrain(saved, tmp_path / "whole", "dino", stream="yes", **SSL)
     facts = json.loads((whole / "run.json").read_text())
-    assert facts["num_train_images"] == 330 and facts["arguments"]["stream"] == "yes"
+    assert facts["num_train_images"] == 330 and facts["resolved"]["stream"] == "yes"
     first = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
     assert first["knn_auc"] > 0
     subprocess.run(["cp", "-r", whole, tmp_path / "cut"], check=True)
@@ -199,10 +199,15 @@ def test_a_directory_that_lost_a_file_is_refused(spoil, message, tmp_path, monke
 def test_what_is_larger_than_memory_is_streamed(saved, tmp_path, monkeypatch):
     settings = {**SSL, "epochs": 1, "eval_every": 0}
     run = pretrain(saved, tmp_path / "small", "dino", **settings)
-    assert json.loads((run / "run.json").read_text())["arguments"]["stream"] == "no"
+    assert json.loads((run / "run.json").read_text())["resolved"]["stream"] == "no"
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
     run = pretrain(saved, tmp_path / "large", "dino", **settings)
-    assert json.loads((run / "run.json").read_text())["arguments"]["stream"] == "yes"
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["arguments"]["stream"], facts["resolved"]["stream"]) == ("auto", "yes")
+    monkeypatch.undo()  # with more memory, it goes on as it was begun
+    (run / "run.json").write_text(json.dumps({name: facts[name] for name in facts if name != "seconds"}))
+    pretrain(saved, run, "dino", resume="auto", **settings)
+    assert json.loads((run / "run.json").read_text())["resolved"]["stream"] == "yes"
     with pytest.raises(InputError, match=r"no cutouts\.json"):
         pretrain(tmp_path, tmp_path / "x", "dino", **settings)
 

@@ -32,11 +32,18 @@ from lens_ssl_hf.hub.card import CardFacts, render_card
 from lens_ssl_hf.models import backbone_config
 from lens_ssl_hf.models.backbones import load_encoder
 from lens_ssl_hf.study.plan import Plan
-from lens_ssl_hf.training import trainer
+from lens_ssl_hf.training import monitors, trainer
 from lens_ssl_hf.training.accelerator import native_precision
-from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, recipe
+from lens_ssl_hf.training.arguments import FinetuneArguments, PretrainArguments, make_arguments, recipe
 from lens_ssl_hf.training.finetune import label_subset, parameter_groups
-from lens_ssl_hf.training.monitors import accuracy, collapse_warning, knn_scores, probe_scores, roc_auc
+from lens_ssl_hf.training.monitors import (
+    FeatureMonitor,
+    accuracy,
+    collapse_warning,
+    knn_scores,
+    probe_scores,
+    roc_auc,
+)
 from lens_ssl_hf.training.progress import Forecast
 from lens_ssl_hf.training.run_directory import RunDirectory, origin, read_run
 from lens_ssl_hf.training.schedules import cosine, last_momentum, linear
@@ -513,6 +520,47 @@ def test_bad_settings_of_pretraining_are_named(settings, word, tiny_cutouts, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("train", "name", "value", "fix"),
+    [
+        (finetune, "linear_probe", "no", "True or False"),
+        (finetune, "deterministic", 1, "True or False"),
+        (finetune, "steps", 2.0, "a whole number"),
+        (finetune, "batch_size", True, "a whole number"),
+        (finetune, "seed", None, "a whole number"),
+        (finetune, "init", None, "text or a path"),
+        (finetune, "report_to", 5, "text or a path"),
+        (pretrain, "rotate", "no", "True or False"),
+        (pretrain, "epochs", "3", "a whole number"),
+        (pretrain, "epochs", np.float64(1.5), "a whole number"),
+        (pretrain, "learning_rate", "7e-4", "a number, such as 7.0e-4"),
+        (pretrain, "output_dir", 3, "text or a path"),
+    ],
+)
+def test_values_of_another_kind_are_named(train, name, value, fix, tiny_cutouts, tmp_path):
+    with pytest.raises(InputError, match=re.escape(f"{name} is {value!r}: give {fix}")):
+        train(tiny_cutouts, **{"output_dir": tmp_path / "run", name: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_of_numpy_and_paths_become_plain():
+    given = {"epochs": np.int64(3), "learning_rate": np.float64(0.5), "rotate": np.bool_(False), "init": Path("a")}
+    arguments = make_arguments(PretrainArguments, given | {"weight_decay": 0, "report_to": "tensorboard"})
+    found = [getattr(arguments, name) for name in (*given, "weight_decay", "report_to")]
+    assert list(map(repr, found)) == ["3", "0.5", "False", "'a'", "0", "['tensorboard']"]
+    arguments = make_arguments(FinetuneArguments, {"extra_labels": [Path("a")], "extra_scores": Path("b")})
+    assert (arguments.extra_labels, arguments.extra_scores, arguments.subset_seed) == (["a"], "b", None)
+    with pytest.raises(InputError, match=r"subset_seed must be below 2\^63"):
+        make_arguments(FinetuneArguments, {"subset_seed": 2**70})
+
+
+def test_a_cnn_needs_a_pixel_after_its_last_halving(tiny_cutouts, tmp_path):
+    settings = {"backbone": "cnn", "steps": 1, "precision": "fp32"}
+    with pytest.raises(InputError, match="crop_size is 3: give at least 4"):
+        finetune(tiny_cutouts, tmp_path / "3", crop_size=3, patch_size=3, **settings)
+    assert (finetune(tiny_cutouts, tmp_path / "4", crop_size=4, patch_size=4, **settings) / "model").is_dir()
+
+
 def test_bad_settings_of_finetuning_are_named(dino_run, tiny_cutouts, tmp_path):
     splits, info = tiny_cutouts
     for labels in ("many", "²", "0"):
@@ -543,6 +591,16 @@ def test_the_probe_sees_what_brightness_hides_from_neighbours():
     assert roc_auc(labels[rest], neighbours) < 0.9 and roc_auc(labels[rest], probed) > 0.95
 
 
+@pytest.mark.parametrize("most", [96, 95, 50])
+def test_the_monitor_sees_both_of_classes_that_take_turns(most, tiny_cutouts, monkeypatch):
+    monkeypatch.setattr(monitors, "MONITORED", most)
+    for labelled, split in zip(FeatureMonitor(tiny_cutouts[0], 32, [0.4] * 3, [0.1] * 3, Accelerator()).labelled,
+                               tiny_cutouts[0].values()):  # fmt: skip
+        lenses, count = int((labelled[1] == 1).sum()), len(labelled[1])
+        assert lenses == count - lenses and min(len(split), most) / 2 < count <= most
+        assert len(split) > most or torch.equal(labelled[1], split.labels)
+
+
 @pytest.mark.parametrize(
     ("start", "steps", "end"),
     [(0.99, 300, 0.99), (0.99, 3000, 0.99), (0.99, 3001, 1.0), (0.9, 300, 0.9), (0.9, 400, 1.0)],
@@ -551,15 +609,28 @@ def test_the_teachers_momentum_stays_in_short_runs_and_rises_to_1_in_others(star
     assert last_momentum(start, steps) == end
 
 
-def test_the_last_momentum_of_the_teacher_is_recorded_as_what_it_is(tiny_cutouts, tmp_path, caplog):
-    """Also in the study; a run from before there was the option has 1, as it had."""
+def test_the_last_momentum_of_the_teacher_is_recorded_as_what_it_is(tiny_cutouts, tmp_path, caplog, monkeypatch):
+    """
+    Beside the settings, so that a longer run with the same ones has its own; also in the study. A run from before
+    there was the option has 1, as it had.
+    """
     settings = {**SSL, "teacher_momentum": 0.9}
     run = pretrain(tiny_cutouts, tmp_path / "run", "dino", **settings)
     assert f"{read_run(run)['arguments']['epochs'] * 3} steps are few: after 1,000 to 3,000" in caplog.text
     assert {line["teacher_momentum"] for line in lines(run) if "teacher_momentum" in line} == {0.9}
     facts = json.loads((run / "run.json").read_text())
-    assert facts["arguments"]["final_teacher_momentum"] == 0.9
+    assert facts["resolved"] == {"final_teacher_momentum": 0.9, "stream": "no"}
+    assert (facts["arguments"]["final_teacher_momentum"], facts["arguments"]["stream"]) == (None, "auto")
+    pretrain(tiny_cutouts, run, "dino", **settings, final_teacher_momentum=0.9, stream="no", resume="auto")
+    with pytest.raises(InputError, match=r"begun otherwise \(final_teacher_momentum is 1.0, was None\)"):
+        pretrain(tiny_cutouts, run, "dino", **settings, final_teacher_momentum=1.0, resume="auto")
+    monkeypatch.setattr(sys, "argv", ["run_ssl.py", "--config", str(run / "run.json"), "--epochs", "999"])
+    assert (parse(PretrainArguments)[0].final_teacher_momentum, parse(PretrainArguments)[0].stream) == (None, "auto")
+    facts["arguments"] |= facts.pop("resolved")  # as earlier versions recorded it
+    facts.pop("seconds")
+    (run / "run.json").write_text(json.dumps(facts))
     pretrain(tiny_cutouts, run, "dino", **settings, resume="auto")
+    assert read_run(run)["arguments"] == {**facts["arguments"], "resume": "auto"}
     del facts["arguments"]["final_teacher_momentum"]
     (run / "run.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"begun otherwise \(final_teacher_momentum is 0.9, was 1.0\)"):

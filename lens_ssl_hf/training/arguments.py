@@ -4,7 +4,8 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -139,10 +140,14 @@ class PretrainArguments(ViewArguments):
         if self.local_size % self.patch_size:
             raise InputError(f"local_size {self.local_size} is not a multiple of patch_size {self.patch_size}")
 
+    def momentum_after(self, steps: int) -> float:
+        """`final_teacher_momentum`, or what its default is in so many steps."""
+        given = self.final_teacher_momentum
+        return last_momentum(self.teacher_momentum, steps) if given is None else given
+
     def settle_momentum(self, steps: int) -> None:
-        """Make the default of `final_teacher_momentum` the number that it is in so many steps, as it is recorded."""
-        if self.final_teacher_momentum is None:
-            self.final_teacher_momentum = last_momentum(self.teacher_momentum, steps)
+        """Make the default of `final_teacher_momentum` the number that it is, as a study records it."""
+        self.final_teacher_momentum = self.momentum_after(steps)
 
 
 @dataclass
@@ -186,6 +191,8 @@ class FinetuneArguments(ViewArguments):
         if self.labels != "all" and not (str(self.labels).isdecimal() and int(self.labels) > 0):
             raise InputError(f"labels must be a positive number or all, not {self.labels!r}")
         self.labels = str(self.labels)
+        if self.subset_seed is not None and abs(self.subset_seed) >= 2**63:
+            raise InputError(f"subset_seed must be below 2^63, not {self.subset_seed}")
         if bool(self.extra_labels) != bool(self.extra_scores):
             raise InputError("extra_labels and extra_scores need each other: give both, or none")
         if self.extra_labels:
@@ -226,12 +233,30 @@ def makes_no_difference(name: str, method: str | None) -> bool:
 
 
 def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
-    """`cls(**settings)` with a sentence instead of a traceback for an unknown setting."""
-    names = [item.name for item in fields(cls)]
+    """`cls(**settings)` with a sentence instead of a traceback for an unknown setting or a value of another kind."""
+    kinds = get_type_hints(cls)  # HfArgumentParser takes None out of the types of the fields
     for name in settings:
-        if name not in names:
-            raise InputError(f"unknown setting {name!r}: choose from {', '.join(names)}")
-    return cls(**settings)
+        if name not in kinds:
+            raise InputError(f"unknown setting {name!r}: choose from {', '.join(kinds)}")
+    return cls(**{name: _plain(name, value, kinds[name]) for name, value in settings.items()})
+
+
+_WORDS = {bool: "True or False", int: "a whole number", str: "text or a path"}
+_WORDS |= {float: "a number, such as 7.0e-4 (which YAML takes for text where it is 7e-4)"}
+
+
+def _plain(name: str, value: Any, annotation: Any) -> Any:
+    """A value of the kind that a setting is annotated with; numbers of NumPy become Python's, and paths text."""
+    kind, *others = get_args(annotation) or (annotation,)
+    if value is None and NoneType in others:
+        return None
+    if get_origin(kind) is list:
+        return [_plain(name, one, str) for one in (value if isinstance(value, list | tuple) else [value])]
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    plain = os.fspath(plain) if isinstance(plain, os.PathLike) else plain
+    if not isinstance(plain, int | float if kind is float else kind) or (isinstance(plain, bool) and kind is not bool):
+        raise InputError(f"{name} is {value!r}: give {_WORDS[kind]}")
+    return plain
 
 
 def _check_common(arguments: Any) -> None:

@@ -156,11 +156,11 @@ class FeatureMonitor:
                 )
                 self.labelled = []
                 break
-            chosen = split.select(_evenly(labelled.nonzero().flatten()))
+            chosen = split.select(_evenly(split.labels))
             self.labelled.append((prepared(chosen), chosen.labels.to(accelerator.device)))
         if not self.labelled:
             split = splits["train"] if "train" in splits else splits["unlabelled"]
-            self.images = prepared(split.select(_evenly(torch.arange(len(split)))))
+            self.images = prepared(split.select(_evenly(torch.zeros(len(split)))))
 
     def __call__(self, encoder: torch.nn.Module) -> dict[str, float]:
         """`knn_auc`, `knn_accuracy`, `probe_auc` and `effective_rank` of an encoder; of no labels the last alone."""
@@ -181,9 +181,17 @@ class FeatureMonitor:
         return {**found, "effective_rank": effective_rank(train)}
 
 
-def _evenly(indices: torch.Tensor) -> torch.Tensor:
-    """At most MONITORED of them, at equal distances."""
-    return indices[:: max(1, -(-len(indices) // MONITORED))]
+def _evenly(labels: torch.Tensor) -> torch.Tensor:
+    """
+    Indices of at most MONITORED of the labelled cutouts, at equal distances within each class: where classes take
+    turns, equal distances over all would meet one class alone.
+    """
+    indices = (labels >= 0).nonzero().flatten()
+    if len(indices) <= MONITORED:
+        return indices
+    classes = labels[indices].unique()
+    stride = -(-len(indices) // (MONITORED + 1 - len(classes)))  # a class may give one more than its share
+    return torch.cat([indices[labels[indices] == one][::stride] for one in classes]).sort().values
 
 
 def collapse_warning(method: str, metrics: dict[str, float], num_outputs: int) -> str | None:

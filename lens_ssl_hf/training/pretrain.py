@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..models import METHODS, backbone_config
 from ..models.backbones import backbone_name, extract_cls, load_encoder_for
 from .accelerator import make_accelerator
-from .arguments import PretrainArguments, make_arguments, recipe
+from .arguments import PretrainArguments, as_begun, make_arguments, recipe
 from .faults import check_outputs
 from .monitors import MONITORED, CollapseWatch, FeatureMonitor
 from .run_directory import origin, read_run
@@ -61,7 +61,7 @@ def pretrain(
     Raises:
         [`InputError`]: a setting, the data or the output directory cannot be used.
     """
-    given = {"method": method, "init": os.fspath(init), "output_dir": os.fspath(output_dir)}
+    given = {"method": method, "init": init, "output_dir": output_dir}
     arguments = make_arguments(PretrainArguments, {**recipe(method), **settings, **given})
     accelerator = make_accelerator(arguments.precision, arguments.deterministic)
     data = _open_data(cutouts, arguments, accelerator)
@@ -78,6 +78,9 @@ def pretrain(
     facts |= {"num_train_images": len(data.images), "num_train_labels": data.num_labels}
     facts |= {"num_parameters": sum(p.numel() for p in model.encoder.parameters()), **origin(arguments.init, encoder)}
     task = Pretraining(model, data, arguments, accelerator)
+    stream = "yes" if isinstance(data.images, StreamedImages) else "no"
+    facts["resolved"] = {"final_teacher_momentum": task.final_teacher_momentum, "stream": stream}
+    _go_on_as_recorded(arguments, facts["resolved"])
     if accelerator.is_main_process and method != "simsiam" and task.steps < FEW_STEPS:
         logger.warning(
             f"{task.steps} steps are few: after {FEW_STEPS:,} to 3,000, features were worth much more on simulated "
@@ -99,15 +102,15 @@ class PretrainingData:
 
 
 def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelerator) -> PretrainingData:
-    """What to train on. Sets `arguments.stream` to what is done."""
+    """What to train on."""
     batch_size, processes = arguments.batch_size, accelerator.num_processes
     if batch_size % processes:
         raise InputError(f"batch_size {batch_size} is not a multiple of {processes} processes: change one of them")
     is_directory = isinstance(cutouts, str | os.PathLike) and Path(cutouts).is_dir()
     parquet = ParquetSplits(Path(cutouts)) if is_directory else None
-    arguments.stream = "yes" if _streams(parquet, arguments, accelerator) else "no"
+    is_streamed = _streams(parquet, arguments, accelerator)
     if parquet is not None:
-        number = MONITORED if arguments.stream == "yes" else sys.maxsize
+        number = MONITORED if is_streamed else sys.maxsize
         found = {name: read_split(parquet, name, number) for name in ("train", "validation", "unlabelled")}
         splits, info = {name: split for name, split in found.items() if split is not None}, parquet.info
     else:
@@ -117,7 +120,7 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
         raise InputError("the dataset has neither a train nor an unlabelled split: nothing to pretrain on")
     pixels = torch.cat([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels
     mean, std = channel_statistics(pixels, arguments.crop_size)
-    if arguments.stream == "yes":
+    if is_streamed:
         images = StreamedImages(parquet, mean, std, batch_size, arguments.seed, accelerator.device)
         images.share(0, processes)  # refuses numbers that cannot share
     elif len(pixels) < batch_size:
@@ -133,9 +136,9 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
 def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accelerator: Accelerator) -> bool:
     """Whether the images are read as they are needed: asked for, begun so, or more than half of what is free."""
     wanted = arguments.stream
-    run_file = Path(arguments.output_dir) / "run.json"
-    if wanted == "auto" and arguments.resume == "auto" and run_file.is_file():
-        wanted = read_run(arguments.output_dir)["arguments"].get("stream", "auto")
+    if wanted == "auto":
+        _, begun = _recorded(arguments)
+        wanted = begun.get("stream", "auto")
     if parquet is None:
         if wanted == "yes":
             raise InputError("stream yes needs a dataset that save_cutouts or build_dataset.py wrote as a directory")
@@ -149,6 +152,26 @@ def _streams(parquet: ParquetSplits | None, arguments: PretrainArguments, accele
     if accelerator.device.type == "cuda":
         fits = fits and needed < torch.cuda.mem_get_info(accelerator.device)[0] / 2
     return broadcast_object_list([not fits])[0]  # the main process decides for all
+
+
+def _recorded(arguments: PretrainArguments) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    The settings that the run recorded which goes on, as they were given, and with what defaults came to, which earlier
+    versions recorded in their place; empty where none goes on.
+    """
+    if arguments.resume != "auto" or not (Path(arguments.output_dir) / "run.json").is_file():
+        return {}, {}
+    run = read_run(arguments.output_dir)
+    given = as_begun(PretrainArguments, run["arguments"])
+    return given, given | run.get("resolved", {})
+
+
+def _go_on_as_recorded(arguments: PretrainArguments, resolved: dict[str, Any]) -> None:
+    """What comes to the same as in the run that goes on is recorded as it was there."""
+    given, begun = _recorded(arguments)
+    for name, value in resolved.items():
+        if name in given and getattr(arguments, name) != given[name]:
+            setattr(arguments, name, given[name] if begun[name] == value else value)
 
 
 def _make_model(
@@ -200,7 +223,7 @@ class Pretraining(Task):
         self.arguments, self.accelerator = arguments, accelerator
         self.section = self.samples.steps_per_epoch
         self.steps = arguments.epochs * self.section
-        arguments.settle_momentum(self.steps)
+        self.final_teacher_momentum = arguments.momentum_after(self.steps)
         self.evaluate_every = arguments.eval_every * self.section
         self.save_every = arguments.checkpoint_every * self.section
         outputs = arguments.projection_size if arguments.method == "simsiam" else arguments.num_prototypes
@@ -247,7 +270,7 @@ class Pretraining(Task):
         }
         if arguments.method == "simsiam":
             return values
-        values["teacher_momentum"] = cosine(arguments.teacher_momentum, arguments.final_teacher_momentum, step, steps)
+        values["teacher_momentum"] = cosine(arguments.teacher_momentum, self.final_teacher_momentum, step, steps)
         warmup = round(arguments.temperature_warmup_fraction * steps)
         names = ("teacher_temperature", "patch_teacher_temperature")
         for name in names if arguments.method == "ibot" else names[:1]:

@@ -102,7 +102,7 @@ class RunDirectory:
         except OSError as error:
             logger.warning("%s cannot be locked (%s): make sure that no other run uses it", self.path, error.strerror)
             return
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints) if self._earlier is not None else ():
             remove_leftovers(folder)
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -286,6 +286,7 @@ class RunFacts(dict):
 _KINDS = {
     "arguments": dict,
     "data": dict,
+    "resolved": dict,
     "versions": dict,
     "init_run": dict,
     "init_recipe": dict,
