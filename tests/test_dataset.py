@@ -19,6 +19,7 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
+from lens_ssl_hf import paint, push_dataset
 from lens_ssl_hf.data import dataset as dataset_module
 from lens_ssl_hf.data import storage
 from lens_ssl_hf.data.dataset import load_cutouts
@@ -523,6 +524,20 @@ def test_parts_of_a_large_dataset_are_saved_by_their_own_size(monkeypatch):
     with pytest.raises(InputError, match="the test split is empty: take it out of the dataset, or put cutouts"):
         save_cutouts(data, "empty")
     assert not Path("empty").exists()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda split: save_cutouts(split, "x"),
+        lambda split: paint(split, "x", seeing=0.7),
+        lambda split: push_dataset(split, "me/cutouts", dry_run="x"),
+    ],
+)
+def test_a_single_split_where_all_are_needed_is_refused(use):
+    with pytest.raises(InputError, match=r"cutouts must be all splits, .*: give DatasetDict\(train=...\) of one"):
+        use(load("simulated", **SMALL)["train"])
+    assert not Path("x").exists()
 
 
 @pytest.mark.parametrize("source", ["mine.safetensors", "folder/mine.safetensors"])

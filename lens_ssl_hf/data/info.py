@@ -90,6 +90,20 @@ def cutout_info(dataset: Any) -> CutoutInfo:
     return _joined([info for i, info in enumerate(infos) if info not in infos[:i]])
 
 
+def info_of_splits(cutouts: Any) -> CutoutInfo:
+    """
+    As [`cutout_info`], of all splits together.
+
+    Raises:
+        [`InputError`]: it is a single split, or as there.
+    """
+    if not isinstance(cutouts, Mapping):
+        raise InputError(
+            "cutouts must be all splits, as load_cutouts returns them: give DatasetDict(train=...) of one"
+        )
+    return cutout_info(cutouts)
+
+
 def _splits(dataset: Any) -> list[Any]:
     return list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
 

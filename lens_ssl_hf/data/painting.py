@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import InputError, check_at_least
 from .dataset import features_of
 from .from_files import MODEL_CROP
-from .info import cutout_info
+from .info import cutout_info, info_of_splits
 from .listing.rows import Row
 from .listing.splits import draw_splits
 from .pool import map_chunks
@@ -108,7 +108,7 @@ def paint(
         [`InputError`]: no galaxy, too few that could be lenses for two splits, no pixel scale, bands of unknown
             wavelength, a seeing that leaves no room for arcs.
     """
-    info, output = cutout_info(cutouts), Path(output)
+    info, output = info_of_splits(cutouts), Path(output)
     check_target(output)
     if info.painted:
         raise InputError(f"{info.name} has simulated arcs already: give the galaxies that these were painted on")

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from ..errors import InputError
 from ..files import cannot_write, writing
 from .files.raw import readable
-from .info import SPLITS, CutoutInfo, cutout_info
+from .info import SPLITS, CutoutInfo, info_of_splits
 
 ROW_GROUP_BYTES = 4_000_000  # what streaming reads at once
 SHARD_BYTES = 500_000_000  # of a Parquet file
@@ -64,7 +64,7 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
     Raises:
         [`InputError`]: the directory holds something, or cannot be written; or a split is empty.
     """
-    info, directory = cutout_info(dataset_dict), Path(directory)
+    info, directory = info_of_splits(dataset_dict), Path(directory)
     for name, split in dataset_dict.items():
         if not len(split):  # datasets cannot read a Parquet file without rows
             raise InputError(f"the {name} split is empty: take it out of the dataset, or put cutouts into it")
