@@ -175,22 +175,22 @@ def scored(run: Path, real: Any) -> dict[str, Any]:
     return {"": single, ", 8 views": replace(single, score=expit(logits))}
 
 
-def as_cell(predictions: Any, folder: Path, way: str, baseline: str, fold: int, seed: int) -> dict[str, Any]:
-    """Predictions, which are saved, as a cell of `compare`, which calls its baseline supervised."""
+def as_cell(predictions: Any, folder: Path, way: str, fold: int, seed: int) -> dict[str, Any]:
+    """Predictions, which are saved, as a cell of `compare`."""
     directory = folder / f"{way}, {fold}, {seed}"
     directory.mkdir(parents=True, exist_ok=True)
     predictions.save(directory / "predictions.parquet")
-    cell = {"method": "supervised" if way == baseline else way, "backbone": "", "labels": "all", "num_labels": 0}
-    return cell | {"seed": seed, "subset": 0, "fold": fold, "directory": str(directory)}
+    cell = {"method": way, "backbone": "", "labels": "all", "num_labels": 0, "seed": seed, "subset": 0}
+    return cell | {"fold": fold, "directory": str(directory)}
 
 
 def compared(cells: list[dict[str, Any]], baseline: str) -> dict[str, dict[str, Any]]:
-    """The AUCs of each way, and what they are above those of the baseline."""
+    """The AUCs of each way, and what they are above those of the baseline, which `compare` calls supervised."""
     from lens_ssl_hf.study.statistics import COMPARED, compare
 
-    rows = {row["method"]: {name: row[name] for name in COMPARED} for row in compare(cells)}
-    ways = dict.fromkeys(cell["method"] for cell in cells)
-    return {baseline if way == "supervised" else way: rows[way] for way in ways}
+    names = {way: "supervised" if way == baseline else way for way in (cell["method"] for cell in cells)}
+    rows = {row["method"]: row for row in compare([cell | {"method": names[cell["method"]]} for cell in cells])}
+    return {way: {name: rows[names[way]][name] for name in COMPARED} for way in names}
 
 
 def results_table(result: dict[str, Any]) -> str:
@@ -268,7 +268,7 @@ def main() -> None:
 
     def add(way: str, how: str, fold: int, seed: int, predictions: Any) -> None:
         folder = Path(arguments.output) / "predictions" / start / how.removeprefix(", ")
-        cells.setdefault(how, []).append(as_cell(predictions, folder, way, REAL, fold, seed))
+        cells.setdefault(how, []).append(as_cell(predictions, folder, way, fold, seed))
 
     for fold in arguments.folds:
         real, members = real_cutouts(Path(arguments.data_dir), fold), {}
