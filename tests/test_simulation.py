@@ -12,6 +12,7 @@ from lens_ssl_hf.data.simulation import (
     light,
     observation,
     populations,
+    scenes,
     simulate_cutout,
     simulate_cutouts,
     simulator,
@@ -76,6 +77,32 @@ def test_varied_cutouts_are_each_of_a_sky_of_their_own():
     assert np.quantile(noise, 0.9) > 5 * np.quantile(noise, 0.1)
     assert same(lenses[7][0], simulate_cutout(2, 7, True, config)[0])
     assert not same(lenses[7][0], simulate_cutout(2, 7, True, SimulationConfig(size=48))[0])
+
+
+def test_look_alikes_of_varied_skies_are_not_as_bright_and_near_as_arcs():
+    """Companions of 0.5 to 5 mag below the galaxy in r, out to 3.5 arcsec; rings of up to its brightness; blends."""
+    config = SimulationConfig(size=48, varied=True)
+    x, y = light.grid(80, config.pixel_scale)
+    far = np.hypot(x, y) > 2.2
+    flux = np.array([1000.0, 4000.0, 7000.0])
+    galaxy = populations.Galaxy(flux, r_eff=0.4, sersic_index=4.0, axis_ratio=0.8, angle=0.3, x=0.0, y=0.0)
+    system = populations.System(galaxy, 1.2, np.zeros((3, 80, 80), np.float32), 50.0, np.array([30.0, 35.0, 40.0]))
+    alone = flux[:, None, None] * scenes.render_galaxy(galaxy, x, y, config)
+    found = {}
+    for kind, paint in scenes.VARIED.items():
+        added = [paint(system, np.random.default_rng(i), x, y, config) for i in range(80)]
+        assert np.isfinite(added).all() and np.min(added) >= 0
+        if kind != "merger":  # whose galaxies are others
+            added = np.array(added) - alone
+        share = np.sum(added, axis=(2, 3)) / flux
+        outside = np.where(far, added, 0).sum(axis=(2, 3))[:, 1] / np.sum(added, axis=(2, 3))[:, 1]
+        found[kind] = share[:, 1], -2.5 * np.log10(share[:, 0] / share[:, 1]), outside
+    shares, colours, outside = found["companions"]
+    assert 0.005 < shares.min() < 0.1 and 0.8 < shares.max() < 5 * 10**-0.2 and (outside > 0.5).mean() > 0.2
+    shares, colours, outside = found["ring"]
+    assert 10**-1.2 < 1.05 * shares.min() and 0.7 < shares.max() < 1.05 and (outside < 0.5).all()
+    shares, colours, outside = found["merger"]
+    assert colours.std() > 0.15 and 0.5 < np.median(shares) < 1.2
 
 
 def test_a_survey_is_drawn_between_des_and_rubin():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .light import add_knots, layers, polar, sersic, unit_inside
+from .light import add_knots, layers, polar, sersic, unit, unit_inside
 from .populations import Galaxy, System
 from .survey import MAX_ARC_RADIUS, SimulationConfig, flux_of
 
@@ -63,20 +63,51 @@ def _paint_ring(system: System, rng, x, y, config) -> np.ndarray:
     return layers((system.blue, ring), (galaxy.flux, render_galaxy(galaxy, x, y, config)))
 
 
+def _paint_varied_ring(system: System, rng, x, y, config) -> np.ndarray:
+    """A ring of any width and inclination, smooth or in pieces, up to 3 mag fainter than the galaxy in r."""
+    galaxy, radius = system.galaxy, rng.uniform(0.6, MAX_ARC_RADIUS)
+    r, phi = polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.4, 1.0), rng.uniform(0, math.pi))
+    pieces, depth = rng.integers(1, 6), rng.uniform(0.0, 0.9)
+    uneven = 1 + depth * np.cos(pieces * (phi - rng.uniform(0, 2 * math.pi)))
+    ring = unit(np.exp(-0.5 * ((r / np.float32(radius) - 1) / np.float32(rng.uniform(0.08, 0.35))) ** 2) * uneven)
+    ring = add_knots(ring, rng, rng.uniform(0.0, 0.4), rng.integers(3, 20))
+    blue = system.blue / system.blue[1] * galaxy.flux[1] * 10 ** rng.uniform(-1.2, 0.0)
+    return layers((blue, ring), (galaxy.flux, render_galaxy(galaxy, x, y, config)))
+
+
 def _paint_companions(system: System, rng, x, y, config) -> np.ndarray:
-    """One to three blue galaxies beside it, seen edge-on and turned more or less tangentially; or varied, anyhow."""
-    galaxy, varied = system.galaxy, config.varied
+    """One to three blue galaxies beside it, seen edge-on and turned more or less tangentially."""
+    galaxy = system.galaxy
     count = rng.choice([1, 2, 2, 3])
     azimuth = rng.uniform(0, 2 * math.pi) + np.concatenate([[0.0], np.cumsum(rng.uniform(0.7, 1.7, size=count - 1))])
     light = 0
     for share, phi in zip(rng.dirichlet(np.full(count, 4.0)), azimuth):
         radius = min(system.einstein_radius * rng.uniform(0.8, 1.7), 1.5)
-        tilt = phi + math.pi / 2 + rng.normal(0, 3.0 if varied else 0.5)
+        tilt = phi + math.pi / 2 + rng.normal(0, 0.5)
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
-        r_eff, q = rng.uniform(0.15 if varied else 0.3, 0.6), rng.uniform(0.2, 1.0 if varied else 0.5)
+        r_eff, q = rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.5)
         light = light + share * sersic(u, v, r_eff, 1.0, q, tilt, 0.05)
     blue = add_knots(unit_inside(light, x, y), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
     return layers((system.blue, blue), (galaxy.flux, render_galaxy(galaxy, x, y, config)))
+
+
+def _paint_varied_companions(system: System, rng, x, y, config) -> np.ndarray:
+    """One to five galaxies beside it, mostly blue, 0.5 to 5 mag fainter than it in r, turned anyhow."""
+    galaxy = system.galaxy
+    scene = layers((galaxy.flux, render_galaxy(galaxy, x, y, config)))
+    for _ in range(rng.integers(1, 6)):
+        distance, phi = rng.uniform(0.6, 3.5), rng.uniform(0, 2 * math.pi)
+        share, g_r, r_i = 10 ** rng.uniform(-2.0, -0.2), rng.normal(0.45, 0.35), rng.normal(0.25, 0.2)
+        flux = _flux_in_r(share * galaxy.flux[1], g_r, r_i)
+        shape = rng.uniform(0.1, 0.7), rng.uniform(0.5, 2.5), rng.uniform(0.2, 1.0), rng.uniform(0, math.pi)
+        u, v = x - distance * math.cos(phi), y - distance * math.sin(phi)
+        scene += layers((flux * config.pixel_scale**2, sersic(u, v, *shape, 0.3 * config.pixel_scale)))
+    return scene
+
+
+def _flux_in_r(flux: float, g_r: float, r_i: float) -> np.ndarray:
+    """Fluxes (3,) in g, r, i of a galaxy with this flux in r and these colours."""
+    return flux * 10 ** (0.4 * np.array([-g_r, 0.0, r_i]))
 
 
 def _paint_merger(system: System, rng, x, y, config) -> np.ndarray:
@@ -102,6 +133,20 @@ def _paint_merger(system: System, rng, x, y, config) -> np.ndarray:
     return layers((system.blue, blue), (share * galaxy.flux, first), ((1 - share) * galaxy.flux, second))
 
 
+def _paint_varied_merger(system: System, rng, x, y, config) -> np.ndarray:
+    """As above, or two or three galaxies of any colour that overlap, without tails."""
+    if rng.uniform() < 0.5:
+        return _paint_merger(system, rng, x, y, config)
+    scene = 0
+    for share in rng.dirichlet(np.full(rng.integers(2, 4), 2.0)):
+        dx, dy = rng.normal(0, 0.8, size=2)
+        shape = rng.uniform(0.3, 1.2), rng.uniform(0.7, 4.0), rng.uniform(0.3, 1.0), rng.uniform(0, math.pi)
+        flux = _flux_in_r(share * system.galaxy.flux[1], rng.normal(0.8, 0.4), rng.normal(0.35, 0.2))
+        light = sersic(x - dx, y - dy, *shape, 0.3 * config.pixel_scale)
+        scene = scene + layers((flux * config.pixel_scale**2, light))
+    return scene
+
+
 def paint_lens(system: System, rng, x, y, config) -> np.ndarray:
     return layers((system.galaxy.flux, render_galaxy(system.galaxy, x, y, config))) + system.arcs
 
@@ -112,6 +157,11 @@ NONLENSES: dict[str, tuple[float, Callable]] = {  # subclass: share of the non-l
     "ring": (0.22, _paint_ring),
     "companions": (0.22, _paint_companions),
     "merger": (0.20, _paint_merger),
+}
+VARIED: dict[str, Callable] = {  # of varied skies instead of these
+    "ring": _paint_varied_ring,
+    "companions": _paint_varied_companions,
+    "merger": _paint_varied_merger,
 }
 
 

@@ -22,7 +22,7 @@ from .observation import (
     transfer_of,
 )
 from .populations import System, draw_blue_colour, draw_galaxy
-from .scenes import NONLENSES, paint_lens, paint_neighbours, render_galaxy
+from .scenes import NONLENSES, VARIED, paint_lens, paint_neighbours, render_galaxy
 from .survey import BANDS, MARGIN, MAX_ARC_RADIUS, MAX_DRAWS, SimulationConfig, draw_survey, flux_of
 
 _MAX_CORRELATION = 0.35  # noise that a pixel takes of each neighbour, relative to its own
@@ -118,6 +118,7 @@ def _simulate(seed: int, index: int, lens: bool, config: SimulationConfig) -> tu
         subclass = str(rng.choice(list(NONLENSES), p=[share for share, _ in NONLENSES.values()]))
         paint = NONLENSES[subclass][1]
         if config.varied:  # brightness may tell the classes apart on one sky, and the other way round on another
+            paint = VARIED.get(subclass, paint)
             system.blue = system.blue * 10 ** rng.uniform(-0.6, 0.4)
     scene = paint(system, rng, x, y, config) + paint_neighbours(rng, x, y, config)
     image = convolve(scene * extinction.astype(np.float32)[:, None, None], transfer)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...errors import InputError
 
-SIMULATOR_VERSION = "3"  # raise it whenever the pixels change: it is part of a dataset's fingerprint
+SIMULATOR_VERSION = "4"  # raise it whenever the pixels change: it is part of a dataset's fingerprint
 BANDS = ("g", "r", "i")
 
 MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: what wraps around stays in it
