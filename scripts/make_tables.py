@@ -175,7 +175,8 @@ def sky_table(results: dict) -> str:
     text = (
         f"{results['test']:,} test cutouts, half of them lenses; {results['steps']} steps of fine-tuning. In brackets "
     )
-    return f"{as_markdown(lines)}\n\n{text}the range over {len(found)} label subsets, each with a seed of its own."
+    seeds = max(map(len, results["roc_auc"].values()))
+    return f"{as_markdown(lines)}\n\n{text}the range over {seeds} label subsets, each with a seed of its own."
 
 
 def trials_table(log: list[dict]) -> str:

@@ -14,9 +14,11 @@ a ring galaxy, a merger, or an elliptical with blue companions, each drawn anew 
 noise is white. Cutouts are FITS files; a command that was stopped goes on where it was.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from astropy.io import fits
 from tqdm.auto import tqdm
 
 from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.data.files.raw import readable
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.data.pool import map_chunks
 from lens_ssl_hf.errors import InputError, exit_on_input_error
@@ -50,6 +53,8 @@ class Arguments:
     model: str = option("model_cards/lens-dino-vits8-classifier", "A classifier for simulated cutouts.")
     varied: str = option("model_cards/lens-dino-vits8-varied-classifier", "A classifier for those of varied skies.")
     backbone: str = option("model_cards/lens-dino-vits8", "A pretrained ViT for simulated cutouts.")
+    also: list[str] = option(None, "Further classifiers, as NAME=PATH, that are tried without a label.")
+    only: list[str] = option(None, "Measure what has one of these in its name; the rest stays as in the result file.")
     steps: int = option(400, "Steps of a fine-tuning.")
     seeds: int = option(3, "Label subsets, each with a seed of its own.")
     num_proc: int = option(1, "Processes that simulate.")
@@ -316,28 +321,39 @@ def main() -> None:
     from lens_ssl_hf.models.loading import read_config
 
     classifiers = {"our classifier": arguments.model, "our classifier of varied skies": arguments.varied}
-    for model in (*classifiers.values(), arguments.backbone):
+    also = dict(word.partition("=")[::2] for word in arguments.also or ())
+    for model in (*classifiers.values(), arguments.backbone, *also.values()):
         read_config(model)  # after the simulation is too late
-    folder = Path(arguments.output)
+    folder, path = Path(arguments.output), Path(arguments.result)
     dataset = make(folder, arguments.model, arguments.num_proc)
-    ways: dict[str, list[dict[str, Any]]] = {
-        f"{name}, no label of this sky": [measured(predict(model, dataset), folder)]
-        for name, model in classifiers.items()
+
+    def tuned(way: str, init: str, seed: int) -> dict[str, Any]:
+        run = folder / "runs" / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
+        settings = {"init": init, "labels": LABELS, "subset_seed": seed, "seed": seed, "steps": arguments.steps}
+        settings |= {"backbone": "vits8"} if init == "scratch" else {}
+        finetune(dataset, run, resume="auto", **settings)
+        return measured(predict(run, dataset), folder)
+
+    starts = {f"fine-tuned from {name}, {LABELS} labels": model for name, model in classifiers.items()}
+    starts |= {f"fine-tuned from our backbone, {LABELS} labels": arguments.backbone}
+    starts |= {f"from scratch, {LABELS} labels": "scratch"}
+    seeds = range(arguments.seeds)
+    jobs: dict[str, list[Callable[[], dict[str, Any]]]] = {
+        f"{name}, no label of this sky": [lambda model=model: measured(predict(model, dataset), folder)]
+        for name, model in (classifiers | also).items()
     }
-    starts = {f"fine-tuned from {name}": model for name, model in classifiers.items()}
-    starts |= {"fine-tuned from our backbone": arguments.backbone, "from scratch": "scratch"}
-    for seed in range(arguments.seeds):
-        frozen = measured(probed(arguments.backbone, dataset, seed), folder)
-        ways.setdefault(f"frozen features, {LABELS} labels", []).append(frozen)
-        for start, init in starts.items():
-            way = f"{start}, {LABELS} labels"
-            run = folder / "runs" / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
-            settings = {"init": init, "labels": LABELS, "subset_seed": seed, "seed": seed, "steps": arguments.steps}
-            settings |= {"backbone": "vits8"} if init == "scratch" else {}
-            finetune(dataset, run, resume="auto", **settings)
-            ways.setdefault(way, []).append(measured(predict(run, dataset), folder))
-        write_json(Path(arguments.result), {"simulated": True, "labels": int(LABELS), "steps": arguments.steps,
-                                            "test": SIZES["test"], "roc_auc": ways})  # fmt: skip
+    jobs[f"frozen features, {LABELS} labels"] = [
+        lambda seed=seed: measured(probed(arguments.backbone, dataset, seed), folder) for seed in seeds
+    ]
+    jobs |= {way: [partial(tuned, way, init, seed) for seed in seeds] for way, init in starts.items()}
+    kept = {}
+    if arguments.only:
+        with readable(path, "JSON", "leave only out"):
+            kept = json.loads(path.read_text())["roc_auc"]
+        kept = {way: found for way, found in kept.items() if not any(word in way for word in arguments.only)}
+    ways = {way: kept[way] if way in kept else [job() for job in own] for way, own in jobs.items()}
+    write_json(path, {"simulated": True, "labels": int(LABELS), "steps": arguments.steps, "test": SIZES["test"],
+                      "roc_auc": ways})  # fmt: skip
     for way, found in ways.items():
         print(f"{way:44}", "  ".join(f"{one['value']:.3f}" for one in found))
 
