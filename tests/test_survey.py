@@ -484,6 +484,10 @@ def test_parquet_files_of_one_name_in_several_folders_have_ids_of_their_own(run)
         parquet.write_table(pyarrow.table({"pixels": FLUX[:3].tolist()}), f"hub/{folder}/0000.parquet")
     score(run, "hub", "scores")
     assert read()["id"].to_pylist() == [f"{folder}/0000-{i}" for folder in ("test", "train") for i in range(3)]
+    shutil.copy("hub/test/0000.parquet", "hub/test/0000.pq")
+    score(run, "hub", "again")
+    names = ("test/0000.parquet", "test/0000.pq", "train/0000.parquet")
+    assert read("again")["id"].to_pylist() == [f"{name}-{i}" for name in names for i in range(3)]
 
 
 def test_ids_in_parquet_are_those_that_a_table_of_grades_holds(run):

@@ -200,7 +200,9 @@ class ParquetInput:
     @cached_property
     def _called(self) -> dict[Place, str]:
         """Files by their names alone where these differ; else with the folders in which they lie."""
-        whole = [PurePath(path).with_suffix("") for path, _ in self.files]
+        paths = [PurePath(path) for path, _ in self.files]
+        whole = [path.with_suffix("") for path in paths]
+        whole = whole if len(set(whole)) == len(whole) else paths
         shared = len(PurePath(os.path.commonpath([path.parent for path in whole])).parts)
         have_own = len({path.name for path in whole}) == len(whole)
         names = [path.name if have_own else "/".join(path.parts[shared:]) for path in whole]
