@@ -32,13 +32,13 @@ PRETRAININGS = [
     (300, "dino", "to 1", 3),
     (300, "ibot", "constant", 3),
     (300, "ibot", "to 1", 3),
-    (1000, "dino", "constant", 2),
+    (1000, "dino", "constant", 3),
     (1000, "dino", "to 1", 2),
     (1000, "ibot", "constant", 1),
     (1000, "ibot", "to 1", 1),
-    (3000, "dino", "constant", 1),
+    (3000, "dino", "constant", 2),
     (3000, "dino", "to 1", 1),
-    (3000, "ibot", "constant", 1),
+    (3000, "ibot", "constant", 2),
 ]
 LONGEST = max(steps for steps, *_ in PRETRAININGS)
 LONGEST_DINO = f"dino, {LONGEST:,}, constant"
@@ -143,7 +143,10 @@ def monitored(run: Path) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def compared(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The AUC of each start and number of labels, its gain over training from scratch, and that over its rival."""
+    """
+    The AUC of each start and number of labels, its gain over training from scratch, and that over its rival, by the
+    seeds that both have: another pretraining may differ by more than what is compared.
+    """
     from lens_ssl_hf.study.statistics import compare
 
     rivals = {
@@ -152,8 +155,10 @@ def compared(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rivals |= {f"dino, batches of {size}": LONGEST_DINO for size in BATCHES}
     gains = {}
     for name, rival in rivals.items():
-        pair = [cell for cell in cells if cell["method"] == name]
-        pair += [cell | {"method": SCRATCH} for cell in cells if cell["method"] == rival]  # as what to compare with
+        own, other = ([cell for cell in cells if cell["method"] == one] for one in (name, rival))
+        both = {cell["seed"] for cell in own} & {cell["seed"] for cell in other}
+        pair = own + [cell | {"method": SCRATCH} for cell in other]  # as what to compare with
+        pair = [cell for cell in pair if cell["seed"] in both]
         for row in compare(pair):
             if row["method"] == name:
                 gains[name, row["labels"]] = row["roc_auc"].get("minus", {}).get(SCRATCH)
