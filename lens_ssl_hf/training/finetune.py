@@ -137,7 +137,8 @@ def _each_once(
     by their pixels, since the scores may have been made of the same files under other names.
     """
     known = {one for split in held_out for one in pixel_digests(split)}
-    kept = [i for i, one in enumerate(pixel_digests(graded)) if one not in known]
+    digests = pixel_digests(graded)
+    kept = [i for i, one in enumerate(digests) if one not in known]
     if len(kept) < len(graded):
         logger.warning(
             "%d of %d graded cutouts are in validation or test: left out", len(graded) - len(kept), len(graded)
@@ -145,8 +146,8 @@ def _each_once(
     if not kept:
         raise InputError("all graded cutouts are in the validation or test split: leave extra_labels out")
     graded, share = graded.select(torch.tensor(kept)), share[kept]
-    names = set(pixel_digests(graded))
-    others = [i for i, one in enumerate(pixel_digests(subset)) if one not in names]
+    grades = {digests[i] for i in kept}
+    others = [i for i, one in enumerate(pixel_digests(subset)) if one not in grades]
     if len(others) < len(subset):
         logger.warning(
             "%d of %d labels are of graded cutouts: the grades count", len(subset) - len(others), len(subset)

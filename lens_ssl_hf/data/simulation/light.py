@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 
-from .survey import MAX_ARC_RADIUS
-
 
 def grid(side: int, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres of `side` pixels of `step` arcsec around the middle: x (1, side) and y (side, 1), float32."""
@@ -27,9 +25,9 @@ def unit(image: np.ndarray) -> np.ndarray:
     return image / image.sum(dtype=np.float64).astype(np.float32)
 
 
-def unit_inside(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Unit flux, faded out where arcs would not reach either."""
-    return unit(image / (1 + ((x * x + y * y) / np.float32(0.9 * MAX_ARC_RADIUS) ** 2) ** 4))
+def unit_inside(image: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Unit flux, faded out beyond `radius` in arcsec, where arcs would not reach either."""
+    return unit(image / (1 + ((x * x + y * y) / np.float32(0.9 * radius) ** 2) ** 4))
 
 
 def polar(x, y, q: float, angle: float) -> tuple[np.ndarray, np.ndarray]:

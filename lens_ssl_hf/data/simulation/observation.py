@@ -5,14 +5,14 @@ import math
 import numpy as np
 
 from .light import grid, unit
-from .survey import MARGIN, MAX_EINSTEIN_RADIUS, SimulationConfig, flux_of
+from .survey import MARGIN, SimulationConfig, flux_of
 
 _GAIN_ZERO_POINT = 35.9  # magnitude of one electron in a coadd of 10 minutes with HSC (29.0 per second)
 
 
 def draw_seeing(rng: np.random.Generator, config: SimulationConfig) -> np.ndarray:
     """FWHM (3,) in arcsec: log-normal around the survey's medians, half of the scatter common to the bands."""
-    worst = 0.95 * MAX_EINSTEIN_RADIUS / config.min_radius_over_seeing
+    worst = 0.95 * config.max_einstein_radius / config.min_radius_over_seeing
     while True:
         seeing = np.array(config.seeing) * np.exp(rng.normal(0, 0.07) + rng.normal(0, 0.08, size=3))
         if seeing.max() < worst:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import InputError
-from .survey import MAX_DRAWS, MAX_EINSTEIN_RADIUS, SimulationConfig, flux_of
+from .survey import MAX_DRAWS, SimulationConfig, flux_of
 
 # Flat LCDM, H0 = 70 km/s/Mpc, Omega_m = 0.3: comoving distance in Mpc on a grid of redshifts.
 _Z_GRID = np.linspace(0.0, 4.0, 2001)
@@ -58,15 +58,18 @@ def draw_galaxy(rng: np.random.Generator, config: SimulationConfig, seeing: floa
     Velocity dispersions follow Choi et al. (2007), weighted with the lensing cross-section (proportional to sigma^4)
     as in LensPop (Collett 2015) and with sigma^6 more, a choice of ours, since wide lenses are the ones found from the
     ground. Approximate, after: redshifts of SL2S and SuGOHI (Sonnenfeld et al. 2013, 2018), Faber-Jackson relation of
-    Bernardi et al. (2003), size-luminosity relation of Hyde & Bernardi (2009).
+    Bernardi et al. (2003), size-luminosity relation of Hyde & Bernardi (2009). Of varied skies redshifts are uniform,
+    magnitudes and colours scatter more, and the mass around a galaxy up to doubles the Einstein radius.
     """
     for _ in range(MAX_DRAWS):
         sigma = 161.0 * rng.gamma((2.32 + 10) / 2.67) ** (1 / 2.67)  # km/s
-        z_lens = min(max(rng.normal(0.55, 0.15), 0.2), 0.9)
+        z_lens = rng.uniform(0.1, 0.8) if config.varied else min(max(rng.normal(0.55, 0.15), 0.2), 0.9)
         z_source = min(max(rng.normal(1.8, 0.5), z_lens + 0.4), 3.5)
         d_lens, d_source = _distance(z_lens), _distance(z_source)
         radius = 4 * math.pi * (sigma / 299792.458) ** 2 * (1 - d_lens / d_source) * 206264.8
-        if config.min_radius_over_seeing * seeing < radius < MAX_EINSTEIN_RADIUS:
+        if config.varied:  # the mass of a group around the galaxy
+            radius *= rng.uniform(1.0, 2.0)
+        if config.min_radius_over_seeing * seeing < radius < config.max_einstein_radius:
             break
     else:
         raise InputError("no lens passes the cuts; lower min_radius_over_seeing or the seeing of the SimulationConfig")

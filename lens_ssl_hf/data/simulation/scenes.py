@@ -7,7 +7,7 @@ import numpy as np
 
 from .light import add_knots, layers, polar, sersic, unit, unit_inside
 from .populations import Galaxy, System
-from .survey import MAX_ARC_RADIUS, SimulationConfig, flux_of
+from .survey import SimulationConfig, flux_of
 
 
 def render_galaxy(galaxy: Galaxy, x, y, config: SimulationConfig) -> np.ndarray:
@@ -29,7 +29,8 @@ def _paint_elliptical(system: System, rng, x, y, config) -> np.ndarray:
     if config.varied and rng.uniform() < 0.5:
         return layers((galaxy.flux, render_galaxy(galaxy, x, y, config)))
     r, _ = polar(x - galaxy.x, y - galaxy.y, galaxy.axis_ratio, galaxy.angle)
-    disc = unit_inside(np.exp(-r / np.float32(system.einstein_radius * rng.uniform(0.6, 1.1))), x, y)
+    disc = np.exp(-r / np.float32(system.einstein_radius * rng.uniform(0.6, 1.1)))
+    disc = unit_inside(disc, x, y, config.max_arc_radius)
     return layers((galaxy.flux, render_galaxy(galaxy, x, y, config)), (rng.uniform(0.7, 1.1) * system.blue, disc))
 
 
@@ -42,11 +43,12 @@ def _paint_spiral(system: System, rng, x, y, config) -> np.ndarray:
     phase = phi - np.log(r / scale + 0.05) / pitch + np.float32(rng.uniform(0, 2 * math.pi))
     contrast = np.exp(np.float32(rng.uniform(2.0, 4.0)) * (np.cos(arms * phase) - 1))
     envelope = np.exp(-r / scale) * (1 - np.exp(-((r / (0.7 * scale)) ** 2)))
-    blue = unit_inside(envelope * contrast, x, y)
+    blue = unit_inside(envelope * contrast, x, y, config.max_arc_radius)
     blue = add_knots(blue, rng, rng.uniform(0.1, 0.3), rng.integers(10, 30))
     spheroid = render_galaxy(galaxy, x, y, config)
     moved = np.float32(rng.uniform(0.5, 0.9)) * np.exp(-((r / np.float32(1.4)) ** 4)) * spheroid
-    old = spheroid - moved + np.float32(rng.uniform(0.4, 0.9)) * moved.sum() * unit_inside(np.exp(-r / scale), x, y)
+    disc = unit_inside(np.exp(-r / scale), x, y, config.max_arc_radius)
+    old = spheroid - moved + np.float32(rng.uniform(0.4, 0.9)) * moved.sum() * disc
     return layers((rng.uniform(0.9, 1.8) * system.blue, blue), (galaxy.flux, old))
 
 
@@ -56,8 +58,9 @@ def _paint_ring(system: System, rng, x, y, config) -> np.ndarray:
     r, phi = polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.8, 1.0), rng.uniform(0, math.pi))
     width = radius * rng.uniform(0.2, 0.35)
     lopsided = 1 + rng.uniform(0.0, 0.6) * np.cos(phi - rng.uniform(0, 2 * math.pi))
-    ring = unit_inside(np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided, x, y)
-    disc = unit_inside(np.exp(-r / np.float32(radius)), x, y)
+    ring = np.exp(-0.5 * ((r - np.float32(radius)) / np.float32(width)) ** 2) * lopsided
+    ring = unit_inside(ring, x, y, config.max_arc_radius)
+    disc = unit_inside(np.exp(-r / np.float32(radius)), x, y, config.max_arc_radius)
     share = rng.uniform(0.0, 0.4)
     ring = add_knots((1 - share) * ring + share * disc, rng, rng.uniform(0.1, 0.4), rng.integers(5, 20))
     return layers((system.blue, ring), (galaxy.flux, render_galaxy(galaxy, x, y, config)))
@@ -65,7 +68,7 @@ def _paint_ring(system: System, rng, x, y, config) -> np.ndarray:
 
 def _paint_varied_ring(system: System, rng, x, y, config) -> np.ndarray:
     """A ring of any width and inclination, smooth or in pieces, up to 3 mag fainter than the galaxy in r."""
-    galaxy, radius = system.galaxy, rng.uniform(0.6, MAX_ARC_RADIUS)
+    galaxy, radius = system.galaxy, rng.uniform(0.6, config.max_arc_radius)
     r, phi = polar(x - galaxy.x, y - galaxy.y, rng.uniform(0.4, 1.0), rng.uniform(0, math.pi))
     pieces, depth = rng.integers(1, 6), rng.uniform(0.0, 0.9)
     uneven = 1 + depth * np.cos(pieces * (phi - rng.uniform(0, 2 * math.pi)))
@@ -87,7 +90,7 @@ def _paint_companions(system: System, rng, x, y, config) -> np.ndarray:
         u, v = x - radius * math.cos(phi), y - radius * math.sin(phi)
         r_eff, q = rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.5)
         light = light + share * sersic(u, v, r_eff, 1.0, q, tilt, 0.05)
-    blue = add_knots(unit_inside(light, x, y), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
+    blue = add_knots(unit_inside(light, x, y, config.max_arc_radius), rng, rng.uniform(0.0, 0.4), rng.integers(2, 8))
     return layers((system.blue, blue), (galaxy.flux, render_galaxy(galaxy, x, y, config)))
 
 
@@ -128,7 +131,7 @@ def _paint_merger(system: System, rng, x, y, config) -> np.ndarray:
         tails = tails + strength * np.exp(
             -0.5 * ((r - spine) / np.float32(0.18 * radius)) ** 2 - along / np.float32(rng.uniform(0.8, 2.0))
         )
-    blue = add_knots(unit_inside(tails, x, y), rng, rng.uniform(0.1, 0.4), rng.integers(4, 12))
+    blue = add_knots(unit_inside(tails, x, y, config.max_arc_radius), rng, rng.uniform(0.1, 0.4), rng.integers(4, 12))
     first = render_galaxy(galaxy, x, y, config)
     return layers((system.blue, blue), (share * galaxy.flux, first), ((1 - share) * galaxy.flux, second))
 
@@ -174,7 +177,7 @@ def paint_neighbours(rng: np.random.Generator, x, y, config: SimulationConfig) -
         colour = np.array([rng.normal(0.6, 0.4), 0.0, -rng.normal(0.35, 0.2)])
         r_eff = min(max(rng.lognormal(math.log(0.45) - 0.12 * (r_mag - 23.0), 0.4), 0.1), 1.2)
         dx, dy = rng.uniform(-half, half, size=2)
-        if math.hypot(dx, dy) < (1.2 if config.varied else MAX_ARC_RADIUS):  # samples are cleaned of blends
+        if math.hypot(dx, dy) < (1.2 if config.varied else config.max_arc_radius):  # samples are cleaned of blends
             continue
         shape = sersic(
             x - dx, y - dy, r_eff, rng.uniform(0.8, 2.5), rng.uniform(0.3, 1.0), rng.uniform(0, math.pi), 0.05

@@ -23,7 +23,7 @@ from .observation import (
 )
 from .populations import System, draw_blue_colour, draw_galaxy
 from .scenes import NONLENSES, VARIED, paint_lens, paint_neighbours, render_galaxy
-from .survey import BANDS, MARGIN, MAX_ARC_RADIUS, MAX_DRAWS, SimulationConfig, draw_survey, flux_of
+from .survey import BANDS, MARGIN, MAX_DRAWS, SimulationConfig, draw_survey, flux_of
 
 _MAX_CORRELATION = 0.35  # noise that a pixel takes of each neighbour, relative to its own
 _REDDENING = np.array([3.303, 2.285, 1.698])  # A_band / E(B-V), R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6)
@@ -40,21 +40,23 @@ def _draw_visible_system(
 ) -> System:
     """Draw systems until the arcs are in the central pixels, magnified (mu > 4; Collett 2015: 3) and visible in g."""
     side, oversampling = config.size + 2 * MARGIN, 3
-    window = 2 * math.ceil((MAX_ARC_RADIUS + 0.3) / config.pixel_scale)
+    beyond, least_inside = (0.9, 0.85) if config.varied else (0.3, 0.99)  # arcsec, share of the arcs' light
+    window = min(2 * math.ceil((config.max_arc_radius + beyond) / config.pixel_scale), side)
     step = config.pixel_scale / oversampling
     x, y = grid(window * oversampling, step)
     x, y = np.broadcast_arrays(x, y)
-    inside = np.hypot(*grid(window, config.pixel_scale)) < MAX_ARC_RADIUS
+    inside = np.hypot(*grid(window, config.pixel_scale)) < config.max_arc_radius
     edge = (side - window) // 2
     for _ in range(MAX_DRAWS):
         galaxy, radius = draw_galaxy(rng, config, float(seeing.max()))
         q = min(max(galaxy.axis_ratio + rng.normal(0, 0.05), 0.4), 0.99)  # mass follows light (Koopmans et al. 2006)
         lens = (radius, q, galaxy.angle + rng.normal(0, 0.15), min(rng.rayleigh(0.04), 0.15), rng.uniform(0, math.pi))
-        flux = flux_of(25.0 + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * 2.5))) / 0.3, config)
+        faintest, width = (26.5, 4.0) if config.varied else (25.0, 2.5)  # in g, of the source; all are above 22.5 mag
+        flux = flux_of(faintest + math.log10(1 - rng.uniform() * (1 - 10 ** (-0.3 * width))) / 0.3, config)
         fine = lens_image(x - galaxy.x, y - galaxy.y, lens, draw_source(rng, radius, config.varied))
         arcs = fine.reshape(window, oversampling, window, oversampling).sum(axis=(1, 3)) * np.float32(step**2)
         magnification = arcs.sum()
-        if magnification < 4 or arcs[inside].sum() < 0.99 * magnification:
+        if magnification < 4 or arcs[inside].sum() < least_inside * magnification:
             continue
         scene = np.zeros((side, side), dtype=np.float32)
         scene[edge : edge + window, edge : edge + window] = arcs * np.float32(flux)

@@ -7,12 +7,13 @@ import numpy as np
 
 from ...errors import InputError
 
-SIMULATOR_VERSION = "4"  # raise it whenever the pixels change: it is part of a dataset's fingerprint
+SIMULATOR_VERSION = "5"  # raise it whenever the pixels change: it is part of a dataset's fingerprint
 BANDS = ("g", "r", "i")
 
 MARGIN = 16  # pixels simulated beyond each edge, and half-width of the PSF kernel: what wraps around stays in it
 MAX_ARC_RADIUS = 1.9  # arcsec; arcs, and what is painted in place of them, lie inside the central 32 pixels
 MAX_EINSTEIN_RADIUS = 1.6  # arcsec
+VARIED_ARC_RADIUS, VARIED_EINSTEIN_RADIUS = 2.6, 2.3  # the same for varied skies
 MAX_DRAWS = 20_000  # systems tried for one cutout before the visibility cuts are called impossible
 
 
@@ -41,8 +42,8 @@ class SimulationConfig:
             the three seeings.
         masked_fraction (`float`, *optional*, defaults to `0.15`): share of the cutouts with masked (NaN) pixels.
         varied (`bool`, *optional*, defaults to `False`): each cutout is seen by a survey of its own, see
-            [`draw_survey`], and the galaxies, sources and non-lenses vary more; for models that shall meet other
-            skies.
+            [`draw_survey`], and the galaxies, sources and non-lenses vary more; arcs are wider and fainter. For models
+            that shall meet other skies.
 
     Raises:
         InputError: for values that no cutout could be made with.
@@ -64,16 +65,26 @@ class SimulationConfig:
             raise InputError(f"size is {self.size}; give an even number of at least 32 pixels")
         if not 0 < self.pixel_scale < math.inf or not 0 < min(self.seeing) <= max(self.seeing) < math.inf:
             raise InputError("pixel_scale and seeing must be positive, in arcsec")
-        if self.size * self.pixel_scale < 2 * MAX_ARC_RADIUS:
-            least = 2 * math.ceil(MAX_ARC_RADIUS / self.pixel_scale)
+        if self.size * self.pixel_scale < 2 * self.max_arc_radius:
+            least = 2 * math.ceil(self.max_arc_radius / self.pixel_scale)
             raise InputError(f"size is {self.size}, where arcs reach further: give at least {least} pixels")
         if not self.min_radius_over_seeing > 0:
             raise InputError(f"min_radius_over_seeing is {self.min_radius_over_seeing}: give a number above 0")
         if self.min_arc_contrast >= 1:
             raise InputError(f"min_arc_contrast is {self.min_arc_contrast}; give a share below 1")
-        if self.min_radius_over_seeing * max(self.seeing) > 0.9 * MAX_EINSTEIN_RADIUS:
+        if self.min_radius_over_seeing * max(self.seeing) > 0.9 * self.max_einstein_radius:
             ratio = self.min_radius_over_seeing
             raise InputError(f"min_radius_over_seeing {ratio} puts arcs outside the central 32 pixels; lower it")
+
+    @property
+    def max_arc_radius(self) -> float:
+        """How far out arcs, and what is painted in place of them, may lie, in arcsec."""
+        return VARIED_ARC_RADIUS if self.varied else MAX_ARC_RADIUS
+
+    @property
+    def max_einstein_radius(self) -> float:
+        """In arcsec."""
+        return VARIED_EINSTEIN_RADIUS if self.varied else MAX_EINSTEIN_RADIUS
 
 
 def flux_of(magnitudes, config: SimulationConfig) -> np.ndarray:
@@ -87,7 +98,7 @@ def draw_survey(rng: np.random.Generator, config: SimulationConfig) -> Simulatio
     defaults ask for, to faint ones within its light.
     """
     deeper = rng.uniform(-2.5, 1.0)  # magnitudes
-    depth = np.array(SimulationConfig.depth) + deeper + rng.normal(0, 0.35, size=3)
+    depth = np.array(SimulationConfig.depth) + deeper + rng.normal(0, 0.5, size=3)
     seeing = np.clip(rng.uniform(0.55, 1.15) * np.exp(rng.normal(0, 0.12, size=3)), 0.5, 1.3)
     highest = SimulationConfig.min_arc_snr * 10 ** (0.4 * min(deeper, 0.0))  # the same arcs in more noise
     return replace(
@@ -96,5 +107,5 @@ def draw_survey(rng: np.random.Generator, config: SimulationConfig) -> Simulatio
         seeing=tuple(seeing),
         min_arc_snr=math.exp(rng.uniform(math.log(12.0), math.log(max(highest, 12.0)))),
         min_arc_contrast=rng.uniform(0.1, SimulationConfig.min_arc_contrast),
-        min_radius_over_seeing=min(rng.uniform(0.85, 1.2), 1.4 / seeing.max()),
+        min_radius_over_seeing=rng.uniform(0.85, 1.2),
     )
