@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from tiny_runs import write_classifier_run, write_pretrain_run
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
-from lens_ssl_hf import InputError, evaluate_model, export, predict
+from lens_ssl_hf import InputError, evaluate_model, export, finetune, load_cutouts, predict, save_cutouts
 from lens_ssl_hf.commands import evaluate as evaluate_command
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.tensors import CutoutTensors
@@ -284,6 +284,39 @@ def test_cutouts_that_a_run_may_have_seen_are_told(tiny_cutouts, tmp_path, caplo
     assert told(warnings(other)) and told(warnings(info, other)) and "may have seen some of these" in caplog.text
     assert not told(warnings(info)) and not told(warnings(info, info))
     assert not told(warnings(other | {"name": "sky"})) and not told(warnings(other, simulated=True))
+
+
+def test_cutouts_that_a_run_was_trained_on_are_told(tmp_path, caplog):
+    """Splits that were joined or divided anew keep the fingerprint of their source: pixels tell what was seen."""
+    sizes = {"train_size": 16, "validation_size": 8, "test_size": 8, "unlabelled_size": 0, "size": 48}
+    data = load_cutouts("simulated", cache_dir=str(tmp_path / "cache"), lens_fraction=0.5, **sizes)
+    joined = datasets.concatenate_datasets([data["train"], data["test"]])
+    settings = {"steps": 2, "eval_every": 1, "batch_size": 8, "precision": "fp32"}
+    run = finetune(data, tmp_path / "run", backbone="cnn", **settings)
+    assert evaluate_model(run, data, num_bootstrap=0)["warnings"] == []
+    own = (run / "evaluation" / "metrics.json").read_bytes()
+    report = evaluate_model(run, joined, num_bootstrap=0)
+    seen, count = len(data["train"]), len(joined)
+    assert f"was trained on {seen} of these {count} cutouts" in report["warnings"][0]
+    assert (run / "evaluation" / "metrics.json").read_bytes() == own  # this one is beside it
+    assert (run / "evaluation-parts" / "metrics.json").is_file()
+    again = datasets.DatasetDict(train=joined, validation=data["validation"])
+    leaky = finetune(again, tmp_path / "leaky", backbone="cnn", **settings)
+    save_cutouts(data, tmp_path / "saved")
+    evaluation = evaluate_model(leaky, tmp_path / "saved", num_bootstrap=0)
+    assert f"was trained on {len(data['test'])} of these {len(data['test'])} cutouts" in evaluation["warnings"][0]
+    tuned = finetune(data, tmp_path / "tuned", init=leaky, **settings)  # from what has seen the test split
+    assert "leave them out" in evaluate_model(tuned, data, num_bootstrap=0)["warnings"][0]
+    caplog.clear()
+    again = datasets.DatasetDict(train=joined, validation=data["test"])
+    finetune(again, tmp_path / "chosen", backbone="cnn", **settings)
+    assert f"{len(data['test'])} of {len(data['test'])} validation cutouts are trained on, too" in caplog.text
+
+
+def test_the_users_model_stays_as_it_is(run, tiny_cutouts):
+    model = ViTForImageClassification.from_pretrained(run / "model").train().to(torch.bfloat16)
+    evaluate_model((model, AutoImageProcessor.from_pretrained(run / "model")), tiny_cutouts, num_bootstrap=0)
+    assert model.training and model.dtype == torch.bfloat16
 
 
 def test_refusals(run, tiny_cutouts, tmp_path):

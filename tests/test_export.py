@@ -224,6 +224,10 @@ def test_a_cnn_is_published_with_its_code(tiny_cutouts, tmp_path):
     assert next(r["score"] for r in found if r["label"] == "lens") == pytest.approx(scores[0], abs=1e-6)
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False)
     assert type(model).__module__ == "lens_ssl_hf.models.cnn"
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 0, 1, 1, 0])
+    found = model.eval()(pixel_values=images, labels=labels)  # as transformers' Trainer calls it
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(model(images).logits, labels))
+    assert model(images).loss is None
     np.save(tmp_path / "cutout.npy", split.pixels[0].numpy())
     code = FIVE_BANDS.format(before="sys.modules['lens_ssl_hf'] = None", trust=True)
     done = subprocess.run(

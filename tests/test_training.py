@@ -554,6 +554,19 @@ def test_values_of_numpy_and_paths_become_plain():
         make_arguments(FinetuneArguments, {"subset_seed": 2**70})
 
 
+def test_a_run_goes_on_with_the_same_pixels_and_labels_alone(tiny_cutouts, tmp_path):
+    """Ids and fingerprint stay where a notebook corrects labels."""
+    splits, info = tiny_cutouts
+    settings = {"backbone": "cnn", "steps": 2, "eval_every": 1, "precision": "fp32", "resume": "auto"}
+    run = finetune(tiny_cutouts, tmp_path / "run", **settings)
+    assert finetune(tiny_cutouts, tmp_path / "run", **settings) == run
+    for name, change in (("labels", lambda labels: 1 - labels), ("pixels", lambda pixels: 255 - pixels)):
+        for split in ("train", "validation"):
+            other = dataclasses.replace(splits[split], **{name: change(getattr(splits[split], name))})
+            with pytest.raises(InputError, match=r"begun otherwise \(the pixels or labels are others"):
+                finetune(({**splits, split: other}, info), tmp_path / "run", **settings)
+
+
 def test_a_cnn_needs_a_pixel_after_its_last_halving(tiny_cutouts, tmp_path):
     settings = {"backbone": "cnn", "steps": 1, "precision": "fp32"}
     with pytest.raises(InputError, match="crop_size is 3: give at least 4"):

@@ -68,7 +68,7 @@ def evaluate_model(
     chosen, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
     tensors = None if chosen is None else as_tensors(chosen)
     warnings = classifier.check(tensors, info) if classifier else []
-    warnings += may_have_seen(run, info) if run else []
+    warnings += may_have_seen(run, info, tensors) if run else []
     if classifier:
         predictions = Predictions.of(tensors, classifier.score(tensors, batch_size, device), other_columns(chosen))
     if tensors is not None and tensors.ids != predictions.id:

@@ -145,7 +145,8 @@ def probe(
     labelled_splits(labelled, *names)
     split_name = choose_split(cutouts, split)[2]
     known, test = getattr(encoder.config, "cutouts", None) or {}, labelled[split]
-    warnings = check_tensors(known, encoder.config.num_channels, test, info, str(run)) + may_have_seen(run, info)
+    warnings = check_tensors(known, encoder.config.num_channels, test, info, str(run))
+    warnings += may_have_seen(run, info, test)
     scores, strengths = _score(run, encoder, {name: labelled[name] for name in names}, device)
     predictions = {name: Predictions.of(test, scores[name]) for name in PROBE_NAMES}
     reports = {name: report_on(prediction, **settings) for name, prediction in predictions.items()}

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..data.tensors import CutoutTensors
 from ..errors import InputError
-from ..training.run_directory import read_run
+from ..training.run_directory import pixel_hashes, read_run, read_trained_on
 from .metrics import measure, threshold_at_fpr
 from .predictions import Predictions
 
@@ -22,9 +25,11 @@ def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: st
     that the card of the run tells them apart.
     """
     parts, fingerprint = ["evaluation"], str(info.get("fingerprint") or "")
-    if not fingerprint or fingerprint != read_run(run)["data"].get("fingerprint"):
+    is_own = fingerprint != "" and fingerprint == read_run(run)["data"].get("fingerprint")
+    if not is_own:
         parts += [re.sub(r"[^\w.-]+", "_", str(info.get("name") or "unnamed")), fingerprint[:8]]
-    parts += [split or ""] if split != "test" else []
+    if split != "test":  # of splits that were concatenated nothing says what they are
+        parts += [split or ("parts" if is_own else "")]
     return Path(run) / "-".join(part for part in parts if part)
 
 
@@ -38,11 +43,22 @@ def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
     }
 
 
-def may_have_seen(run: str | os.PathLike, info: Mapping[str, Any]) -> list[str]:
+def may_have_seen(run: str | os.PathLike, info: Mapping[str, Any], tensors: CutoutTensors | None) -> list[str]:
     """
-    A sentence, which is logged, where a run, or one that it began from, was trained on cutouts of the same name and
-    kind that were read or split in another way. Splits of simulated cutouts are the same whatever their sizes.
+    A sentence, which is logged, where a run was trained on some of these cutouts, by their pixels; or where it, or one
+    that it began from, was trained on cutouts of the same name and kind that were read or split in another way. Splits
+    of simulated cutouts are the same whatever their sizes.
     """
+    trained_on = read_trained_on(run)
+    if tensors is not None and len(trained_on):
+        count = int(np.isin(pixel_hashes(tensors), trained_on).sum())
+        if count:
+            sentence = (
+                f"{run} was trained on {count:,} of these {len(tensors):,} cutouts, and its scores of them are too good: "
+                "leave them out"
+            )
+            logger.warning(sentence)
+            return [sentence]
     facts = read_run(run)
     while facts and not info.get("simulated"):
         known = facts.get("data") or {}

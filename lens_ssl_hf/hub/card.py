@@ -410,13 +410,13 @@ def _code_spans(names: list[str]) -> Markup:
 def read_evaluation(run: str | os.PathLike) -> dict[str, Any] | None:
     """
     The evaluation/metrics.json of a run, without the local paths in it; `None` where it was not evaluated, or where
-    that is of another dataset than the run's own.
+    that is of another dataset than the run's own, or of another split than test.
     """
     path = Path(run) / "evaluation" / "metrics.json"
     if not path.is_file():
         return None
     report = _read_report(path)
-    is_own = report["fingerprint"] == read_run(run)["data"].get("fingerprint")
+    is_own = (report["fingerprint"], report["split"]) == (read_run(run)["data"].get("fingerprint"), "test")
     return without_local_paths(report) if is_own else None
 
 

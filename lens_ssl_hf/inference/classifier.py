@@ -1,5 +1,6 @@
 """Load a classifier, and score a split with it."""
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Classifier:
         if isinstance(source, tuple):
             model, processor = source
             check_weights(model, "the model")
-            return cls._make(model, processor.to_dict(), "the model")
+            # Of the user's own model nothing is changed: neither its mode nor its dtype or device.
+            return cls._make(copy.deepcopy(model), processor.to_dict(), "the model")
         if not isinstance(source, str | os.PathLike):
             raise InputError("model must be a run, a folder, a Hub id, or a tuple (model, image processor)")
         return cls._make(*load_classifier(source), str(source))

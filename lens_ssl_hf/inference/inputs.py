@@ -165,9 +165,9 @@ def choose_split(cutouts: Any, split: str | None = None) -> tuple[Any, dict[str,
 
 
 def _name_of(chosen: Any, split: str) -> str:
-    """`split`, or a name of its own where `select` or `filter` left a part, which still calls itself that split."""
+    """`split`, or a name of its own where `select` or `filter` left a part, or where it is of another split."""
     whole = (getattr(getattr(chosen, "info", None), "splits", None) or {}).get(split)
-    if whole is None or whole.num_examples == len(chosen):
+    if whole is None or (whole.num_examples == len(chosen) and str(chosen.split or split) == split):
         return split
     ids = [str(one) for one in chosen["id"]] if "id" in chosen.column_names else []
     return f"{split}_{len(chosen)}_of_{whole.num_examples}_{digest(ids)[:8]}"

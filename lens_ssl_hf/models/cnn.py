@@ -6,6 +6,7 @@ remote code.
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
@@ -58,11 +59,15 @@ class LensCnnForImageClassification(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, bands, size, size)`): normalised images.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): 0 or 1; with them a `loss`, cross-entropy, is
+                returned, too.
         """
-        return ImageClassifierOutputWithNoAttention(
-            logits=self.classifier(self.features(pixel_values).mean(dim=(2, 3)))
-        )
+        logits = self.classifier(self.features(pixel_values).mean(dim=(2, 3)))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)

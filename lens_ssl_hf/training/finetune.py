@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -36,7 +37,7 @@ from ..models.loading import load_classifier, read_config
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
 from .monitors import accuracy, roc_auc
-from .run_directory import origin
+from .run_directory import origin, pixel_hashes, read_trained_on
 from .schedules import cosine
 from .trainer import Batch, Number, Task, train
 
@@ -85,8 +86,17 @@ def finetune(
     facts |= {"num_parameters": sum(p.numel() for p in model.parameters())}
     facts |= {"model_class": type(model).__name__} | extra | origin(arguments.init, model.base_model)
     model.config.init_method = facts["init_method"]  # for the records of what is fine-tuned from its export
+    own, chosen_on = pixel_hashes(subset), pixel_hashes(validation)
+    labels = {"labels": targets, "validation_labels": validation.labels}
+    facts["content"] = checksum(f"{own.tobytes().hex()} {chosen_on.tobytes().hex()}", labels)
+    if count := int(np.isin(chosen_on, own).sum()):
+        logger.warning(
+            "%d of %d validation cutouts are trained on, too, and choose the step badly: leave them out of train",
+            count,
+            len(chosen_on),
+        )
     task = Finetuning(model, subset, targets, validation, batch_size, arguments, accelerator.device)
-    return train(task, facts, accelerator)
+    return train(task, facts, accelerator, np.unique([*own, *read_trained_on(arguments.init)]))
 
 
 def _open_splits(

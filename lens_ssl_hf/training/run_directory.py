@@ -15,12 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ..data.tensors import checksum
+from ..data.tensors import checksum, pixel_digests
 from ..errors import InputError
-from ..files import make_folder, remove_leftovers, replacing, write_json, write_text
+from ..files import make_folder, remove_leftovers, replacing, through_memory, write_json, write_text, writing
 from .arguments import FORMER_OPTIONS, FinetuneArguments, PretrainArguments, as_begun, makes_no_difference
 from .faults import check_model
 from .tracking import Trackers
@@ -28,6 +29,7 @@ from .tracking import Trackers
 logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.json"  # the run.json of an export
+_TRAINED_ON = "trained_on.npy"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "numpy")
 
 
@@ -131,6 +133,8 @@ class RunDirectory:
         others = {"task": "the task is another", "data": "the data is another", "samples": "the cutouts are others"}
         others |= {"extra_fingerprint": "the extra labels or their cutouts are others"}
         others |= {"init_run": "the run that init names is another", "init_weights": "the weights of init are others"}
+        if "content" in self._earlier:
+            others |= {"content": "the pixels or labels are others"}
         differences += [text for name, text in others.items() if _stated(self._earlier, name) != _stated(facts, name)]
         if self._earlier.get("batch_size", facts.get("batch_size")) != facts.get("batch_size"):
             differences.append("the batches are others: give as many processes")
@@ -173,6 +177,12 @@ class RunDirectory:
             self.facts |= {name: self._earlier[name] for name in kept if name in self._earlier}
             self.facts |= {"resumed": resumed} if resumed else {}
         self.add_facts({})
+
+    def write_trained_on(self, hashes: np.ndarray) -> None:
+        """Write what [`read_trained_on`] reads."""
+        if self.is_main_process:
+            with writing(self.path / _TRAINED_ON) as new, through_memory(new) as file:
+                np.save(file, hashes)
 
     def add_facts(self, facts: dict[str, Any]) -> None:
         """Add to run.json."""
@@ -234,6 +244,19 @@ class RunDirectory:
             raise InputError(
                 f"cannot write {self.model} ({error}): make room, then go on with --resume auto"
             ) from error
+
+
+def pixel_hashes(split: Any) -> np.ndarray:
+    """Of each cutout of a split its pixels' hash, uint64 `(n,)`."""
+    return np.frombuffer(b"".join(one[:8] for one in pixel_digests(split)), dtype="<u8")
+
+
+def read_trained_on(run: str | os.PathLike) -> np.ndarray:
+    """The [`pixel_hashes`] of what a fine-tuning, and one that it began from, saw labels of; none of anything else."""
+    try:
+        return np.load(Path(run) / _TRAINED_ON)
+    except (OSError, ValueError):  # a pretraining, an export, a run of an earlier version
+        return np.zeros(0, dtype="<u8")
 
 
 def _stated(facts: dict[str, Any], name: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.profiler import record_function
@@ -103,12 +104,15 @@ class Task:
         """Write the model into an empty folder."""
 
 
-def train(task: Task, facts: dict[str, Any], accelerator: Accelerator) -> Path:
+def train(
+    task: Task, facts: dict[str, Any], accelerator: Accelerator, trained_on: np.ndarray | None = None
+) -> Path:
     """
     Train in the run directory that the arguments name, unless the run there is finished. Every process calls it.
 
     Args:
         facts (`dict`): of the task, for run.json; what all trainings have is added.
+        trained_on (`np.ndarray`, *optional*): the [`pixel_hashes`] of cutouts whose labels the model will have seen.
 
     Raises:
         [`InputError`]: the directory holds another run, or the training fails.
@@ -125,6 +129,8 @@ def train(task: Task, facts: dict[str, Any], accelerator: Accelerator) -> Path:
             accelerator.print(f"{run.path} is finished already")
             return run.path
         run.write_facts(facts)
+        if trained_on is not None:
+            run.write_trained_on(trained_on)
         outcome = Trainer(task, accelerator, run).loop()
         if accelerator.is_main_process:
             run.save_model(task.model, task.save)
