@@ -267,14 +267,20 @@ def write_chunk(jobs: list[tuple[str, int]], folder: Path) -> list[str]:
 def make(folder: Path, model: str, num_proc: int) -> Path:
     """The dataset of all cutouts, in the display units of a model."""
     from lens_ssl_hf import load_cutouts, save_cutouts
+    from lens_ssl_hf.data.storage import ParquetSplits
+    from lens_ssl_hf.inference.compatibility import differences
+    from lens_ssl_hf.models.loading import read_config
 
+    dataset = folder / "dataset"
+    if dataset.is_dir() and differences(read_config(model).cutouts, ParquetSplits(dataset).info, model):
+        raise InputError(f"{dataset} is in the display units of another model than {model}: choose another output")
     jobs = [(split, index) for split, count in SIZES.items() for index in range(count)]
     todo = [job for job in jobs if not path_of(folder / "fits", *job).is_file()]
     for _ in tqdm(map_chunks(write_chunk, todo, num_proc, (folder / "fits",)), total=len(todo), desc="simulate"):
         pass
-    if not (folder / "dataset").is_dir():
-        save_cutouts(load_cutouts(folder / "fits", like=model, size=48), folder / "dataset")
-    return folder / "dataset"
+    if not dataset.is_dir():
+        save_cutouts(load_cutouts(folder / "fits", like=model, size=48), dataset)
+    return dataset
 
 
 # ---- what it shows ---------------------------------------------------------------------------------

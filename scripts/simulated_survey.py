@@ -10,11 +10,12 @@ lens-ssl score --model model_cards/lens-dino-vits8-classifier --input survey/bes
 python scripts/simulated_survey.py --output survey/ --rankings one_model=survey/one eight_views=survey/views
 ```
 
-A command that was stopped goes on where it was: files that are there are not made again. The seed decides which ids
-are lenses; no file says so. Scores of the best 20,000 cutouts alone rank these; the others follow in the order of the
-first ranking.
+A command that was stopped goes on where it was: files that are there are not made again; survey.json says of which
+survey they are. The seed decides which ids are lenses; no file says so. Scores of the best 20,000 cutouts alone rank
+these; the others follow in the order of the first ranking.
 """
 
+import json
 from dataclasses import MISSING, dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.data.files.raw import readable
 from lens_ssl_hf.data.options import option
 from lens_ssl_hf.errors import InputError, exit_on_input_error
 from lens_ssl_hf.files import write_json, writing
@@ -66,9 +68,10 @@ def main() -> None:
         raise InputError("profiles has no meaning without rankings: give the ranking of all cutouts")
     folder = Path(arguments.output)
     facts = truth(arguments.cutouts, arguments.prevalence, arguments.seed)
+    refuse_another(folder, arguments)
     make(folder / "cutouts", facts, arguments.seed, arguments.num_proc)
     if arguments.best_of:
-        copy_best(folder, logits_of(Path(arguments.best_of), facts["id"]))
+        copy_best(folder, logits_of(Path(arguments.best_of), facts))
     elif not arguments.rankings:
         print(f"{len(facts['id']):,} cutouts, {facts['is_lens'].sum()} of them lenses: {folder / 'cutouts'}")
     else:
@@ -83,7 +86,7 @@ def compare(arguments: Arguments, facts: dict[str, np.ndarray]) -> None:
         if not scores:
             raise InputError(f"rankings is {one}: give NAME=FOLDER")
         first = next(iter(logits.values()), None)
-        logits[name.replace("_", " ")] = logits_of(Path(scores), facts["id"], first)
+        logits[name.replace("_", " ")] = logits_of(Path(scores), facts, first)
     if arguments.profiles:
         logits["radial profiles"] = profile_logits(Path(arguments.output) / "cutouts", arguments.profiles)
     found = {name: lenses_among(values, facts["is_lens"]) for name, values in logits.items()}
@@ -101,6 +104,24 @@ def truth(count: int, prevalence: float, seed: int) -> dict[str, np.ndarray]:
     is_lens = rng.permutation(count) < round(prevalence * count)
     ra, dec = (start + rng.uniform(0, FIELD[2], count) for start in FIELD[:2])
     return {"id": 10**9 + np.arange(count), "ra": ra, "dec": dec, "is_lens": is_lens}
+
+
+def refuse_another(folder: Path, arguments: Arguments) -> None:
+    """Write of which survey a folder is, before its cutouts; refuse one of another, whose lenses would be others."""
+    from lens_ssl_hf.data.simulation import SIMULATOR_VERSION
+
+    path = folder / "survey.json"
+    asked = {name: getattr(arguments, name) for name in ("cutouts", "prevalence", "seed")}
+    asked["simulator_version"] = SIMULATOR_VERSION
+    if path.is_file():
+        with readable(path, "JSON", "choose another output"):
+            found = json.loads(path.read_text())
+        if others := [f"{name} {found.get(name)}" for name in asked if found.get(name) != asked[name]]:
+            raise InputError(f"{folder} holds another survey ({', '.join(others)}): choose another output")
+    elif any((folder / "cutouts").glob("*.parquet")):
+        raise InputError(f"{folder} holds cutouts, but no survey.json says of which survey: choose another output")
+    else:
+        write_json(path, asked)
 
 
 def make(folder: Path, facts: dict[str, np.ndarray], seed: int, num_proc: int | None) -> None:
@@ -130,19 +151,21 @@ def make(folder: Path, facts: dict[str, np.ndarray], seed: int, num_proc: int | 
                 parquet.write_table(pyarrow.table({**columns, "pixels": cutouts}), partial, row_group_size=500)
 
 
-def logits_of(scores: Path, ids: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+def logits_of(scores: Path, facts: dict[str, np.ndarray], first: np.ndarray | None = None) -> np.ndarray:
     """Of each id; minus infinity without a score. Ids that are not in the folder come last, in the order of first."""
     from lens_ssl_hf.survey import manifest as manifests
     from lens_ssl_hf.survey.rank import open_shards
 
-    manifest = manifests.read(scores)
+    manifest, ids = manifests.read(scores), facts["id"]
     if first is None and manifest["input"]["cutouts"] != len(ids):
         raise InputError(f"{scores} does not hold the scores of all cutouts of this survey: score them all")
     logits = np.full(len(ids), -np.inf) if first is None else first - 1e6
     for table in open_shards(scores, manifest):
-        if not np.isin(table["id"].to_numpy(), ids).all():
+        rows = table["id"].to_numpy() - ids[0]
+        # All surveys have the same ids, but positions of their own.
+        if not (np.isin(rows, ids - ids[0]).all() and (table["ra"].to_numpy() == facts["ra"][rows]).all()):
             raise InputError(f"{scores} holds scores of another survey: score this one")
-        logits[table["id"].to_numpy() - ids[0]] = table["logit"].to_numpy()
+        logits[rows] = table["logit"].to_numpy()
     return logits
 
 

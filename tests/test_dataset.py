@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -27,9 +28,9 @@ from lens_ssl_hf.data.flux import fill_masked
 from lens_ssl_hf.data.info import cutout_info, has_info
 from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
-from lens_ssl_hf.data.storage import save_cutouts
+from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
 from lens_ssl_hf.data.stretch import Stretch
-from lens_ssl_hf.data.tensors import channel_statistics, splits_and_info
+from lens_ssl_hf.data.tensors import as_tensors, channel_statistics, read_split, splits_and_info
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.compatibility import info_of
 from lens_ssl_hf.inference.inputs import choose_split
@@ -452,11 +453,26 @@ def test_a_group_in_two_splits_is_refused():
         ("simulated", {"pixel_scale": 0.0}, r"pixel_scale is 0\.0: give a positive number"),
         ("simulated", {"bands": ["g", "g"]}, "bands g g names a band twice"),
         ("simulated", {"crop": 3}, "load_cutouts has no option 'crop'"),
+        ("simulated", {"varied": "no"}, "varied is 'no': give True or False"),
+        ("simulated", {"size": 34.0}, r"size is 34\.0: give a whole number"),
+        ("simulated", {"data_seed": 1.5}, r"data_seed is 1\.5: give a whole number"),
+        ("simulated", {"stretch": None}, "stretch is None: give text or a path"),
+        ("simulated", {"test_fraction": "0.3"}, "test_fraction is '0.3': give a number"),
     ],
 )
 def test_bad_options(source, options, message):
     with pytest.raises(InputError, match=message):
         load(source, **options)
+
+
+def test_options_of_numpy_are_those_of_python():
+    """Their fingerprint is that of the plain values."""
+    given = {"size": np.int64(34), "varied": np.bool_(False), "lens_fraction": np.float64(0.5), "bands": ("r", "g")}
+    plain = {"size": 34, "lens_fraction": 0.5, "bands": ["r", "g"]}
+    assert cutout_info(load("simulated", **SMALL | given)) == cutout_info(load("simulated", **SMALL | plain))
+    make_folder("in", {"Ring": 12, "Spiral": 12})
+    labels = load(Path("in"), label_map={"Ring": "lens", "Spiral": "nonlens"}, hdu=1)["train"]["label"]
+    assert {*labels} == {0, 1}
 
 
 def test_unwritable_cache_is_named():
@@ -526,6 +542,84 @@ def test_parts_of_a_large_dataset_are_saved_by_their_own_size(monkeypatch):
     assert not Path("empty").exists()
 
 
+def test_files_are_of_the_split_that_their_whole_name_says():
+    data = load("simulated", **SMALL)
+    for name in ("test-hard", "my test", "All", ""):
+        with pytest.raises(InputError, match=f"a split is called {name!r}: give it a name of letters, digits and _"):
+            save_cutouts(datasets.DatasetDict({**data, name: data["train"]}), "x")
+    save_cutouts(datasets.DatasetDict({**data, "test.hard": data["train"]}), "saved")
+    assert {name: len(split) for name, split in load("saved").items()} == {
+        **{n: len(data[n]) for n in data},
+        "test.hard": 8,
+    }
+    (hard,) = Path("saved/data").glob("test.hard*")
+    renamed = hard.rename(str(hard).replace("test.hard", "test-hard"))  # as an earlier version wrote it
+    with pytest.raises(InputError, match=r"saved holds data/test\.hard-\S+ no longer"):
+        load("saved")
+    Path("saved/README.md").unlink()
+    assert {name: len(groups) for name, groups in ParquetSplits(Path("saved")).groups.items()} == {
+        **dict.fromkeys(data, 1),
+        "test-hard": 1,
+    }
+    with pytest.raises(InputError, match="saved holds a split that is called 'test-hard': rename its files"):
+        load("saved")
+    renamed.unlink()
+    assert len(load("saved")["test"]) == 4
+
+
+def test_splits_of_other_columns_are_not_saved():
+    data = load("simulated", **SMALL)
+    for change, problem in (
+        (lambda split: split.add_column("p", np.zeros(4)), "the test split has a column 'p', train has not: add it"),
+        (lambda split: split.remove_columns("ra"), "the train split has a column 'ra', test has not"),
+        (lambda split: split.remove_columns("id"), "the test split has no column 'id'"),
+        (
+            lambda split: split.cast_column("ra", datasets.Value("string")),
+            r"column 'ra' is Value\('string'\) in the test split and Value\('float64'\) in train: make them equal",
+        ),
+    ):
+        with pytest.raises(InputError, match=problem):
+            save_cutouts(datasets.DatasetDict({**data, "test": change(data["test"])}), "x")
+    assert not Path("x").exists()
+
+
+def cropped(split, bands=3, height=32, width=32, column="crop"):
+    """As a user crops in a notebook."""
+    rows = split.map(lambda row: {column: np.array(row["pixels"], dtype="float32")[:bands, 4 : 4 + height, :width]})
+    return rows if column == "pixels" else rows.remove_columns("pixels").rename_column(column, "pixels")
+
+
+def test_cropped_cutouts_are_those_of_their_new_size():
+    data = load("simulated", **SMALL, size=40)
+    small = datasets.DatasetDict({name: cropped(split) for name, split in data.items()})
+    assert splits_and_info(small)[1]["size"] == 32
+    save_cutouts(small, "saved")
+    assert cutout_info(load("saved")).size == 32
+    splits = ParquetSplits(Path("saved"))
+    found = read_split(splits, "train", 8).pixels
+    np.testing.assert_array_equal(found, np.array(data["train"]["pixels"])[:, :, 4:36, :32].astype("float32"))
+    card = Path("saved/cutouts.json")
+    card.write_text(card.read_text().replace('"size": 32', '"size": 16'))  # 8 rows would come out as 32
+    splits = ParquetSplits(Path("saved"))
+    with pytest.raises(
+        InputError, match=r"train-\S+ holds cutouts of another shape than cutouts.json states, \(3, 16"
+    ):
+        read_split(splits, "train", 8)
+    for change, problem in (
+        (
+            {"bands": 1},
+            r"the test split has cutouts of shape \(1, 32, 32\), not 3 bands of size x size pixels: choose",
+        ),
+        ({"height": 30}, r"the test split has cutouts of shape \(3, 30, 32\), not 3 bands of size x size"),
+        ({"column": "pixels"}, "the cutouts have another shape than the column pixels states: put cropped ones into"),
+        ({"height": 20, "width": 20}, r"the splits of this dataset differ in size \(\[20, 32\] pixels\): crop all"),
+    ):
+        mixed = datasets.DatasetDict({**small, "test": cropped(data["test"], **change)})
+        for use in (splits_and_info, lambda found: save_cutouts(found, "x")):
+            with pytest.raises(InputError, match=problem):
+                use(mixed)
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -580,6 +674,36 @@ def test_nan_pixels_are_refused_with_the_cutout_s_name(tiny_cutouts):
     spoilt = {**splits, "validation": dataclasses.replace(splits["validation"], pixels=pixels)}
     with pytest.raises(InputError, match="cutout 1-7 of validation has NaN or infinite pixels: fill them"):
         splits_and_info((spoilt, info))
+
+
+def test_pixels_that_are_no_longer_display_units_are_refused(tiny_cutouts):
+    splits, info = tiny_cutouts
+    info = {**info, "stretch": {"kind": "asinh", "black": [0] * 3, "white": [1] * 3, "softening": [1] * 3}}
+
+    def changed(change):
+        validation = splits["validation"]
+        return {**splits, "validation": dataclasses.replace(validation, pixels=change(validation.pixels))}
+
+    for change in (lambda pixels: pixels / 255, lambda pixels: pixels - 128):
+        with pytest.raises(InputError, match=r"validation: values from \S+ to \S+ are no display units"):
+            splits_and_info((changed(change), info))
+        splits_and_info((changed(change), {**info, "stretch": {**info["stretch"], "kind": "linear"}}))
+    dark = torch.arange(48.0).view(-1, 1, 1, 1) / 20  # most of these cutouts are below 1
+    splits_and_info((changed(lambda pixels: torch.minimum(pixels, dark)), info))
+
+
+def test_a_cutout_without_a_group_is_a_group_of_its_own():
+    """As in a file of predictions: they are neither one group nor of a kind that is called None."""
+    columns = {"id": ["a", "b", "c"], "pixels": np.zeros((3, 1, 4, 4), "float32"), "label": [0, 1, 0]}
+    for group, subclass in (
+        (["g", None, None], [None, "ring", None]),
+        (["g", np.nan, np.nan], [np.nan, "ring", None]),
+    ):
+        split = datasets.Dataset.from_pandas(pd.DataFrame({"group": group, "subclass": subclass}, dtype=object))
+        found = as_tensors(datasets.concatenate_datasets([datasets.Dataset.from_dict(columns), split], axis=1))
+        assert (found.ids, found.groups, found.subclasses) == (["a", "b", "c"], ["g", "b", "c"], ["", "ring", ""])
+    numbers = datasets.Dataset.from_dict({**columns, "group": [7.0, np.nan, np.nan]})
+    assert as_tensors(numbers).groups == ["7.0", "b", "c"]
 
 
 def test_only_the_splits_that_are_needed_are_read(tiny_cutouts):

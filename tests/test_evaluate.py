@@ -327,6 +327,8 @@ def test_refusals(run, tiny_cutouts, tmp_path):
 
     nan = split.pixels.clone()
     nan[5, 0, 20, 20] = torch.nan
+    dark = {"test": labelled(split.labels, split.pixels / 255)}, tiny_cutouts[1]
+    streamed = datasets.Dataset.from_dict({"pixels": [[[[0.0]]]], "label": [0]}).to_iterable_dataset()
     (tmp_path / "file").write_text("in the way")
     datasets.Dataset.from_dict({"id": ["a"], "score": [0.5]}).to_parquet(tmp_path / "bad.parquet")
     (tmp_path / "unfinished").mkdir()
@@ -341,6 +343,10 @@ def test_refusals(run, tiny_cutouts, tmp_path):
             "choose a writable place",
         ),
         (lambda: predict(run, labelled(split.labels, nan)), "cutout 2-5 has NaN or infinite pixels: build"),
+        (lambda: predict(run, dark), "the split: values from 0.03255 to 0.8321 are no display"),
+        (lambda: evaluate_model(run, dark), "the split: values from 0.03255 to 0.8321 are no display"),
+        (lambda: predict(run, streamed), "a streamed dataset cannot be measured or trained on: load it without"),
+        (lambda: evaluate_model(run, {"test": streamed}), "a streamed dataset cannot be measured"),
         (lambda: predict(tmp_path / "unfinished", split), "has not finished"),
         (lambda: predict(str(tmp_path / "absent"), split), "cannot load a model from"),
         (lambda: Predictions.load(tmp_path / "bad.parquet"), "no column 'label'"),

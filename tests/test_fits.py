@@ -68,6 +68,27 @@ def test_a_wcs_of_any_kind_gives_scale_and_position(tmp_path, system):
     assert (raw.ra, raw.dec) == pytest.approx((right.ra.deg, right.dec.deg), abs=1e-4)
 
 
+SIP = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "A_2_0": 1e-3, "B_ORDER": 2, "B_0_2": 1e-3}
+TPV = {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.002, "PV2_1": 1.002}
+
+
+@pytest.mark.parametrize(("distortion", "pixel_scale"), [(SIP, 0.3 * (1 - 1e-3)), (TPV, 0.3 * 1.002)])
+def test_a_cube_has_the_wcs_of_its_planes_with_their_distortion(tmp_path, distortion, pixel_scale):
+    header = scale(0.3) | distortion | {"CRPIX1": 11.5, "CRPIX2": 11.5}
+    cube = read_raw(write(tmp_path / "a.fits", (CUBE, "", {"BANDS": "g,r,i", **header})))
+    plane = read_raw(write(tmp_path / "b.fits", (PLANE, "", header)))
+    assert (cube.pixel_scale, cube.ra, cube.dec) == (plane.pixel_scale, plane.ra, plane.dec)
+    assert cube.pixel_scale == pytest.approx(pixel_scale, rel=1e-6) and cube.dec == pytest.approx(5, abs=1e-3)
+
+
+@pytest.mark.parametrize("crpix", [(10.5, 10.5), (10, 10.5), (11, 11.3), (9, 14), (500.5, 10.5)])
+def test_pixels_at_the_pole_are_as_large_as_elsewhere(tmp_path, crpix):
+    """Their longitudes turn by any angle within a pixel."""
+    header = scale(0.168, ra=0.0, dec=90.0) | dict(zip(("CRPIX1", "CRPIX2"), crpix))
+    raw = read_raw(write(tmp_path / "a.fits", (PLANE, "", header)))
+    assert raw.pixel_scale == pytest.approx(0.168, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "header",
     [

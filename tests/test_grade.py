@@ -11,6 +11,7 @@ import pandas
 import pyarrow
 import pytest
 import torch
+from astropy.table import Table
 from conftest import make_cutouts, save_toy
 from pyarrow import parquet
 from scipy.special import expit
@@ -276,6 +277,18 @@ def test_a_single_table_of_grades_needs_no_list(survey):
         assert read_grades(table).equals(read_grades(["grades.csv"]))
     rank("scores", "again", top=TOP, graded="grades.csv")
     assert json.loads(Path("again/ranking.json").read_text())["graded"] == TOP
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "fits"])
+def test_numbers_name_objects_and_graders_whatever_their_type(suffix):
+    """pandas makes integers floats where one is missing; there is a grader 0."""
+    tables = [f"{name}.{suffix}" for name in ("first", "second")]
+    for table, grade_, year, kind in zip(tables, "XA", (2024, 2025), (np.int64, np.float64)):
+        columns = {"id": np.array([7, 8]).astype(kind), "grade": [grade_] * 2, "grader": np.array([0, 1]).astype(kind)}
+        columns["time"] = [f"{year}-01-01T10:00:00Z"] * 2
+        parquet.write_table(pyarrow.table(columns), table) if suffix == "parquet" else Table(columns).write(table)
+    found = read_grades(tables)
+    assert list(zip(found["id"], found["grader"], found["grade"])) == [("7", "0", "A"), ("8", "1", "A")]
 
 
 def test_ids_are_matched_as_text_and_as_spreadsheets_have_them():

@@ -61,6 +61,14 @@ def test_graded_cutouts_are_those_of_the_dataset_with_the_share_of_votes(survey,
     assert torch.equal(found.pixels, torch.from_numpy(np.stack(expected)))
 
 
+def test_a_scale_and_a_zero_point_are_the_same_but_for_what_nothing_is_scaled_for(survey):
+    """A WCS gives a scale that differs from a stated one in its last digits."""
+    grades, info = write_grades(["3.npy"], ["A"]), survey[1]
+    near = info | {"pixel_scale": 0.16800000003627247, "zero_point": 26.9995}
+    found, expected = (graded_cutouts(grades, "scores", one)[0].pixels for one in (near, info))
+    assert torch.equal(found, expected)
+
+
 def test_a_graded_cutout_that_is_too_small_is_left_out(survey, caplog):
     np.save("cutouts/12.npy", np.load("cutouts/3.npy")[:, 8:-8, 8:-8])  # enough for the model, not for the dataset
     score("model", "cutouts", "again")
@@ -159,6 +167,8 @@ def test_graders_who_disagree_give_a_soft_label(survey):
             r"the graded cutout 0.npy is not as the dataset needs it \(.* 50 x 50 pixels",
         ),
         (lambda: None, {"bands": ["r", "g", "i"]}, r"the cutouts of cutouts state no bands: they were scored with"),
+        (lambda: None, {"pixel_scale": 0.171}, "state no pixel_scale: they were scored with 0.168, but the dataset"),
+        (lambda: None, {"zero_point": 27.002}, "state no zero_point: they were scored with 27.0, but the dataset has"),
     ],
 )
 def test_grades_that_cannot_be_trained_on_end_in_one_sentence(spoil, options, match, survey):

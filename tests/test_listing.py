@@ -20,6 +20,7 @@ from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.listing.file_patterns import suggest_pattern
 from lens_ssl_hf.data.listing.names import harmless_names
 from lens_ssl_hf.data.listing.table_files import read_table
+from lens_ssl_hf.data.listing.tables import read_position
 from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.data.tensors import as_tensors, read_split
@@ -299,6 +300,31 @@ def test_ids_positions_and_further_columns_travel():
     assert load("saved")["train"]["mag"] == data["train"]["mag"]
     parquet = ParquetSplits(Path("saved"))
     assert read_split(parquet, "train", 100).ids == as_tensors(data["train"]).ids
+
+
+@pytest.mark.parametrize(
+    ("unit", "ra"),
+    [
+        *((unit, 1.5) for unit in ("deg", "degrees", "DEG", "Degrees", "deg (J2000)", "decimal degrees")),
+        *((unit, 22.5) for unit in ("h", "hr", "Hours", "hourangle")),
+        *((unit, 1.5 * 180 / np.pi) for unit in ("rad", "RADIANS")),
+        ("arcmin", 1.5 / 60),
+    ],
+)
+def test_angles_have_the_units_that_catalogues_write(unit, ra):
+    assert read_position("ra", "1.5", "t, row 1", "RA", {"RA": unit}) == pytest.approx(ra, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("key", "unit", "message"),
+    [
+        ("dec", "hours", "t, row 1: column 'x' has the unit hours, in which only ra is: give degrees"),
+        ("ra", "mag", "t, row 1: column 'x' has the unit mag, which is no angle: give degrees"),
+    ],
+)
+def test_other_units_of_a_position_are_refused(key, unit, message):
+    with pytest.raises(InputError, match=message):
+        read_position(key, "10.5", "t, row 1", "x", {"x": unit})
 
 
 def write_fits_table(path, header_of, count=20):

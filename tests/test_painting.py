@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from lens_ssl_hf import InputError, Stretch, cutout_info, export, finetune, load_cutouts, paint, push_dataset
+from lens_ssl_hf.commands import paint as command
 from lens_ssl_hf.data import painting
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.painting import Brush, draw_arcs, paint_arcs, sky_of
+from lens_ssl_hf.data.storage import save_cutouts
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -165,6 +167,16 @@ def test_real_galaxies_with_arcs_stay_real_for_whoever_publishes_them(survey, mo
     monkeypatch.setattr(painting, "PAINT_VERSION", "other")
     paint(real, "again", seeing=0.6, num_proc=1)
     assert cutout_info(load_cutouts("again")).fingerprint != cutout_info(made).fingerprint
+
+
+def test_the_command_paints_a_saved_dataset_in_as_many_processes_as_are_asked_for(survey, monkeypatch):
+    save_cutouts(survey, "saved")
+    asked, map_chunks = [], painting.map_chunks
+    monkeypatch.setattr(painting, "map_chunks", lambda *all_: asked.append(all_[2]) or map_chunks(*all_))
+    line = "paint --dataset saved --output painted --seeing 0.6 --num_proc 2".split()
+    monkeypatch.setattr("sys.argv", line)
+    command.main()
+    assert set(asked) == {2} and sum(load_cutouts("painted")["train"]["label"]) > 5
 
 
 def test_galaxies_of_groups_in_other_splits_are_left_alone(survey):

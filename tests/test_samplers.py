@@ -18,7 +18,7 @@ from lens_ssl_hf.data import samplers
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.samplers import ResidentImages, StreamedImages
 from lens_ssl_hf.data.storage import ParquetSplits
-from lens_ssl_hf.data.tensors import read_split, splits_and_info
+from lens_ssl_hf.data.tensors import as_tensors, read_split, splits_and_info
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
 SSL = {
@@ -35,7 +35,7 @@ SSL = {
 
 
 def write_data_set(directory, rows, side=32):
-    """`rows` training cutouts, the first pixel of which says which one it is, and a few for validation."""
+    """`rows` training cutouts, twice the first pixel of which is their number, and a few for validation."""
     features = Features(
         {
             "id": Value("string"),
@@ -50,7 +50,7 @@ def write_data_set(directory, rows, side=32):
         rng = np.random.default_rng(seed)
         for i in range(count):
             pixels = rng.uniform(0, 255, size=(3, side, side)).astype(np.float32)
-            pixels[0, 0, 0] = i
+            pixels[0, 0, 0] = i / 2
             yield {"id": f"object {i}", "pixels": pixels, "label": i % 2, "subclass": "", "group": str(i)}
 
     info = CutoutInfo(
@@ -114,7 +114,7 @@ def test_a_streamed_epoch_holds_every_cutout_once(window, saved):
     for step in range(10):
         batch, indices, epoch = images.batch(step, 0, 1)
         assert epoch == 0 and batch.shape == (32, 3, 32, 32)
-        first = (batch[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
+        first = (batch[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255 * 2
         torch.testing.assert_close(first, indices.float(), atol=1e-3, rtol=0)  # the right pixels
         assert images.ids(step) == [f"object {i}" for i in indices.tolist()]
         seen.append(indices)
@@ -173,6 +173,14 @@ def test_nan_pixels_in_parquet_are_refused(saved, tmp_path):
     for read in (splits_and_info, lambda found: read_split(ParquetSplits(tmp_path / "set"), "train", 330)):
         with pytest.raises(InputError, match="cutout object 3 of train has NaN or infinite pixels"):
             read(load_cutouts(tmp_path / "set", cache_dir=str(tmp_path / "cache")))
+
+
+def test_a_directory_without_groups_is_read_as_a_dataset_is(saved, tmp_path):
+    cutouts = load_cutouts(saved, cache_dir=str(tmp_path / "cache")).remove_columns(["group", "subclass"])
+    save_cutouts(cutouts, tmp_path / "set")
+    found, expected = read_split(ParquetSplits(tmp_path / "set"), "train", 330), as_tensors(cutouts["train"])
+    assert found.groups == expected.groups == [f"object {i}" for i in range(330)]
+    assert found.subclasses == expected.subclasses == [""] * 330
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ import torch
 from conftest import save_toy
 from safetensors.torch import load_file
 from test_samplers import write_data_set
-from tiny_runs import write_classifier_run
+from tiny_runs import write_classifier_run, write_flux_run
 
 from lens_ssl_hf.commands.parsing import parse
 from lens_ssl_hf.commands.shared import options_of
 from lens_ssl_hf.data.options import DataArguments
+from lens_ssl_hf.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = "-m accelerate.commands.launch"
@@ -236,6 +237,35 @@ def test_mistakes_end_in_one_sentence(command, named, data, tmp_path, monkeypatc
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(message) == 1 and named in message[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_simulated_survey_is_not_continued_with_the_cutouts_of_another(tmp_path, monkeypatch, capsys):
+    def simulate(*words):
+        line = f"simulated_survey.py --output {tmp_path} --cutouts 4 --prevalence 0.5 --num_proc 1".split()
+        monkeypatch.setattr(sys, "argv", [*line, *words])
+        runpy.run_path(str(ROOT / "scripts" / "simulated_survey.py"))["main"]()
+
+    simulate("--seed", "1")
+    (path,) = (tmp_path / "cutouts").iterdir()
+    made = path.stat().st_mtime_ns
+    simulate("--seed", "1")
+    assert path.stat().st_mtime_ns == made
+    path.unlink()
+    for words, named in ((["--seed", "2"], "seed 1"), (["--seed", "1", "--prevalence", "0.25"], "prevalence 0.5")):
+        with pytest.raises(SystemExit):
+            simulate(*words)
+        assert f"{tmp_path} holds another survey ({named}): choose another output" in capsys.readouterr().err
+        assert not path.exists()
+
+
+def test_a_second_sky_is_not_measured_in_the_display_units_of_another_model(data, tmp_path):
+    same, other = write_classifier_run(tmp_path / "same"), write_flux_run(tmp_path / "other")
+    (tmp_path / "dataset").symlink_to(data)
+    script = runpy.run_path(str(ROOT / "scripts" / "second_sky.py"))
+    script["SIZES"].clear()  # nothing is left to be simulated
+    assert script["make"](tmp_path, str(same), 1) == tmp_path / "dataset"
+    with pytest.raises(InputError, match="dataset is in the display units of another model than"):
+        script["make"](tmp_path, other, 1)
 
 
 def test_a_mistake_ends_a_script_without_a_traceback(data, tmp_path):

@@ -106,7 +106,7 @@ def test_look_alikes_of_varied_skies_are_not_as_bright_and_near_as_arcs():
 
 
 def test_arcs_of_varied_skies_reach_further_and_are_fainter():
-    """Einstein radii up to 2.3 arcsec, and most of the light within 2.6, in the central 32 pixels; others stay near."""
+    """Einstein radii up to 2.3 arcsec, most of the light within 2.6, in the central 32 pixels; others stay near."""
     found = {}
     for varied in (False, True):
         systems = [simulator._simulate(4, i, True, SimulationConfig(size=48, varied=varied))[2] for i in range(60)]

@@ -61,7 +61,7 @@ def statistics(run):
 def finished(tiny_cutouts, tmp_path_factory):
     """A study that is done, its cutouts, its records, and the report's folder and results."""
     splits, info = tiny_cutouts
-    large = make_split(4200, 5, side=32)
+    large = make_split(4200, 5)
     large = large.select(torch.cat([(large.labels == 0).nonzero()[:, 0], torch.arange(1, 101, 2)]))
     folder = tmp_path_factory.mktemp("finished")
     cutouts = {**splits, "test_large": large}, info

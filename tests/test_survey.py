@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, rank, score
 from lens_ssl_hf.commands import score as command
 from lens_ssl_hf.inference.classifier import Classifier
 from lens_ssl_hf.survey import manifest as manifests
+from lens_ssl_hf.survey import rank as ranking
+from lens_ssl_hf.survey.places import places_of
 from lens_ssl_hf.survey.ranking_tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -219,6 +222,22 @@ def test_a_bad_cutout_is_a_row_with_its_reason(run):
         (row["score"] is None) == (row["flag"] is not None) == (row["logit"] is None) for row in read().to_pylist()
     )
     assert manifest["counts"]["flagged"] == 3 and "003.fits" in manifest["counts"]["first_flag"]
+
+
+@pytest.mark.parametrize("write", [write_silent_files, lambda flux: write_parquet({"pixels": flux.tolist()})])
+def test_a_band_that_was_not_observed_is_flagged_where_the_model_looks(write, run):
+    """A survey fills it with zeros. A picture may be black in a colour."""
+    flux = FLUX[:4].copy()
+    flux[1, 2], flux[2, 0, 2:-2, 2:-2] = 0, 7.5
+    flux[2, 0, 20, 20] = np.nan
+    score(run, write(flux), "scores")
+    seen = "of the middle of .+, which the model sees, is"
+    sound, zeros, constant, another = (row["flag"] for row in read().to_pylist())
+    assert sound is None and another is None and re.match(f"band i {seen} all zeros: leave the cutout out$", zeros)
+    assert re.match(f"band g {seen} constant, 7.5 in all pixels: leave the cutout out$", constant)
+    with pytest.raises(InputError, match=f"band i {seen} all zeros"):
+        pipeline(run)(flux[1])
+    assert pipeline(run)(np.clip(flux[1], 0, 255).astype(np.uint8))
 
 
 def test_single_band_files_are_joined_and_one_that_is_missing_is_flagged(run):
@@ -490,6 +509,15 @@ def test_parquet_files_of_one_name_in_several_folders_have_ids_of_their_own(run)
     assert read("again")["id"].to_pylist() == [f"{name}-{i}" for name in names for i in range(3)]
 
 
+def test_parquet_files_without_rows_are_passed_over(run):
+    columns = {"id": IDS, "pixels": FLUX.tolist()}
+    write_parquet(columns)
+    for name in ("", "0-", "2"):
+        parquet.write_table(pyarrow.table({"id": [], "pixels": []}), f"shards/{name}.parquet")
+    score(run, "shards", "scores", shard_size=15)
+    assert read()["id"].to_pylist() == IDS and read()["flag"].null_count == COUNT
+
+
 def test_ids_in_parquet_are_those_that_a_table_of_grades_holds(run):
     write_parquet({"id": [" lead", "b 2 ", "c"], "pixels": FLUX[:3].tolist()}, parts=1)
     score(run, "shards", "scores")
@@ -599,6 +627,48 @@ def test_the_top_does_not_depend_on_shards_or_on_how_much_is_looked_at(run, monk
     assert len(parquet.read_table("all/ranking.parquet")) == 199
 
 
+def best_by_hand(table, top, separation):
+    """Rows in their order, each kept where no kept one is near by the haversine formula."""
+    ra, dec = (np.radians(table[name].to_pandas().to_numpy(dtype=float)) for name in ("ra", "dec"))
+    kept = []
+    for i in np.lexsort((table["row"].to_numpy(), -table["logit"].to_numpy())):
+        half = (
+            np.sin((dec[kept] - dec[i]) / 2) ** 2
+            + np.cos(dec[kept]) * np.cos(dec[i]) * np.sin((ra[kept] - ra[i]) / 2) ** 2
+        )
+        if not (2 * np.arcsin(np.sqrt(half)) <= np.radians(separation / 3600)).any():
+            kept.append(i)
+    return table["row"].to_numpy()[kept[:top]].tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_rows_that_crowd_around_places_the_best_are_kept_wherever_these_are(seed, monkeypatch):
+    rng, sizes = np.random.default_rng(seed), []
+    centres = np.array([(0, 90), (0, -90), (0, 0), (359.99999, 45), (150, 2), (150.001, 2), (np.nan, np.nan)])
+    ra, dec = centres[rng.integers(0, len(centres), 400)].T + rng.normal(0, 1.5 / 3600, (2, 400))
+    ra = np.where(np.abs(dec) > 89.9, rng.uniform(0, 360, 400), ra % 360)
+    dec = np.where(np.abs(dec) > 90, np.sign(dec) * 180 - dec, dec)
+    columns = {"ra": ra, "dec": dec, "logit": rng.normal(size=400).round(1), "row": rng.permutation(400)}
+    table = pyarrow.table(columns)
+    unique = ranking._unique
+    monkeypatch.setattr(ranking, "_unique", lambda *all_: sizes.append(len(all_[0])) or unique(*all_))
+    monkeypatch.setattr(ranking, "SPARE", 5 - 2 * 60)
+    found = ranking.best_of([table.slice(i, 90) for i in range(0, 400, 90)], 60, 1.0)
+    assert found["row"].to_pylist() == best_by_hand(table, 60, 1.0) and len(found) == 60
+    assert max(sizes) <= ranking.WIDEST * 5 and len(sizes) > 2
+
+
+def test_many_rows_at_one_place_take_no_memory_and_no_time(monkeypatch):
+    """All pairs of them were looked at, and all rows held to find the second place."""
+    count, sizes = 3000, []
+    places = np.where(np.arange(count) < count - 2, 10.0, 20.0 + np.arange(count))
+    table = pyarrow.table({"ra": places, "dec": places / 1000, "logit": -np.arange(count) / 1, "row": range(count)})
+    monkeypatch.setattr(ranking, "SPARE", 4)
+    monkeypatch.setattr(ranking, "places_of", lambda one: sizes.append(len(one)) or places_of(one))
+    found = ranking.best_of([table.slice(i, 500) for i in range(0, count, 500)], 3, 1.0)
+    assert found["row"].to_pylist() == [0, count - 2, count - 1] and max(sizes) <= 10
+
+
 def test_tables_are_read_by_others_and_safe_in_spreadsheets(run):
     write_scored(run)
     rank("scores", "ranking", top=20, audit=10)
@@ -622,6 +692,27 @@ def test_a_votable_has_no_character_that_xml_forbids():
     write_tables(pyarrow.table({"id": ids}), Path())
     assert list(Table.read("ranking.vot")["id"]) == ["a\ufffdb", "\ufffd", "c\ufffd\ufffd", ids[3]]
     assert parquet.read_table("ranking.parquet")["id"].to_pylist() == ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "written"),
+    [
+        (np.int8, 1, pyarrow.int64()),
+        (np.uint16, 1, pyarrow.int64()),
+        (np.uint32, 2**32 - 2, pyarrow.int64()),
+        (np.uint64, 2**63 - 2, pyarrow.int64()),
+        (np.uint64, 2**63 - 1, pyarrow.string()),
+        (np.float16, 0.5, pyarrow.float32()),
+    ],
+)
+def test_numbers_of_every_type_are_written_in_all_formats(kind, first, written):
+    values = np.array([first, first + 1], kind)
+    write_tables(pyarrow.table({"id": values}), Path())
+    for suffix in ("parquet", "fits", "vot"):
+        found = Table.read(f"ranking.{suffix}")["id"]
+        assert [str(one) for one in found.tolist()] == [str(one) for one in values.tolist()]
+    assert parquet.read_schema("ranking.parquet").field("id").type == written
+    assert Path("ranking.csv").read_text().split() == ["id", *map(str, values.tolist())]
 
 
 def test_a_ranking_without_its_cutouts_has_no_contact_sheet(run, caplog):

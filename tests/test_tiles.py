@@ -279,9 +279,11 @@ def test_masked_pixels_and_flat_cutouts_are_as_in_files(run):
     write_tiles(centres=CENTRES[:1])
     with fits.open("tiles/r/0.fits", "update") as hdus:
         hdus[0].data[60:140, 60:140] = np.nan
-    at = wcs_at(*CENTRES[0]).pixel_to_world([100, 200], [100, 180])
+        hdus[0].data[60:140, 210:290] = 0
+    at = wcs_at(*CENTRES[0]).pixel_to_world([100, 200, 250], [100, 180, 100])
     score(run, write_positions(at.ra.deg, at.dec.deg), "scores", tiles=PATTERN)
     assert flags()[IDS[1]] is None and "has no valid pixel in band r" in flags()[IDS[0]]
+    assert flags()[IDS[2]].startswith("band r of") and "is all zeros: leave the cutout out" in flags()[IDS[2]]
 
 
 def test_a_ranking_of_positions_has_a_contact_sheet_and_a_page(run):
@@ -435,6 +437,15 @@ def of_other_pixels():
     fits.writeto("tiles/r/0.fits", pixels_of(0)[1], wcs_header(wcs_at(*CENTRES[0], scale=0.3)), overwrite=True)
 
 
+def with_maps_of_noise():
+    """In the folder of the images, as surveys keep them; the first by its name would be taken."""
+    write_tiles(centres=CENTRES[:2])
+    for band in BANDS:
+        header = fits.getheader(f"tiles/{band}/1.fits")
+        header["CRPIX1"] += 1e-13
+        fits.writeto(f"tiles/{band}/0-invvar.fits", np.ones(SHAPE, "f4"), header)
+
+
 def turned():
     """By a right angle around the same centre."""
     write_tiles(centres=CENTRES[:1])
@@ -480,6 +491,7 @@ def with_table(text):
         (lambda: of_pattern(PATTERN)() | {"cutouts": "tiles/g/0.fits"}, "cannot be read as a table"),
         (without_wcs, "tiles/r/0.fits has no WCS of the sky: add one to its header"),
         (of_other_pixels, r"tiles/r/0.fits has 0.3 arcsec pixels where another band has 0.168: resample the bands"),
+        (with_maps_of_noise, "tiles/g/1.fits covers the same pixels as tiles/g/0-invvar.fits: narrow tiles to the im"),
         (turned, "tiles/r/0.fits is on another grid of pixels than tiles/g/0.fits: resample"),
         (of_another_band, "tiles/r/0.fits states the band z where r is expected"),
         (truncated, r"tiles/i/0.fits is shorter than its header says \(truncated\?\)"),

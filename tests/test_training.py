@@ -570,8 +570,10 @@ def test_a_run_goes_on_with_the_same_pixels_and_labels_alone(tiny_cutouts, tmp_p
 def test_a_cnn_needs_a_pixel_after_its_last_halving(tiny_cutouts, tmp_path):
     settings = {"backbone": "cnn", "steps": 1, "precision": "fp32"}
     with pytest.raises(InputError, match="crop_size is 3: give at least 4"):
-        finetune(tiny_cutouts, tmp_path / "3", crop_size=3, patch_size=3, **settings)
-    assert (finetune(tiny_cutouts, tmp_path / "4", crop_size=4, patch_size=4, **settings) / "model").is_dir()
+        finetune(tiny_cutouts, tmp_path / "3", crop_size=3, **settings)  # it has no patches
+    assert (finetune(tiny_cutouts, tmp_path / "4", crop_size=4, **settings) / "model").is_dir()
+    with pytest.raises(InputError, match="crop_size 33 is not a multiple of patch_size 8"):
+        FinetuneArguments(crop_size=33)
 
 
 def test_bad_settings_of_finetuning_are_named(dino_run, tiny_cutouts, tmp_path):

@@ -139,7 +139,9 @@ def _split_names(cutouts: Any) -> set[str]:
     """The splits of what [`load_dataset`] returned."""
     if not isinstance(cutouts, str):
         return set(cutouts)
-    return {path.name.split("-")[0] for path in Path(cutouts).glob("data/*.parquet")}
+    from ..data.storage import split_of
+
+    return {split_of(path) for path in Path(cutouts).glob("data/*.parquet")}
 
 
 def draw_curves(run: Path) -> None:

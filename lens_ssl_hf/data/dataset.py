@@ -6,10 +6,11 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
@@ -28,7 +29,7 @@ from .listing.labels import LABELS, parse_label_map
 from .listing.rows import BadFiles, Listing, Row
 from .listing.table_files import TABLE_SUFFIXES
 from .listing.tables import list_catalogue, list_stack
-from .options import DataArguments
+from .options import DataArguments, plain
 from .simulation import SIMULATOR_VERSION
 from .storage import CARD_FILE, NO_SAFETENSORS, load_from_hub, load_saved
 from .stretch import STRETCHES, Stretch
@@ -195,6 +196,7 @@ def load_cutouts(source: str | Path, **options: Any) -> datasets.DatasetDict:
     for name in options:
         if name not in known or name == "dataset":
             raise InputError(f"load_cutouts has no option {name!r}: see DataArguments")
+    options = {name: _plain_option(name, value) for name, value in options.items()}
     options = {name: value for name, value in options.items() if value != known[name]}
     source = str(source)
     try:
@@ -207,6 +209,14 @@ def load_cutouts(source: str | Path, **options: Any) -> datasets.DatasetDict:
             raise
         place, reason = cause.filename or options.get("cache_dir") or "", cause.strerror or cause
         raise InputError(f"cannot write the cache {place} ({reason}): choose another folder with cache_dir") from error
+
+
+def _plain_option(name: str, value: Any) -> Any:
+    """The value of an option as a command line gives it; but in Python labels may be a mapping and an HDU a number."""
+    if name == "label_map" and isinstance(value, Mapping):
+        return dict(value)
+    is_number = name == "hdu" and isinstance(value, Integral)
+    return plain(name, value, int if is_number else get_type_hints(DataArguments)[name])
 
 
 def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:

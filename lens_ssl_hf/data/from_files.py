@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import write_json
 from .display import center_crop, standardise, to_display
 from .files.bands import PICTURE_BANDS, band_order
-from .files.raw import RawCutout
+from .files.raw import RawCutout, flat_band
 from .files.readers import read_raw, read_raw_bands
 from .files.stacks import Stack, read_stack_rows
 from .info import CutoutInfo
@@ -183,13 +183,7 @@ def _flux(row: Row, raw: RawCutout, settings: _Settings) -> np.ndarray:
 
 def _check(row: Row, raw: RawCutout, settings: _Settings) -> _Checked:
     pixels = standardise(raw, row.name, settings.bands, settings.pixel_scale, settings.zero_point)
-    names = settings.bands or raw.bands or [None] * len(pixels)
-    flat = next((i for i, plane in enumerate(pixels) if plane.min() == plane.max()), None)
-    problem = ""
-    if flat is not None:
-        value = float(pixels[flat, 0, 0])
-        what = "all zeros" if value == 0 else f"constant, {value:g} in all pixels"
-        problem = f"band {names[flat] or flat + 1} of {row.name} is {what}: leave the cutout out"
+    problem = flat_band(pixels, row.name, settings.bands or raw.bands)
     if settings.stretch == "none":
         try:
             Stretch("none").apply(pixels)

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+import numpy as np
 
 from ..errors import InputError
 
@@ -58,6 +60,10 @@ class CutoutInfo:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
+# Of a Dataset.map that crops: the column keeps the shape that it was declared with.
+OTHER_SHAPE = (
+    "the cutouts have another shape than the column pixels states: put cropped ones into a new column, and rename that"
+)
 _UNITS = ("bands", "size", "pixel_scale", "zero_point", "stretch")  # what splits that are used together share
 # What the parts of a concatenated dataset must have in common. With other names or sources, nobody could tell later
 # what a model that was trained on it has seen.
@@ -92,16 +98,50 @@ def cutout_info(dataset: Any) -> CutoutInfo:
 
 def info_of_splits(cutouts: Any) -> CutoutInfo:
     """
-    As [`cutout_info`], of all splits together.
+    As [`cutout_info`], of all splits together, with the size that their cutouts have now.
 
     Raises:
-        [`InputError`]: it is a single split, or as there.
+        [`InputError`]: it is a single split, or as there and for [`check_shapes`].
     """
     if not isinstance(cutouts, Mapping):
         raise InputError(
             "cutouts must be all splits, as load_cutouts returns them: give DatasetDict(train=...) of one"
         )
-    return cutout_info(cutouts)
+    info = cutout_info(cutouts)
+    filled = {name: split for name, split in cutouts.items() if len(split) and "pixels" in split.column_names}
+    size = check_shapes(info.bands, {name: _shape_of(name, split) for name, split in filled.items()})
+    return replace(info, size=size or info.size)
+
+
+def check_shapes(bands: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """
+    The side in pixels of cutouts that somebody may have cropped; `None` where there are none.
+
+    Args:
+        bands (`Sequence[str]`): what the dataset says of itself.
+        shapes (`Mapping[str, tuple[int, ...]]`): of the cutouts of each split.
+
+    Raises:
+        [`InputError`]: they are not `(bands, size, size)`, the same in all splits.
+    """
+    for name, shape in shapes.items():
+        if len(shape) != 3 or shape[0] != len(bands) or shape[1] != shape[2]:
+            raise InputError(
+                f"the {name} split has cutouts of shape {shape}, not {len(bands)} bands of size x size pixels: choose "
+                "bands and size with load_cutouts"
+            )
+    sizes = {shape[-1] for shape in shapes.values()}
+    if len(sizes) > 1:
+        raise InputError(f"the splits of this dataset differ in size ({sorted(sizes)} pixels): crop all alike")
+    return sizes.pop() if sizes else None
+
+
+def _shape_of(name: str, split: Any) -> tuple[int, ...]:
+    """The shape of the first cutout of a `datasets.Dataset`."""
+    try:
+        return np.shape(split.with_format("numpy", columns=["pixels"])[0]["pixels"])
+    except ValueError as error:
+        raise InputError(f"the {name} split: {OTHER_SHAPE}") from error
 
 
 def _splits(dataset: Any) -> list[Any]:

@@ -1,13 +1,35 @@
 """The options of [`load_cutouts`], one dataclass for the command line, the Python call and the builder."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from ..errors import InputError
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     """A field of a dataclass with what `--help` says of it."""
     return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
+_WORDS = {bool: "True or False", int: "a whole number", str: "text or a path"}
+_WORDS |= {float: "a number, such as 7.0e-4 (which YAML takes for text where it is 7e-4)"}
+
+
+def plain(name: str, value: Any, annotation: Any) -> Any:
+    """A value of the kind that a setting is annotated with; numbers of NumPy become Python's, and paths text."""
+    kind, *others = get_args(annotation) or (annotation,)
+    if value is None and NoneType in others:
+        return None
+    if get_origin(kind) is list:
+        return [plain(name, one, str) for one in (value if isinstance(value, list | tuple) else [value])]
+    found = value.item() if getattr(value, "ndim", None) == 0 else value
+    found = os.fspath(found) if isinstance(found, os.PathLike) else found
+    if not isinstance(found, int | float if kind is float else kind) or (isinstance(found, bool) and kind is not bool):
+        raise InputError(f"{name} is {value!r}: give {_WORDS[kind]}")
+    return found
 
 
 @dataclass

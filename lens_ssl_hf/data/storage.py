@@ -1,6 +1,7 @@
 """The stored form of a dataset, here and on the Hub: a directory of Parquet files with a card and `cutouts.json`."""
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ SHARD_BYTES = 500_000_000  # of a Parquet file
 CARD_FILE = "cutouts.json"
 NO_SAFETENSORS = "datasets are directories of Parquet files: build one with lens-ssl build"
 _WRITE_AGAIN = "write it again with save_cutouts"
+_SPLIT_NAME = r"(?!(?i:all)$)\w+(\.\w+)*"  # what datasets reads
 PICTURE_COLUMN = "image"  # colour renderings of published datasets, for people who look at them on the Hub
 
 
@@ -57,23 +59,45 @@ def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, read
     README.md and `cutouts.json`, from which [`load_cutouts`] knows how the pixels were made.
 
     Args:
-        dataset_dict (`datasets.DatasetDict`): as [`load_cutouts`] returns it.
+        dataset_dict (`datasets.DatasetDict`): as [`load_cutouts`] returns it; what was cropped is saved with its size.
         directory (`str` or `Path`): must not exist, or be empty.
         readme (`str`, *optional*): another README.md, whose header holds that of [`card_header`].
 
     Raises:
-        [`InputError`]: the directory holds something, or cannot be written; or a split is empty.
+        [`InputError`]: the directory holds something, or cannot be written; a split is empty, or has a name that
+            cannot be read; or splits differ in their columns or the shape of their cutouts.
     """
     info, directory = info_of_splits(dataset_dict), Path(directory)
     for name, split in dataset_dict.items():
+        if not re.fullmatch(_SPLIT_NAME, name):
+            raise InputError(f"a split is called {name!r}: give it a name of letters, digits and _, such as test_hard")
         if not len(split):  # datasets cannot read a Parquet file without rows
             raise InputError(f"the {name} split is empty: take it out of the dataset, or put cutouts into it")
+    _check_columns(dataset_dict)
     check_target(directory)
     with writing(directory) as new:
         (new / "data").mkdir(parents=True)
         files = {name: _write_split(split, name, info, new / "data") for name, split in dataset_dict.items()}
         (new / CARD_FILE).write_text(info.to_json() + "\n", encoding="utf-8")
         (new / "README.md").write_text(readme or _readme(dataset_dict, info, files), encoding="utf-8")
+
+
+def _check_columns(dataset_dict: datasets.DatasetDict) -> None:
+    """Refuse splits that cannot be read together: the columns of one are taken for those of all."""
+    first, like = next(iter(dataset_dict.items()))
+    for name, split in dataset_dict.items():
+        for column in sorted({"id", "pixels", "label"} - set(split.column_names)):
+            raise InputError(f"the {name} split has no column {column!r}: make the dataset with load_cutouts")
+        for column in sorted(set(like.column_names) ^ set(split.column_names)):
+            has, lacks = (first, name) if column in like.column_names else (name, first)
+            raise InputError(f"the {has} split has a column {column!r}, {lacks} has not: add it there or remove it")
+        for column in sorted(set(like.column_names) - {"pixels", "label"}):
+            kinds = [one.features[column] for one in (split, like)]
+            if kinds[0] != kinds[1]:
+                raise InputError(
+                    f"column {column!r} is {kinds[0]} in the {name} split and {kinds[1]} in {first}: make them equal "
+                    "with cast_column"
+                )
 
 
 def _write_split(split: datasets.Dataset, name: str, info: CutoutInfo, folder: Path) -> list[str]:
@@ -132,7 +156,7 @@ def _readme(dataset_dict: datasets.DatasetDict, info: CutoutInfo, files: dict[st
 
 def load_saved(source: str, options: dict[str, Any], card: Path) -> datasets.DatasetDict:
     """What [`save_cutouts`] wrote: a directory, or a repository of the Hub whose `cutouts.json` is `card`."""
-    extra = sorted(set(options) - {"cache_dir"})
+    extra = sorted(set(options) - {"cache_dir", "num_proc"})  # which change nothing
     if extra:
         raise InputError(f"{source} is built already, {extra[0]} cannot change it: build it again from its source")
     try:
@@ -159,8 +183,13 @@ def _load_directory(directory: Path, cache_dir: str | None) -> datasets.DatasetD
     check_shards(directory)
     paths = sorted((directory / "data").absolute().glob("*.parquet"))
     splits: dict[str, list[str]] = {}
-    for name in sorted({path.name.split("-")[0] for path in paths}, key=_order):
-        splits[name] = [str(path) for path in paths if path.name.split("-")[0] == name]
+    for name in sorted({split_of(path) for path in paths}, key=_order):
+        splits[name] = [str(path) for path in paths if split_of(path) == name]
+        if not re.fullmatch(_SPLIT_NAME, name):  # earlier versions wrote it
+            raise InputError(
+                f"{directory} holds a split that is called {name!r}: rename its files, also in README.md, with "
+                "letters, digits and _ alone"
+            )
     if not splits:
         raise InputError(f"{directory} holds {CARD_FILE} but no cutouts: write it again with save_cutouts")
     # Names of files hold digests of their content; sizes and times tell where somebody changed one in place.
@@ -185,6 +214,11 @@ def _check_content(path: Path) -> None:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def split_of(path: Path) -> str:
+    """The split of a Parquet file by its name, such as `test_large-00000-of-00001-0f3c9a2187e4b6d5.parquet`."""
+    return re.split(r"-\d+-of-", path.name)[0]
 
 
 def _order(split: str) -> tuple[int, str]:
@@ -212,6 +246,7 @@ class ParquetSplits:
 
     Attributes:
         groups (`dict[str, list[tuple[Path, int, int]]]`): per split, file, number and rows of each row group.
+        columns (`set[str]`): those that all files have.
         info (`dict`): the fields of `CutoutInfo`.
 
     Raises:
@@ -226,22 +261,30 @@ class ParquetSplits:
             self.info = asdict(CutoutInfo.from_json(card.read_text(encoding="utf-8")))
         check_shards(directory)
         self.groups: dict[str, list[tuple[Path, int, int]]] = {}
+        columns = []
         for path in sorted((directory / "data").glob("*.parquet")):
             with readable(path, fix=_WRITE_AGAIN), parquet.ParquetFile(path) as file:
                 rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            groups = self.groups.setdefault(path.name.split("-")[0], [])
+                columns.append(set(file.schema_arrow.names))
+            groups = self.groups.setdefault(split_of(path), [])
             groups += [(path, i, count) for i, count in enumerate(rows)]
+        self.columns = set.intersection(*columns) if columns else set()
 
     def read(self, path: Path, group: int, column: str) -> Any:
         """One column of one row group: `pixels` as `(rows, bands, H, W)` float32, others as a list."""
         with readable(path, fix=_WRITE_AGAIN), parquet.ParquetFile(path, page_checksum_verification=True) as file:
             values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
             if column == "pixels":
+                shape = (len(values), len(self.info["bands"]), self.info["size"], self.info["size"])
                 values = getattr(values, "storage", values)
                 for _ in range(3):
                     values = values.flatten()
-                size = self.info["size"]
-                found = values.to_numpy(zero_copy_only=False).reshape(-1, len(self.info["bands"]), size, size)
+                if len(values) != math.prod(shape):  # cropped ones would be read as other, scrambled ones
+                    raise InputError(
+                        f"{path} holds cutouts of another shape than {CARD_FILE} states, {shape[1:]}: load the "
+                        "directory with load_cutouts and write it again with save_cutouts"
+                    )
+                found = values.to_numpy(zero_copy_only=False).reshape(shape)
             else:
                 found = values.to_pylist()
         return found
@@ -259,7 +302,7 @@ def check_shards(directory: Path) -> None:
     """
     numbers: dict[str, list[str]] = {}  # by what the names of a split's files share
     for path in (directory / "data").glob("*.parquet"):
-        if match := re.match(r"(\w+)-(\d+)-of-(\d+)", path.name):
+        if match := re.match(r"(.+?)-(\d+)-of-(\d+)", path.name):
             numbers.setdefault(f"{match[1]}-*-of-{match[3]}", []).append(match[2])
     for pattern, found in numbers.items():
         wanted = {f"{number:05d}" for number in range(int(pattern.rsplit("-", 1)[1]))}
@@ -268,6 +311,6 @@ def check_shards(directory: Path) -> None:
             name = f"data/{pattern.replace('*', wrong[0])}"
             raise InputError(f"{directory} holds {name} {problem}: copy the directory again or write it anew")
     card = directory / "README.md"
-    for name in re.findall(r"data/[\w-]+\.parquet", card.read_text(errors="replace") if card.is_file() else ""):
+    for name in re.findall(r"data/[\w.-]+\.parquet", card.read_text(errors="replace") if card.is_file() else ""):
         if not (directory / name).is_file():  # the only one of a split
             raise InputError(f"{directory} holds {name} no longer: copy the directory again or write it anew")

@@ -12,12 +12,14 @@ import torch
 
 from ..errors import InputError
 from .display import center_crop
-from .info import cutout_info
+from .info import OTHER_SHAPE, check_shapes, cutout_info
+from .stretch import check_display
 
 if TYPE_CHECKING:
     from .storage import ParquetSplits
 
 _CHUNK = 1024  # cutouts that are looked at together
+_TEXT = ("id", "group", "subclass")
 
 
 @dataclass
@@ -75,26 +77,49 @@ def digest(names: Sequence[str]) -> str:
 
 
 def as_tensors(split: Any) -> CutoutTensors:
-    """A `datasets.Dataset` with the columns of [`load_cutouts`] as [`CutoutTensors`]; those are passed through."""
+    """
+    A `datasets.Dataset` with the columns of [`load_cutouts`] as [`CutoutTensors`]; those are passed through.
+
+    Raises:
+        [`InputError`]: it is streamed, has no pixels or labels, or cutouts of several shapes.
+    """
     if isinstance(split, CutoutTensors):
         return split
+    _check_length(split)
     missing = {"pixels", "label"} - set(split.column_names)
     if missing:
         raise InputError(
             f"the dataset has no column {sorted(missing)[0]!r} (it has {', '.join(split.column_names)}): "
             "make it with load_cutouts"
         )
-    size = len(split)
-    columns = split.with_format("torch", columns=["pixels", "label"])[:]
-    text = {
-        name: [str(value) for value in split[name]]
-        if name in split.column_names
-        else [default(i) for i in range(size)]
-        for name, default in (("id", str), ("group", str), ("subclass", lambda _: ""))
-    }
-    return CutoutTensors(
-        columns["pixels"].to(torch.float32), columns["label"].long(), text["id"], text["group"], text["subclass"]
-    )
+    try:
+        columns = split.with_format("torch", columns=["pixels", "label"])[:]
+    except ValueError as error:
+        raise InputError(OTHER_SHAPE) from error
+    if not isinstance(columns["pixels"], torch.Tensor):
+        raise InputError("the cutouts of a split differ in size: crop all alike")
+    text = {name: split[name] for name in _TEXT if name in split.column_names}
+    return CutoutTensors(columns["pixels"].to(torch.float32), columns["label"].long(), *_names(text, len(split)))
+
+
+def _names(columns: Mapping[str, Sequence], number: int) -> tuple[list[str], list[str], list[str]]:
+    """Ids, groups and subclasses of so many cutouts: one without a group is a group of its own."""
+    ids = [str(i) if _is_null(one) else str(one) for i, one in enumerate(columns.get("id", [None] * number))]
+    groups = [name if _is_null(one) else str(one) for one, name in zip(columns.get("group", ids), ids)]
+    subclasses = ["" if _is_null(one) else str(one) for one in columns.get("subclass", [""] * number)]
+    return ids, groups, subclasses
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value != value  # NaN differs from itself
+
+
+def _check_length(split: Any) -> None:
+    if not hasattr(split, "__len__"):
+        raise InputError(
+            "a streamed dataset cannot be measured or trained on: load it without streaming, or score it with the "
+            "pipeline"
+        )
 
 
 def ids_of(split: Any) -> list[str]:
@@ -127,15 +152,17 @@ def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors]
 
     Returns:
         `tuple[dict[str, CutoutTensors], dict]`: splits by name, and the fields of the `CutoutInfo` of the first of
-        `names`: splits may be of several sources with the same units.
+        `names`, with the size that the cutouts have now: splits may be of several sources with the same units.
 
     Raises:
-        [`InputError`]: it is no dataset of these kinds, its splits differ in their display units, or a pixel is NaN or
-            infinite.
+        [`InputError`]: it is no dataset of these kinds, its splits differ in their display units or shape, or pixels
+            are NaN, infinite or no display units.
     """
     splits, info = open_splits(cutouts, *names)
     chosen = {name: split for name, split in splits.items() if name in names or not names}
-    return {name: check_finite(name, as_tensors(split)) for name, split in chosen.items()}, info
+    found = {name: _checked(name, as_tensors(split), info) for name, split in chosen.items()}
+    size = check_shapes(info["bands"], {name: tuple(split.pixels.shape[1:]) for name, split in found.items()})
+    return found, {**info, "size": size or info.get("size")}
 
 
 def read_split(parquet: "ParquetSplits", split: str, number: int) -> CutoutTensors | None:
@@ -143,21 +170,21 @@ def read_split(parquet: "ParquetSplits", split: str, number: int) -> CutoutTenso
     Up to `number` cutouts of a split, from row groups at equal distances; `None` for a split that is absent.
 
     Raises:
-        [`InputError`]: one of them has a NaN or infinite pixel.
+        [`InputError`]: one of them has a NaN or infinite pixel, or they are no display units.
     """
     groups = parquet.groups.get(split, [])
     if not groups:
         return None
     rows = sum(rows for _, _, rows in groups)
     chosen = groups[:: -(-rows // number)]
-    columns: dict[str, list] = {name: [] for name in ("pixels", "label", "id", "group", "subclass")}
+    columns: dict[str, list] = {name: [] for name in ("pixels", "label", *_TEXT) if name in parquet.columns}
     for path, group, _ in chosen:
         for name, values in columns.items():
             values.extend(parquet.read(path, group, name))
     pixels = torch.from_numpy(np.stack(columns["pixels"][:number]))
     labels = torch.tensor(columns["label"][:number])
-    text = (columns[name][:number] for name in ("id", "group", "subclass"))
-    return check_finite(split, CutoutTensors(pixels, labels, *text))
+    text = {name: columns[name][:number] for name in _TEXT if name in columns}
+    return _checked(split, CutoutTensors(pixels, labels, *_names(text, len(labels))), parquet.info)
 
 
 def open_splits(cutouts: Any, *names: str) -> tuple[Mapping[str, Any], dict]:
@@ -171,6 +198,8 @@ def open_splits(cutouts: Any, *names: str) -> tuple[Mapping[str, Any], dict]:
     if not isinstance(cutouts, Mapping):
         raise InputError("cutouts must be a DatasetDict from load_cutouts, or the path of what save_cutouts wrote")
     used = {name: cutouts[name] for name in names if name in cutouts} or dict(cutouts)
+    for split in used.values():
+        _check_length(split)
     cutout_info(used)  # raises where their units differ
     return cutouts, asdict(cutout_info(next(iter(used.values()))))
 
@@ -213,6 +242,32 @@ def check_finite(name: str, split: CutoutTensors) -> CutoutTensors:
                 f"cutout {one} of {name} has NaN or infinite pixels: fill them, or make the dataset with load_cutouts"
             )
     return split
+
+
+def check_units(name: str, split: CutoutTensors, info: Mapping[str, Any]) -> CutoutTensors:
+    """
+    The split itself. All cutouts are judged together, so that a dark one passes.
+
+    Args:
+        name (`str`): what it is called in errors.
+        info (`Mapping`): the fields of its `CutoutInfo`, as far as they are known.
+
+    Raises:
+        [`InputError`]: its pixels are no longer the display units that its stretch makes.
+    """
+    if not len(split) or (info.get("stretch") or {}).get("kind") in (None, "linear"):  # which does not clip
+        return split
+    limits = torch.stack([torch.stack(chunk.aminmax()) for chunk in split.pixels.split(_CHUNK)]).cpu().numpy()
+    if np.isfinite(limits).all():  # other errors name the cutout
+        try:
+            check_display(limits)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return split
+
+
+def _checked(name: str, split: CutoutTensors, info: Mapping[str, Any]) -> CutoutTensors:
+    return check_units(name, check_finite(name, split), info)
 
 
 def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:

@@ -54,8 +54,8 @@ def may_have_seen(run: str | os.PathLike, info: Mapping[str, Any], tensors: Cuto
         count = int(np.isin(pixel_hashes(tensors), trained_on).sum())
         if count:
             sentence = (
-                f"{run} was trained on {count:,} of these {len(tensors):,} cutouts, and its scores of them are too good: "
-                "leave them out"
+                f"{run} was trained on {count:,} of these {len(tensors):,} cutouts, and scores them too well: leave "
+                "them out"
             )
             logger.warning(sentence)
             return [sentence]

@@ -60,13 +60,16 @@ def check_tensors(
         name (`str`): how to call the model.
 
     Raises:
-        [`InputError`]: another number of bands, or the same bands in another order.
+        [`InputError`]: another number of bands, the same bands in another order, or pixels that are no display units.
     """
+    from ..data.tensors import check_units  # torch, which not everybody needs who compares datasets
+
     if not len(tensors):
         raise InputError("the split holds no cutout: choose another one")
     if tensors.pixels.shape[1] != num_bands:
         found = tensors.pixels.shape[1]
         raise InputError(f"the cutouts have {found} bands but {name} takes {num_bands}: choose --bands")
+    check_units("the split", tensors, info)
     warnings = differences(model, info, name)
     for warning in warnings:
         logger.warning(warning)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..data.display import to_display
-from ..data.files.raw import RawCutout, check_valid
+from ..data.files.bands import band_order
+from ..data.files.raw import RawCutout, check_valid, flat_band
 from ..data.files.readers import read_raw, read_raw_bands
 from ..errors import InputError
 
@@ -68,7 +69,13 @@ def as_display(
     """
     side = seen_side(raw, cutouts, min_size or 0)
     if side:
-        check_valid(_middle(raw.pixels, side), f"the middle of {name}, which the model sees,", raw.bands)
+        seen, middle = _middle(raw.pixels, side), f"the middle of {name}, which the model sees,"
+        check_valid(seen, middle, raw.bands)
+        if not raw.display and cutouts["stretch"]["kind"] != "none":  # a picture may be black in a colour
+            wanted = cutouts.get("bands") or ()
+            order = band_order(raw.bands or [None] * len(seen), list(wanted), name) if wanted else range(len(seen))
+            if problem := flat_band(seen[list(order)], middle, wanted or raw.bands):
+                raise InputError(problem)
     display = to_display(replace(raw, pixels=_middle(raw.pixels, max(MIDDLE, 2 * side))), cutouts, name)
     if num_channels and len(display) != num_channels:
         raise InputError(f"{name} has {len(display)} bands, the model needs {num_channels}: give it these")

@@ -130,8 +130,16 @@ def _check_unstated(manifest: Mapping[str, Any], info: Mapping[str, Any]) -> Non
     known = manifest["models"][0]["cutouts"]
     for name in _FACTS:
         as_model, as_dataset = known.get(name), info[name]
-        if name.replace("_", " ") not in manifest["stated"] and as_model is not None and as_model != as_dataset:
+        is_stated = name.replace("_", " ") in manifest["stated"]
+        if not (is_stated or as_model is None or _are_equal(name, as_model, as_dataset)):
             raise InputError(
                 f"the cutouts of {manifest['input']['path']} state no {name}: they were scored with {as_model}, but "
                 f"the dataset has {as_dataset}: state it in the cutouts, or build the dataset like the model"
             )
+
+
+def _are_equal(name: str, one: Any, other: Any) -> bool:
+    """Whether a fact is the same, for pixels and flux that are not scaled: a header's numbers differ by a last bit."""
+    if name == "bands" or one is None or other is None:
+        return one == other
+    return abs(one / other - 1) <= 0.01 if name == "pixel_scale" else abs(one - other) <= 0.001

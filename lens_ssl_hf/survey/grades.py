@@ -12,6 +12,7 @@ import pandas
 from sklearn.metrics import cohen_kappa_score
 
 from ..data.listing.table_files import read_table
+from ..data.listing.tables import identifier
 from ..errors import InputError
 from ..quoting import in_spreadsheet
 
@@ -83,7 +84,8 @@ def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[Any, ...]]:
         if vote is None:
             raise InputError(f"{table}, row {number} has the grade {grade!r}: give A, B, C or X, or lens or nonlens")
         text = str(grade).upper() if len(str(grade)) == 1 else str(grade)
-        yield str(table), str(name), str(grader or table), text, None if time is None else str(time), float(vote)
+        grader = identifier(grader) or str(table)
+        yield str(table), identifier(name), grader, text, None if time is None else str(time), float(vote)
 
 
 def spellings(ids: Sequence[str]) -> set[str]:

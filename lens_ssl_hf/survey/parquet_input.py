@@ -72,10 +72,14 @@ class ParquetInput:
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
             footers = list(threads.map(_footer, paths))
         for one, (groups, schema) in zip(paths, footers):
+            if not sum(groups):
+                continue  # its columns may be of no type at all
             columns = columns or _columns(schema, one, options)
             for key, column in columns.items():
                 if column not in schema.names:
-                    raise InputError(f"{one} has no column {column!r}, which {paths[0]} has: give files of one kind")
+                    raise InputError(
+                        f"{one} has no column {column!r}, which {files[0][0]} has: give files of one kind"
+                    )
                 types[key] = _common_type(key, types.get(key), schema.field(column), one)
             files.append((one, groups))
         found = cls(name, files, columns, info, types)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas
 import pyarrow
-from astropy import units
-from astropy.coordinates import search_around_sky
 from pyarrow import compute, parquet
+from scipy.spatial import cKDTree
 
 from ..data.files.raw import readable
 from ..data.storage import check_target
@@ -26,6 +25,7 @@ from .proposals import doubt, unlike
 from .ranking_tables import VIEWER, write_tables
 
 SPARE = 1000  # rows that are kept beyond twice the candidates, for those that are merged
+WIDEST = 16  # times as many are looked at at once where more are merged
 DIVERSE_FROM = 20  # times as many of the best rows, from which diverse ones are drawn
 _COLUMNS = ["id", "ra", "dec", "source", "score", "p_lens", "logit"]
 
@@ -223,18 +223,34 @@ def open_shards(folder: Path, manifest: dict[str, Any], *columns: str) -> Shards
 
 
 def best_of(tables: Iterable[pyarrow.Table], top: int, separation: float, by: str = "logit") -> pyarrow.Table:
-    """The rows that are best `by` a column, no two closer than `separation`; more are looked at where needed."""
-    limit = 2 * top + SPARE
+    """
+    The rows that are best `by` a column, no two closer than `separation`. Where too many are merged, those that follow
+    are looked at as well, and so on: at most `WIDEST` times as many at once.
+    """
+    first, best, last = 2 * top + SPARE, None, None
+    limit = first
     while True:
         pool = None
         for table in tables:
+            table = table if best is None else _following(table, last, best, separation, by)
             pool = table if pool is None else pyarrow.concat_tables([pool, table])
             order = np.lexsort((pool["row"].to_numpy(), -pool[by].to_numpy()))
             pool = pool.take(order[:limit]).combine_chunks()
-        kept = _unique(pool, separation)
-        if len(kept) >= top or len(pool) < limit:
-            return pool.take(kept[:top])
-        limit *= 4
+        found = pool.take(_unique(pool, separation))
+        best = found if best is None else pyarrow.concat_tables([best, found])
+        if len(best) >= top or len(pool) < limit:
+            return best.slice(0, top).combine_chunks()
+        last, limit = pool.slice(limit - 1), min(4 * limit, WIDEST * first)
+
+
+def _following(
+    table: pyarrow.Table, last: pyarrow.Table, best: pyarrow.Table, separation: float, by: str
+) -> pyarrow.Table:
+    """The rows of a table that come after the `last` one looked at, and are not at the place of one of the best."""
+    values, rows, value, row = (one[name].to_numpy() for one in (table, last) for name in (by, "row"))
+    is_left = (values < value) | ((values == value) & (rows > row))
+    is_left[near(table, places_of(best), separation)[0]] = False
+    return table.filter(pyarrow.array(is_left))
 
 
 def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
@@ -242,11 +258,12 @@ def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
     is_kept = np.ones(len(table), bool)
     known, places = places_of(table)
     if separation > 0 and len(known) > 1:
-        first, second, _, _ = search_around_sky(places, places, separation * units.arcsec)
-        pairs = np.stack([known[first], known[second]])[:, first < second]
-        for one, other in pairs[:, np.lexsort(pairs[::-1])].T:  # the better one in the order of its rank
-            if is_kept[one]:
-                is_kept[other] = False
+        vectors, chord = places.cartesian.xyz.value.T, 2 * np.sin(np.radians(separation / 3600) / 2)
+        tree = cKDTree(vectors)
+        for i, row in enumerate(known):
+            if is_kept[row]:  # of the others nobody asks, so that a crowd at one place is listed once
+                beside = known[tree.query_ball_point(vectors[i], chord)]
+                is_kept[beside[beside > row]] = False
     return np.flatnonzero(is_kept)
 
 

@@ -19,7 +19,9 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]") 
 
 
 def write_tables(table: pyarrow.Table, folder: Path) -> None:
-    """Write ranking.csv, .parquet, .fits and .vot."""
+    """Write ranking.csv, .parquet, .fits and .vot, with the same values in all."""
+    for i, name in enumerate(table.column_names):
+        table = table.set_column(i, name, _of_common_type(table[name]))
     with open(folder / "ranking.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table.column_names)
@@ -28,6 +30,18 @@ def write_tables(table: pyarrow.Table, folder: Path) -> None:
     with through_memory(folder / "ranking.fits") as file:
         _of_astropy(table, ascii_only=True).write(file, format="fits")
     _of_astropy(table, ascii_only=False).write(folder / "ranking.vot", format="votable")
+
+
+def _of_common_type(values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """Numbers in a type that each of the formats has: int64, float32 or float64; larger integers as text."""
+    if pyarrow.types.is_float16(values.type):
+        return values.cast(pyarrow.float32())
+    if not pyarrow.types.is_integer(values.type):
+        return values
+    try:
+        return values.cast(pyarrow.int64())
+    except pyarrow.ArrowInvalid:
+        return values.cast(pyarrow.string())
 
 
 def _of_astropy(table: pyarrow.Table, ascii_only: bool) -> Table:

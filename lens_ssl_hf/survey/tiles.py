@@ -78,13 +78,19 @@ def put_on_tiles(
         `tuple[np.ndarray, np.ndarray]`: the number of each position's tile, `len(tiles)` where it is off all of them;
         and the numbers of the positions in the order of the tiles, in each along its rows of pixels. Those that are
         off every tile come last.
+
+    Raises:
+        [`InputError`]: two tiles are of the same pixels, such as an image and a map of its noise, of which only one
+            can be meant; and what [`open_tile`] raises.
     """
     known = np.flatnonzero(np.isfinite(ra))
     tree = _tree_of(ra, dec, known)
     tile, line = np.full(len(ra), len(tiles), np.int32), np.zeros(len(ra), np.int32)
-    best = np.full(len(ra), -1.0)
+    best, seen = np.full(len(ra), -1.0), {}
     for i, paths in enumerate(datasets.utils.tqdm(tiles, "Placing", unit=" tiles", delay=5)):
         with open_tile(paths, bands, hdu) as one:
+            if (earlier := seen.setdefault(one.grid, paths[0])) is not paths[0]:
+                raise InputError(f"{paths[0]} covers the same pixels as {earlier}: narrow tiles to the images of flux")
             centre, radius = one.circle()
             chord = 2 * math.sin(math.radians(min(radius, 180)) / 2)
             near = known[np.array(tree.query_ball_point(centre.cartesian.xyz.value, chord), dtype=int)]

@@ -4,12 +4,12 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
 from ..data.options import option as _option
+from ..data.options import plain
 from ..errors import InputError
 from .schedules import last_momentum
 from .tracking import check_trackers
@@ -238,25 +238,7 @@ def make_arguments(cls: type, settings: dict[str, Any]) -> Any:
     for name in settings:
         if name not in kinds:
             raise InputError(f"unknown setting {name!r}: choose from {', '.join(kinds)}")
-    return cls(**{name: _plain(name, value, kinds[name]) for name, value in settings.items()})
-
-
-_WORDS = {bool: "True or False", int: "a whole number", str: "text or a path"}
-_WORDS |= {float: "a number, such as 7.0e-4 (which YAML takes for text where it is 7e-4)"}
-
-
-def _plain(name: str, value: Any, annotation: Any) -> Any:
-    """A value of the kind that a setting is annotated with; numbers of NumPy become Python's, and paths text."""
-    kind, *others = get_args(annotation) or (annotation,)
-    if value is None and NoneType in others:
-        return None
-    if get_origin(kind) is list:
-        return [_plain(name, one, str) for one in (value if isinstance(value, list | tuple) else [value])]
-    plain = value.item() if getattr(value, "ndim", None) == 0 else value
-    plain = os.fspath(plain) if isinstance(plain, os.PathLike) else plain
-    if not isinstance(plain, int | float if kind is float else kind) or (isinstance(plain, bool) and kind is not bool):
-        raise InputError(f"{name} is {value!r}: give {_WORDS[kind]}")
-    return plain
+    return cls(**{name: plain(name, value, kinds[name]) for name, value in settings.items()})
 
 
 def _check_common(arguments: Any) -> None:
@@ -274,7 +256,8 @@ def _check_common(arguments: Any) -> None:
     _at_most(arguments, 1, "gain", "band_jitter", "blur_probability")
     _at_most(arguments, 10, "learning_rate", "weight_decay", "offset", "noise_sigma")
     _at_most(arguments, arguments.crop_size, "blur_sigma_max")
-    if getattr(arguments, "init", "scratch") == "scratch" and arguments.crop_size % arguments.patch_size:
+    has_patches = getattr(arguments, "init", "scratch") == "scratch" and arguments.backbone != "cnn"
+    if has_patches and arguments.crop_size % arguments.patch_size:
         raise InputError(f"crop_size {arguments.crop_size} is not a multiple of patch_size {arguments.patch_size}")
 
 

@@ -104,9 +104,7 @@ class Task:
         """Write the model into an empty folder."""
 
 
-def train(
-    task: Task, facts: dict[str, Any], accelerator: Accelerator, trained_on: np.ndarray | None = None
-) -> Path:
+def train(task: Task, facts: dict[str, Any], accelerator: Accelerator, trained_on: np.ndarray | None = None) -> Path:
     """
     Train in the run directory that the arguments name, unless the run there is finished. Every process calls it.
 

@@ -121,6 +121,13 @@ class Tile:
         distance = centre.separation(edge).deg
         return centre, float(np.max(distance, where=np.isfinite(distance), initial=0)) + 2 * self._degrees
 
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """Which pixels of the sky these are: shape and WCS of the first image, but for their last bits."""
+        image = self.images[0]
+        wcs = image.wcs.wcs.crval, image.wcs.wcs.crpix, image.wcs.pixel_scale_matrix.ravel()
+        return *image.values.shape[-2:], *np.round(np.concatenate(wcs), 9).tolist()
+
     def depth(self, sky: SkyCoord) -> np.ndarray:
         """How far positions lie from the nearest edge of any band, in degrees; negative outside the tile."""
         return np.min([one.depth(sky) for one in self.images], axis=0) * self._degrees

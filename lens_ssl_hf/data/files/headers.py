@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import SkyCoord, angular_separation
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 
@@ -283,10 +283,12 @@ def _celestial(headers: Headers, shape: Sequence[int]) -> tuple[float | None, fl
 
 def wcs_of(header: Any) -> WCS | None:
     """The WCS of the sky in a header; `None` where it has none, or a damaged one."""
-    if not re.search("RA--|DEC-|LON|LAT", f"{header.get('CTYPE1', '')} {header.get('CTYPE2', '')}"):
+    is_sky = [re.search("RA--|DEC-|LON|LAT", str(header.get(key, ""))) for key in ("CTYPE1", "CTYPE2")]
+    if not any(is_sky):
         return None
     try:
-        wcs = WCS(header)
+        # In a cube the two axes by themselves: astropy refuses distortions (SIP, TPV) beside a third one.
+        wcs = WCS(header, naxis=2 if all(is_sky) else None)
         return wcs if wcs.naxis == 2 else wcs.celestial
     except Exception:  # wcslib refuses it in many ways
         return None
@@ -312,8 +314,8 @@ def wcs_facts(wcs: Any, shape: Sequence[int], name: str) -> tuple[float | None, 
             centre = position.ra.deg, position.dec.deg
     except Exception:  # as above
         return None, None, None
-    east = ((lon - lon[0] + 180) % 360 - 180) * np.cos(np.radians(lat[0]))
-    steps = 3600 * np.hypot(east, lat - lat[0])[1:]
+    lon, lat = np.radians(lon), np.radians(lat)
+    steps = 3600 * np.degrees(angular_separation(lon[0], lat[0], lon[1:], lat[1:]))  # true at the poles, too
     if not (np.isfinite(steps).all() and steps.min() > 0):
         return None, None, None
     if steps.max() / steps.min() - 1 > _NOT_SQUARE:

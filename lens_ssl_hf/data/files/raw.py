@@ -129,6 +129,18 @@ def check_valid(pixels: np.ndarray, name: str | Path, bands: Sequence[str | None
         raise InputError(f"{name} has no valid pixel in band {which}: leave it out")
 
 
+def flat_band(pixels: np.ndarray, name: str | Path, bands: Sequence[str | None] | None = None) -> str:
+    """What is wrong with the first band of `(bands, H, W)` that has one value alone; empty where none has."""
+    least = np.nanmin(pixels, axis=(1, 2))
+    is_flat = least == np.nanmax(pixels, axis=(1, 2))
+    if not is_flat.any():
+        return ""
+    band = int(np.flatnonzero(is_flat)[0])
+    which = bands[band] if bands and bands[band] else band + 1
+    what = "all zeros" if least[band] == 0 else f"constant, {least[band]:g} in all pixels"
+    return f"band {which} of {name} is {what}: leave the cutout out"
+
+
 def check_numeric(dtype: np.dtype, name: str | Path) -> None:
     """Raise [`InputError`] where an array does not hold real numbers."""
     if dtype.kind not in "fiu":  # bool is a mask

@@ -21,6 +21,8 @@ from .splits import SPLIT_NAMES
 from .table_files import TABLE_SUFFIXES, Columns, read_table, typed
 
 OWN_COLUMNS = ("id", "pixels", "label", "subclass", "group", "ra", "dec", "image")  # of every dataset
+_HOURS = "h|hrs?|hours?|hourangle"
+_ANGLES = {"degs?|degrees?": 1.0, "rads?|radians?": math.degrees(1), _HOURS: 15.0}  # as catalogues spell them
 _KEYS = ("file", "label", "split", "fold", "group", "ra", "dec", "subclass", "id")
 
 
@@ -238,7 +240,7 @@ def _ids(
         if stack is not None:
             return [f"{stack.path.stem}-{i}" for i in range(count)]
         return harmless_names(text["file"], table.parent)
-    ids = harmless_names([_identifier(value) for value in columns.values[names["id"]]], table.parent)
+    ids = harmless_names([identifier(value) for value in columns.values[names["id"]]], table.parent)
     rows: dict[str, int] = {}
     for i, name in enumerate(ids):
         if not name:
@@ -324,7 +326,7 @@ def read_position(key: str, text: str | None, where: str, column: str | None, un
     else:
         degrees = _number(text, where, column)
         if unit := units.get(column):
-            degrees = _in_degrees(degrees, unit, where, column)
+            degrees = _in_degrees(degrees, unit, key, where, column)
     low, high = {"ra": (-360, 360), "dec": (-90, 90)}[key]
     if not low <= degrees <= high:
         raise InputError(
@@ -341,7 +343,13 @@ def _sexagesimal(key: str, text: str, where: str, column: str) -> float:
         raise InputError(f"{where}: {text!r} in column {column!r} is no position: correct it") from error
 
 
-def _in_degrees(value: float, unit: str, where: str, column: str) -> float:
+def _in_degrees(value: float, unit: str, key: str, where: str, column: str) -> float:
+    words = re.sub(r"[(\[].*?[)\]]|decimal", "", unit.lower()).strip()  # deg (J2000), decimal degrees
+    for pattern, degrees in _ANGLES.items():
+        if re.fullmatch(pattern, words):
+            if pattern == _HOURS and key != "ra":
+                raise InputError(f"{where}: column {column!r} has the unit {unit}, in which only ra is: give degrees")
+            return value * degrees
     try:
         return float((value * Unit(unit)).to_value("deg"))
     except (ValueError, TypeError) as error:
@@ -356,7 +364,8 @@ def _text(value: Any) -> str:
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
-def _identifier(value: Any) -> str:
+def identifier(value: Any) -> str:
+    """An id as text; a number that stands as 1.0, as pandas has integers beside missing values, is 1."""
     return "" if value is None else _text(value) if isinstance(value, float) else str(value)
 
 
