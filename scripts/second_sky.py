@@ -17,7 +17,7 @@ noise is white. Cutouts are FITS files; a command that was stopped goes on where
 import json
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -316,6 +316,21 @@ def probed(backbone: str, dataset: Path, seed: int) -> Any:
     return Predictions.of(splits["test"], linear_probe(*sets[0], *sets[1], features["test"])[0])
 
 
+def of_eight_views(model: str, dataset: Path) -> Any:
+    """Predictions by the mean logit over all flips and quarter rotations, as of `lens-ssl score --views 8`."""
+    import torch
+
+    from lens_ssl_hf import predict
+    from lens_ssl_hf.data.tensors import splits_and_info
+
+    test = splits_and_info(dataset, "test")[0]["test"]
+    sides = (test.pixels, test.pixels.flip(-1))
+    views = [torch.rot90(one, turns, (-2, -1)) for one in sides for turns in range(4)]
+    scores = [predict(model, replace(test, pixels=view)).score for view in views]
+    logits = np.mean([np.log(score) - np.log1p(-score) for score in scores], axis=0)
+    return replace(predict(model, test), score=1 / (1 + np.exp(-logits)))
+
+
 @exit_on_input_error
 def main() -> None:
     (arguments,) = parse(Arguments, description=__doc__)
@@ -348,6 +363,9 @@ def main() -> None:
         f"{name}, no label of this sky": [lambda model=model: measured(predict(model, dataset), folder)]
         for name, model in (classifiers | also).items()
     }
+    jobs["our classifier of varied skies, eight views, no label of this sky"] = [
+        lambda: measured(of_eight_views(arguments.varied, dataset), folder)
+    ]
     jobs[f"frozen features, {LABELS} labels"] = [
         lambda seed=seed: measured(probed(arguments.backbone, dataset, seed), folder) for seed in seeds
     ]

@@ -81,6 +81,14 @@ def test_a_cube_has_the_wcs_of_its_planes_with_their_distortion(tmp_path, distor
     assert cube.pixel_scale == pytest.approx(pixel_scale, rel=1e-6) and cube.dec == pytest.approx(5, abs=1e-3)
 
 
+def test_a_tangential_projection_with_the_distortion_of_scamp_is_where_it_says(tmp_path):
+    """PV keywords up to the first order alone, which wcslib takes for another pole: 88 degrees from where it is."""
+    scamp = {"PV1_0": 0.0, "PV1_1": 1.0, "PV1_2": 0.0, "PV2_0": 0.0, "PV2_1": 1.0, "PV2_2": 0.0}
+    raw = read_raw(write(tmp_path / "a.fits", (PLANE, "", scale(0.3) | scamp)))
+    plain = read_raw(write(tmp_path / "b.fits", (PLANE, "", scale(0.3))))
+    assert (raw.pixel_scale, raw.ra, raw.dec) == pytest.approx((plain.pixel_scale, plain.ra, plain.dec))
+
+
 @pytest.mark.parametrize("crpix", [(10.5, 10.5), (10, 10.5), (11, 11.3), (9, 14), (500.5, 10.5)])
 def test_pixels_at_the_pole_are_as_large_as_elsewhere(tmp_path, crpix):
     """Their longitudes turn by any angle within a pixel."""

@@ -286,6 +286,11 @@ def wcs_of(header: Any) -> WCS | None:
     is_sky = [re.search("RA--|DEC-|LON|LAT", str(header.get(key, ""))) for key in ("CTYPE1", "CTYPE2")]
     if not any(is_sky):
         return None
+    if all(is_sky) and all(header[f"CTYPE{axis}"].endswith("-TAN") for axis in (1, 2)) and "PV2_1" in header:
+        # A tangential projection has no such parameters: SCAMP's distortion, which wcslib tells by higher orders alone.
+        header = header.copy()
+        for axis in (1, 2):
+            header[f"CTYPE{axis}"] = header[f"CTYPE{axis}"].replace("-TAN", "-TPV")
     try:
         # In a cube the two axes by themselves: astropy refuses distortions (SIP, TPV) beside a third one.
         wcs = WCS(header, naxis=2 if all(is_sky) else None)
