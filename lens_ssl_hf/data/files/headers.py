@@ -287,7 +287,7 @@ def wcs_of(header: Any) -> WCS | None:
     if not any(is_sky):
         return None
     if all(is_sky) and all(header[f"CTYPE{axis}"].endswith("-TAN") for axis in (1, 2)) and "PV2_1" in header:
-        # A tangential projection has no such parameters: SCAMP's distortion, which wcslib tells by higher orders alone.
+        # This projection has no such parameters: it is SCAMP's distortion, which wcslib tells by higher orders alone.
         header = header.copy()
         for axis in (1, 2):
             header[f"CTYPE{axis}"] = header[f"CTYPE{axis}"].replace("-TAN", "-TPV")
