@@ -34,11 +34,11 @@ PRETRAININGS = [
     (300, "ibot", "to 1", 3),
     (1000, "dino", "constant", 3),
     (1000, "dino", "to 1", 2),
-    (1000, "ibot", "constant", 1),
+    (1000, "ibot", "constant", 3),
     (1000, "ibot", "to 1", 1),
-    (3000, "dino", "constant", 2),
+    (3000, "dino", "constant", 3),
     (3000, "dino", "to 1", 1),
-    (3000, "ibot", "constant", 2),
+    (3000, "ibot", "constant", 3),
 ]
 LONGEST = max(steps for steps, *_ in PRETRAININGS)
 LONGEST_DINO = f"dino, {LONGEST:,}, constant"
