@@ -286,7 +286,7 @@ def test_cutouts_that_a_run_may_have_seen_are_told(tiny_cutouts, tmp_path, caplo
     assert not told(warnings(other | {"name": "sky"})) and not told(warnings(other, simulated=True))
 
 
-def test_cutouts_that_a_run_was_trained_on_are_told(tmp_path, caplog):
+def test_cutouts_that_a_run_was_trained_on_are_told(tmp_path, caplog, monkeypatch):
     """Splits that were joined or divided anew keep the fingerprint of their source: pixels tell what was seen."""
     sizes = {"train_size": 16, "validation_size": 8, "test_size": 8, "unlabelled_size": 0, "size": 48}
     data = load_cutouts("simulated", cache_dir=str(tmp_path / "cache"), lens_fraction=0.5, **sizes)
@@ -301,12 +301,15 @@ def test_cutouts_that_a_run_was_trained_on_are_told(tmp_path, caplog):
     assert (run / "evaluation" / "metrics.json").read_bytes() == own  # this one is beside it
     assert (run / "evaluation-parts" / "metrics.json").is_file()
     again = datasets.DatasetDict(train=joined, validation=data["validation"])
-    leaky = finetune(again, tmp_path / "leaky", backbone="cnn", **settings)
+    leaky = finetune(again, tmp_path / "scratch", backbone="cnn", **settings)
     save_cutouts(data, tmp_path / "saved")
     evaluation = evaluate_model(leaky, tmp_path / "saved", num_bootstrap=0)
     assert f"was trained on {len(data['test'])} of these {len(data['test'])} cutouts" in evaluation["warnings"][0]
     tuned = finetune(data, tmp_path / "tuned", init=leaky, **settings)  # from what has seen the test split
     assert "leave them out" in evaluate_model(tuned, data, num_bootstrap=0)["warnings"][0]
+    monkeypatch.chdir(tmp_path)  # where a run is called as training from scratch is
+    alone = finetune(data, tmp_path / "alone", backbone="cnn", **settings)
+    assert evaluate_model(alone, data, num_bootstrap=0)["warnings"] == []
     caplog.clear()
     again = datasets.DatasetDict(train=joined, validation=data["test"])
     finetune(again, tmp_path / "chosen", backbone="cnn", **settings)

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .files import raw as limits
 from .files.bands import band_order
 from .files.raw import RawCutout, check_valid
-from .flux import fill_masked, resample
+from .flux import fill_masked, is_same_scale, resample
 from .stretch import Stretch
 
 
@@ -54,7 +54,7 @@ def standardise(
         pixels = pixels * gain[:, None, None].astype(np.float32)
     if np.isnan(pixels).any():
         pixels = fill_masked(pixels)
-    if pixel_scale and raw.pixel_scale and abs(raw.pixel_scale / pixel_scale - 1) > 0.01:
+    if pixel_scale and raw.pixel_scale and not is_same_scale(raw.pixel_scale, pixel_scale):
         factor = raw.pixel_scale / pixel_scale
         if pixels[0].size * factor**2 > limits.MAX_PIXELS:
             raise InputError(

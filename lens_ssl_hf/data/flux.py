@@ -108,6 +108,11 @@ def unstretch_flux(
     return (softening * inverse(low + display / 255 * (high - low))).astype(np.float32)
 
 
+def is_same_scale(one: float, other: float) -> bool:
+    """Whether two pixel scales are so alike, within 1 %, that nothing is resampled."""
+    return abs(one / other - 1) <= 0.01
+
+
 def resample(pixels: np.ndarray, factor: float, is_flux: bool = True) -> np.ndarray:
     """
     Enlarge (factor > 1) or shrink `(bands, H, W)` bilinearly, with a low-pass filter when shrinking. The flux of an

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..data.flux import is_same_scale
 from ..data.info import cutout_info, has_info
 from ..errors import InputError
 
@@ -42,7 +43,7 @@ def differences(model: Mapping[str, Any], info: Mapping[str, Any], name: str) ->
         fix = ", which 8-bit pictures keep" if info["stretch"].get("kind") == "none" else fix
         warnings.append(f"{name} was trained on another stretch than the one these cutouts were made with{fix}")
     scales = model.get("pixel_scale"), info.get("pixel_scale")
-    if all(scales) and abs(scales[0] / scales[1] - 1) > 0.01:
+    if all(scales) and not is_same_scale(*scales):
         warnings.append(f"{name} was trained on {scales[0]:.4g} arcsec pixels, these cutouts have {scales[1]:.4g}")
     return warnings
 

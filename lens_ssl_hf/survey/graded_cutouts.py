@@ -11,6 +11,7 @@ import pyarrow
 import torch
 from pyarrow import compute
 
+from ..data.flux import is_same_scale
 from ..data.tensors import CutoutTensors
 from ..errors import InputError
 from . import manifest as manifests
@@ -142,4 +143,4 @@ def _are_equal(name: str, one: Any, other: Any) -> bool:
     """Whether a fact is the same, for pixels and flux that are not scaled: a header's numbers differ by a last bit."""
     if name == "bands" or one is None or other is None:
         return one == other
-    return abs(one / other - 1) <= 0.01 if name == "pixel_scale" else abs(one - other) <= 0.001
+    return is_same_scale(one, other) if name == "pixel_scale" else abs(one - other) <= 0.001

@@ -95,8 +95,9 @@ def finetune(
             count,
             len(chosen_on),
         )
+    trained_on = own if arguments.init == "scratch" else np.union1d(own, read_trained_on(arguments.init))
     task = Finetuning(model, subset, targets, validation, batch_size, arguments, accelerator.device)
-    return train(task, facts, accelerator, np.unique([*own, *read_trained_on(arguments.init)]))
+    return train(task, facts, accelerator, trained_on)
 
 
 def _open_splits(
