@@ -300,6 +300,17 @@ def test_cutouts_that_a_run_was_trained_on_are_told(tmp_path, caplog, monkeypatc
     assert f"was trained on {seen} of these {count} cutouts" in report["warnings"][0]
     assert (run / "evaluation" / "metrics.json").read_bytes() == own  # this one is beside it
     assert (run / "evaluation-parts" / "metrics.json").is_file()
+    for changed in (
+        data["test"].map(lambda x: {"pixels": np.float32(x["pixels"]) / 2}, features=data["test"].features),
+        data["test"].map(lambda x: {"label": 1 - x["label"]}),
+    ):
+        changes = datasets.DatasetDict(data | {"test": changed})
+        assert evaluate_model(run, changed, num_bootstrap=0)["split"].startswith("test_changed_")
+        assert evaluate_model(run, changes, num_bootstrap=0)["split"].startswith("test_changed_")
+    assert (run / "evaluation" / "metrics.json").read_bytes() == own  # a map keeps the fingerprint, too
+    assert "of this test split are not those of the dataset" in caplog.text
+    with pytest.raises(InputError, match="the labels differ"):
+        evaluate_model(run / "evaluation" / "predictions.parquet", changed, tmp_path / "out")
     again = datasets.DatasetDict(train=joined, validation=data["validation"])
     leaky = finetune(again, tmp_path / "scratch", backbone="cnn", **settings)
     save_cutouts(data, tmp_path / "saved")

@@ -82,7 +82,7 @@ def main() -> None:
     if not arguments.eval_dir and not (model / "run.json").is_file():
         raise InputError(f"{model} is no run: say with --eval_dir where to write")
     from .. import evaluate_model, predict
-    from ..evaluation.reports import evaluation_folder
+    from ..evaluation.reports import evaluation_folder, name_if_changed
     from ..inference.inputs import choose_split
 
     quiet()
@@ -94,8 +94,8 @@ def main() -> None:
     if arguments.eval_dir:
         folder = Path(arguments.eval_dir)
     else:
-        _, info, split = choose_split(cutouts, arguments.split)
-        folder = evaluation_folder(model, info, split)
+        chosen, info, split = choose_split(cutouts, arguments.split)
+        folder = evaluation_folder(model, info, name_if_changed(model, info, split, chosen))
     if arguments.predict_only:
         predictions = predict(arguments.model, cutouts, arguments.batch_size, split=arguments.split)
         print(predictions.save(folder / "predictions.parquet"))

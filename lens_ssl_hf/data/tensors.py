@@ -142,6 +142,17 @@ def pixel_digests(split: Any) -> list[bytes]:
     return found
 
 
+def split_checksum(split: Any, number: int = 64) -> int:
+    """
+    CRC-32 of the ids and labels of a split and of the pixels of up to `number` cutouts at equal distances: tells
+    whether `map` changed them, which leaves the dataset's own fingerprint as it was.
+    """
+    rows = range(0, len(split), max(1, len(split) // number))
+    some = split.select(torch.tensor(rows) if isinstance(split, CutoutTensors) else rows)
+    labels = split.labels.tolist() if isinstance(split, CutoutTensors) else list(split["label"])
+    return zlib.crc32(b"".join(pixel_digests(some)), zlib.crc32(repr((ids_of(split), labels)).encode()))
+
+
 def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:
     """
     The splits and what the dataset knows of itself, from a `DatasetDict`, the path of a directory that

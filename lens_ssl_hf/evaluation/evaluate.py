@@ -16,7 +16,7 @@ from ..training.run_directory import read_run
 from .plots import contact_sheet, plot_roc
 from .predictions import Predictions, other_columns
 from .probes import probe
-from .reports import describe, evaluation_folder, may_have_seen, report_on, title_of
+from .reports import describe, evaluation_folder, may_have_seen, name_if_changed, report_on, title_of
 
 
 def evaluate_model(
@@ -67,12 +67,18 @@ def evaluate_model(
     classifier = Classifier.load(model) if predictions is None else None
     chosen, info, name = (None, {}, None) if cutouts is None else choose_split(cutouts, split)
     tensors = None if chosen is None else as_tensors(chosen)
+    if run and tensors is not None:
+        name = name_if_changed(run, info, name, tensors)
     warnings = classifier.check(tensors, info) if classifier else []
     warnings += may_have_seen(run, info, tensors) if run else []
     if classifier:
         predictions = Predictions.of(tensors, classifier.score(tensors, batch_size, device), other_columns(chosen))
-    if tensors is not None and tensors.ids != predictions.id:
-        raise InputError("the predictions are not of these cutouts (the ids differ): predict again")
+    for what, one, other in (
+        ("ids", tensors and tensors.ids, predictions.id),
+        ("labels", tensors and tensors.labels.tolist(), predictions.label.tolist()),
+    ):
+        if tensors is not None and one != other:
+            raise InputError(f"the predictions are not of these cutouts (the {what} differ): predict again")
     report = {**describe(info, name), "model": None, "warnings": warnings, **report_on(predictions, **settings)}
     if isinstance(model, str | os.PathLike):
         report["model"] = str(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.tensors import CutoutTensors
+from ..data.tensors import CutoutTensors, split_checksum
 from ..errors import InputError
 from ..training.run_directory import pixel_hashes, read_run, read_trained_on
 from .metrics import measure, threshold_at_fpr
@@ -31,6 +31,19 @@ def evaluation_folder(run: str | os.PathLike, info: Mapping[str, Any], split: st
     if split != "test":  # of splits that were concatenated nothing says what they are
         parts += [split or ("parts" if is_own else "")]
     return Path(run) / "-".join(part for part in parts if part)
+
+
+def name_if_changed(run: str | os.PathLike, info: Mapping[str, Any], split: str | None, chosen: Any) -> str | None:
+    """
+    `split`; but a name of its own, which is logged, for the test split of the run's dataset where its pixels or labels
+    are not those that it had: a test on noisier cutouts must not become the number in the card.
+    """
+    facts = read_run(run)
+    known, is_own = facts.get("test_content"), info.get("fingerprint") == facts["data"].get("fingerprint")
+    if split != "test" or known is None or not is_own or (found := split_checksum(chosen)) == known:
+        return split
+    logger.warning("the pixels or labels of this test split are not those of the dataset that %s was given", run)
+    return f"test_changed_{found:08x}"
 
 
 def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:

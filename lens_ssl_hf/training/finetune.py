@@ -26,6 +26,7 @@ from ..data.tensors import (
     normalise,
     open_splits,
     pixel_digests,
+    split_checksum,
     splits_and_info,
 )
 from ..data.views import Counter, Views
@@ -89,6 +90,9 @@ def finetune(
     own, chosen_on = pixel_hashes(subset), pixel_hashes(validation)
     labels = {"labels": targets, "validation_labels": validation.labels}
     facts["content"] = checksum(f"{own.tobytes().hex()} {chosen_on.tobytes().hex()}", labels)
+    test = cutouts[0].get("test")
+    if hasattr(test, "__len__"):  # which a streamed one lacks
+        facts["test_content"] = split_checksum(test)
     if count := int(np.isin(chosen_on, own).sum()):
         logger.warning(
             "%d of %d validation cutouts are trained on, too, and choose the step badly: leave them out of train",
