@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from tiny_runs import write_classifier_run, write_pretrain_run
 
 from lens_ssl_hf import InputError, evaluate_model, export
+from lens_ssl_hf.data.listing.names import harmless_names
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
 from lens_ssl_hf.files import write_json
 from lens_ssl_hf.hub.card import CardFacts, render_card, with_history, write_card
@@ -197,7 +198,12 @@ LOCAL_PATHS = [
     ("me/lens-dino-vits8", "me/lens-dino-vits8"),
     ("runs/dino-300", "runs/dino-300"),
     ("see https://example.org/home/alice", "see https://example.org/home/alice"),
+    ("see https://example.org/a?b=/c/d", "see https://example.org/a?b=/c/d"),
+    ("from [/scratch/alice/x.fits], FILE:///alice/y.fits", "from [x.fits], y.fits"),
 ]
+# What tables and sentences hold that looks like a path.
+NO_PATHS = ["5 km/s", "2024/05/01", "a/b", "~5/6", "x // y", "1 /s", '0.2"/pix/s or 3"/pix/s', "cutouts (1)/a/b.npy"]
+NO_PATHS += ["see file: x.fits", "M 31 / M 32"]
 
 
 @pytest.mark.parametrize(("text", "published"), LOCAL_PATHS)
@@ -206,6 +212,13 @@ def test_no_local_path_stays_in_what_is_published(text, published):
     expected = {"arguments": {"init": [published]}}
     expected["command"] = shlex.join(["python", "run.py", "--a", published, f"--b={published}"])
     assert without_local_paths(record) == expected
+    text = f"reduced from {text}" if " " not in text else text  # datasets are published by the same rule
+    assert harmless_names([text]) == [without_local_paths(text)] and "alice/" not in harmless_names([text])[0]
+
+
+@pytest.mark.parametrize("text", NO_PATHS)
+def test_what_is_no_path_stays(text):
+    assert without_local_paths(text) == text and harmless_names([text]) == [text]
 
 
 def test_the_backslashes_of_a_command_are_those_of_paths():

@@ -30,6 +30,7 @@ from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.data.simulation import SimulationConfig, simulate_cutout
 from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
 from lens_ssl_hf.data.stretch import Stretch
+from lens_ssl_hf.data.summary import describe_build
 from lens_ssl_hf.data.tensors import as_tensors, channel_statistics, read_split, splits_and_info
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.compatibility import info_of
@@ -389,6 +390,36 @@ def test_bad_file_stops_or_is_skipped_and_listed(problem, message, caplog):
         Path("report.csv").unlink()
 
 
+def test_what_is_left_out_is_told_of_each_source_although_the_cache_is_the_same(caplog):
+    root = make_folder("my", {"lenses": 20, "nonlenses": 20})
+    spoil(root, "bands")
+    clean = load(root, on_bad_file="skip")
+    assert cutout_info(clean).name == "my" and cutout_info(clean).left_out == 1
+    shutil.copytree(root, "survey2024_candidates")
+    os.symlink("nowhere", "survey2024_candidates/lenses/link.npy")
+    make_folder("survey2024_candidates", {"spirals": 3})
+    for source, names, said in (
+        ("survey2024_candidates", ["lenses/link.npy", "lenses/005.npy"], "spirals/ (3 files"),
+        ("my", ["lenses/005.npy"], "  left out      1 bad file\n"),
+    ):
+        caplog.clear()
+        data = load(source, on_bad_file="skip")
+        assert data["train"].cache_files == clean["train"].cache_files
+        info = cutout_info(data)
+        assert info == replace(cutout_info(clean), name=source, left_out=len(names))
+        with open("bad_files.csv") as stream:
+            listed = list(csv.DictReader(stream))
+        assert [row["file"] for row in listed] == [f"{source}/{name}" for name in names]
+        assert all(row["problem"].startswith(row["file"]) for row in listed)
+        assert f"bad files of {source} that are left out: {len(names)}; bad_files.csv lists them" in caplog.text
+        text = describe_build(data, source) + "\n"
+        assert said in text and text.count("bad file") == 1
+        assert f"{len(names)} bad file{'s' * (len(names) > 1)}\n" in text
+        save_cutouts(data, f"saved_{source}")
+        assert cutout_info(load(f"saved_{source}")) == info
+    assert "spirals" not in describe_build(clean)
+
+
 @pytest.mark.parametrize(
     ("columns", "change", "options", "message"),
     [
@@ -470,9 +501,35 @@ def test_options_of_numpy_are_those_of_python():
     given = {"size": np.int64(34), "varied": np.bool_(False), "lens_fraction": np.float64(0.5), "bands": ("r", "g")}
     plain = {"size": 34, "lens_fraction": 0.5, "bands": ["r", "g"]}
     assert cutout_info(load("simulated", **SMALL | given)) == cutout_info(load("simulated", **SMALL | plain))
-    make_folder("in", {"Ring": 12, "Spiral": 12})
-    labels = load(Path("in"), label_map={"Ring": "lens", "Spiral": "nonlens"}, hdu=1)["train"]["label"]
+    for i in range(24):
+        path = Path("in", "Ring" if i % 2 else "Spiral", f"{i}.fits")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(flux(i))]).writeto(path)
+    labels = load(Path("in"), label_map={"Ring": "lens", "Spiral": "nonlens"}, hdu=np.int64(1))["train"]["label"]
     assert {*labels} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("option", "splits", "message"),
+    [
+        ("hdu", {}, "hdu has no meaning for data/t.csv, without FITS or HDF5 files: leave it out"),
+        ("validation_fraction", {8: "val"}, "for data/t.csv, which gives the validation split itself: leave it out"),
+        ("test_fraction", {8: "val", 16: "test"}, "for data/t.csv, which gives the test split itself: leave it out"),
+        ("test_fraction", None, "test_fraction has no meaning for data/t.csv, of which nothing has a label"),
+        ("validation_fraction", {16: "test"}, None),
+        ("test_fraction", {8: "val"}, None),
+    ],
+)
+def test_options_without_effect_on_the_source_are_refused(option, splits, message):
+    columns = ("file", "label") + (("split",) if splits else ())
+    rows = [(f"{i}.npy", "" if splits is None else i % 2, (splits or {}).get(i // 8 * 8, "train")) for i in range(24)]
+    table = make_table("data/t.csv", [row[: len(columns)] for row in rows], columns)
+    value = "1" if option == "hdu" else 0.4
+    if message:
+        with pytest.raises(InputError, match=message):
+            load(table, **{option: value})
+    else:
+        assert len(load(table, **{option: value})[option.removesuffix("_fraction")]) == 6  # of 16 with train
 
 
 def test_unwritable_cache_is_named():

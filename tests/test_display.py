@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessor
 
+from lens_ssl_hf import load_cutouts
 from lens_ssl_hf.data.display import standardise, to_display
 from lens_ssl_hf.data.files.raw import RawCutout
 from lens_ssl_hf.data.flux import fill_masked, resample
@@ -191,6 +192,26 @@ def test_processor_saves_and_takes_any_number_of_bands(tmp_path, count):
     reverse = loaded(flux[:, ::-1], input_bands=bands[::-1])["pixel_values"]
     torch.testing.assert_close(reverse, pixels, rtol=0, atol=0)
     assert loaded(flux, input_pixel_scale=0.4)["pixel_values"].shape == pixels.shape
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_8_bit_values_have_no_stretch_that_a_model_would_not_know_of(kind, tmp_path, in_tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        path = tmp_path / "data" / ("lenses" if i % 2 else "nonlenses") / f"{i}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(1, 250, (32, 32), "uint8")
+        Image.fromarray(pixels).save(path) if kind == "png" else np.savez(path, data=pixels, pixel_scale=0.2)
+    for stretch in ("asinh", "sqrt", "linear"):
+        with pytest.raises(InputError, match=r"\d\.... is an 8-bit picture, in display units already: leave stretch"):
+            load_cutouts("data", stretch=stretch, cache_dir="cache")
+    pixels = np.array(load_cutouts("data", stretch="none", cache_dir="cache")["train"]["pixels"])
+    assert (pixels == np.rint(pixels)).all()
+    np.save("data/lenses/x.npy", rng.uniform(0, 255, (1, 32, 32)))
+    for stretch in ("auto", "asinh"):
+        with pytest.raises(InputError, match=r"x\.npy is flux: keep one kind, or give stretch none if both are"):
+            load_cutouts("data", stretch=stretch, cache_dir="cache")
+    assert sum(map(len, load_cutouts("data", stretch="none", cache_dir="cache").values())) == 21
 
 
 def test_masked_8_bit_values_are_display_units():

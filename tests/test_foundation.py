@@ -97,6 +97,8 @@ def test_resampling_keeps_what_is_no_patch(tuned):
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(tiny_cutouts, tmp_path):
     init, settings = write_encoder(tmp_path / "foundation", "Dinov2WithRegisters"), {**SETTINGS, "steps": 4}
+    config = json.loads((init / "config.json").read_text())
+    (init / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.2, "drop_path_rate": 0.2}))
     whole = finetune(tiny_cutouts, tmp_path / "whole", init=init, **settings)
     run = finetune(tiny_cutouts, tmp_path / "run", init=init, **settings)
     facts = json.loads((run / "run.json").read_text())

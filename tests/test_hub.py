@@ -169,6 +169,57 @@ def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, cap
         push_all(tmp_path / "dry", "me")
 
 
+def write_recipe(folder, **values):
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps(recipe | values))
+
+
+def test_every_model_is_what_its_recipe_says(runs, tmp_path):
+    cards = tmp_path / "cards"
+    for kind, name in (("ssl", "lens-a"), ("ssl", "lens-a-b"), ("classifier", "lens-a-b-classifier")):
+        export(runs[kind], cards / name)
+    classifier = cards / "lens-a-b-classifier"
+    write_recipe(cards / "lens-a", run_id="a")
+    write_recipe(cards / "lens-a-b", run_id="b")
+    before = {"run_id": "x", "init_run": {"run_id": "a"}}  # a fine-tuning of what the pretraining a made
+    for begun, base in (
+        ({}, "lens-a-b"),
+        ({"init_run": {"run_id": "b"}}, "lens-a-b"),
+        ({"init_run": before}, "lens-a"),
+        ({"init_recipe": before}, "lens-a"),
+        ({"init_run": {"run_id": "c"}}, None),
+    ):
+        write_recipe(classifier, **{"init": "runs/ssl", "init_run": {}, "init_recipe": {}} | begun)
+        push_all(cards, "me", dry_run=tmp_path / "dry")
+        found = ModelCard.load(tmp_path / "dry" / classifier.name / "README.md").data.base_model
+        assert found == (base and f"me/{base}"), begun
+    classifier.rename(cards / "lens-a-c")
+    with pytest.raises(InputError, match=r"cards/lens-a-c holds a classifier: call it lens-a-c-classifier$"):
+        push_all(cards, "me", dry_run=tmp_path / "dry")
+    shutil.rmtree(cards / "lens-a-c")
+    (cards / "lens-a").rename(cards / "lens-classifier")
+    with pytest.raises(InputError, match=r"cards/lens-classifier holds a backbone: call it lens$"):
+        push_all(cards, "me", dry_run=tmp_path / "dry")
+
+
+def test_a_renamed_export_has_the_card_of_its_new_name(runs, tmp_path):
+    export(runs["ssl"], tmp_path / "cards" / "lens", name="cards/lens")  # which is part of many a word
+    (tmp_path / "cards" / "lens").rename(tmp_path / "cards" / "lens-new")
+    export(runs["ssl"], tmp_path / "as_new", name="me/lens-new")
+    push_all(tmp_path / "cards", "me", dry_run=tmp_path / "dry")
+    assert contents(tmp_path / "dry" / "lens-new")["README.md"] == contents(tmp_path / "as_new")["README.md"]
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "metrics.json", "calibration.json", "README.md"])
+def test_damaged_exports_are_found_before_the_first_upload(name, hub, folders, tmp_path):
+    for model in ("lens-a", "lens-b"):
+        shutil.copytree(folders[0], tmp_path / "cards" / model)
+    (tmp_path / "cards" / "lens-b" / name).write_bytes(b"---\n{\xff\n---")
+    with pytest.raises(InputError, match=rf"cards/lens-b/{name} is damaged: export the run again, or take \S+-b out$"):
+        push_all(tmp_path / "cards", "me")
+    assert not hub.requests
+
+
 def test_heads_are_published_on_request(hub, runs):
     push_to_hub(runs["ssl"], BACKBONE)
     assert not any(name.startswith("pretraining/") for name in published(hub.model(BACKBONE)))
@@ -443,6 +494,35 @@ def test_a_data_set_is_pushed_and_comes_back_as_it_was(hub, simulated, tmp_path)
     push_dataset(fewer, "me/lenses")
     assert sum(name.startswith("data/train") for name in repository.files()) == 1
     assert len(load_cutouts("me/lenses", cache_dir=str(tmp_path / "cache"))["train"]) == 6
+
+
+def test_no_local_path_of_a_data_set_is_published(simulated, tmp_path):
+    train, test = simulated["train"].select([3, 1, 2]), simulated["test"].select([0, 1])
+    columns = {
+        "id": (["/home/bob/a/0.fits", "/home/bob/b/0.fits", "a/1"], ["/home/bob/c/0.fits", "2024/05/01"]),
+        "group": (["/scratch/bob/x", "/scratch/bob/y", ""], ["/scratch/bob/y", "a/b"]),
+        "note": (["reduced from /scratch/bob/0.fits", None, "5 km/s"], ["https://x.org/a?b=/home/bob", "~5/6"]),
+    }
+    for name, values in columns.items():
+        train, test = (
+            split.remove_columns(name if name in split.column_names else []).add_column(name, list(texts))
+            for split, texts in zip((train, test), values, strict=True)
+        )
+    train, test = (
+        split.add_column("made", [{"of": [f"/scratch/bob/{i}.fits"], "at": 1 / 3}] * len(split))
+        for i, split in enumerate((train, test))
+    )
+    push_dataset(datasets.DatasetDict(train=train, test=test), "me/lenses", dry_run=tmp_path / "dry")
+    again = load_cutouts(str(tmp_path / "dry"), cache_dir=str(tmp_path / "cache"))
+    ids = [*again["train"]["id"], *again["test"]["id"]]
+    assert [name.replace("-", ".").split(".")[0] for name in ids] == ["0", "0", "a/1", "0", "2024/05/01"]
+    assert len(set(ids)) == 5
+    assert [*again["train"]["group"], *again["test"]["group"]] == ["x", "y", "", "y", "a/b"]
+    assert again["train"]["note"][:] == ["reduced from 0.fits", None, "5 km/s"]
+    assert again["test"]["note"][:] == columns["note"][1]
+    assert again["train"]["made"][:] == [{"of": ["0.fits"], "at": 1 / 3}] * 3
+    assert again["train"].column_names == train.column_names and again["train"].features == train.features
+    np.testing.assert_array_equal(np.array(again["train"]["pixels"]), np.array(train["pixels"]))
 
 
 def test_the_card_of_a_data_set(hub, simulated):

@@ -1,6 +1,7 @@
 """Files in the display units of a model that is to score them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,10 @@ def write_fits(count, size=40, gain=1.0, **header):
     ],
     ids=["silent", "nJy", "zero point and order", "scale"],
 )
-def test_files_are_scored_in_a_dataset_as_one_by_one(facts, run):
+def test_files_are_scored_in_a_dataset_as_one_by_one(facts, run, caplog):
     folder = write_fits(5, **facts)
     data = load_cutouts(folder, like=run, cache_dir="cache")
+    assert "27 as zero point, its asinh stretch" in caplog.text
     first = read_cutout(folder / "0.fits", like=run)
     edge = (first.shape[1] - cutout_info(data).size) // 2
     assert (np.array(data["unlabelled"][0]["pixels"]) == first).all() and edge == 0
@@ -75,7 +77,7 @@ def test_a_model_without_a_zero_point_takes_flux_as_it_comes(run):
     assert cutout_info(data).zero_point is None
 
 
-def test_pictures_are_display_units_already(run):
+def test_pictures_are_display_units_already(run, caplog):
     pixels = np.random.default_rng(0).integers(0, 255, (5, 40, 40, 3), "uint8")
     Path("new").mkdir()
     for i, picture in enumerate(pixels):
@@ -83,6 +85,10 @@ def test_pictures_are_display_units_already(run):
     data = load_cutouts("new", like=run, cache_dir="cache")
     assert (np.array(data["unlabelled"][0]["pixels"]) == read_cutout("new/0.png", like=run)).all()
     assert cutout_info(data).stretch["kind"] == "none"
+    said = (
+        "brought to the display units of .*run: bands g r i, 0.168 arcsec per pixel, no stretch, as 8-bit pictures are"
+    )
+    assert re.search(said, caplog.text) and "asinh" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -19,7 +21,7 @@ from test_dataset import flux, labels, load, make_folder, make_table, rows_of
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.listing.file_patterns import suggest_pattern
 from lens_ssl_hf.data.listing.names import harmless_names
-from lens_ssl_hf.data.listing.table_files import read_table
+from lens_ssl_hf.data.listing.table_files import read_table, typed
 from lens_ssl_hf.data.listing.tables import read_position
 from lens_ssl_hf.data.storage import ParquetSplits, save_cutouts
 from lens_ssl_hf.data.stretch import Stretch
@@ -266,6 +268,37 @@ def test_masked_cells_of_every_type_are_missing(suffix):
     assert read_table(Path(f"t{suffix}")).values == wanted | {"all": [7, 8, 9]}
 
 
+def test_unsigned_ids_beyond_int64_keep_their_digits():
+    for values in ([2**63 + 1, 5, None], [-(2**64), 5], [2**64 - 1, 0.5]):
+        wanted = [None if value is None else str(value) for value in values]
+        assert typed(values, is_text=False) == ("string", wanted)
+    assert typed([-(2**63), 2**63 - 1], is_text=False) == ("int64", [-(2**63), 2**63 - 1])
+    ids = [2**63 + 2 * i + 1 for i in range(20)]
+    table = write_table(columns_of(20)).with_suffix(".parquet")
+    Table(columns_of(20) | {"object_id": np.array(ids, np.uint64)}).to_pandas().to_parquet(table)
+    assert {one for split in load(table).values() for one in split["object_id"]} == set(map(str, ids))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "fits", "ecsv", "xml", "h5"])
+def test_a_word_for_nothing_may_be_mapped_as_a_label(kind):
+    words = ["lens", "none", "Null", "nan"]
+    columns = columns_of(40, label=lambda i: words[i % 4], subclass=lambda i: "none" if i % 2 else "ring")
+    table = write_table(columns).with_suffix(f".{kind}")
+    if kind == "parquet":
+        Table(columns).to_pandas().to_parquet(table)
+    elif kind == "h5":
+        with h5py.File(table, "w") as file:
+            file["images"] = np.stack([flux(i) for i in range(40)])
+            file.update({name: columns[name] for name in ("label", "subclass")})
+    elif kind != "csv":
+        Table(columns).write(table, format="votable" if kind == "xml" else None)
+    data = load(table, label_map=["none=nonlens"])
+    assert sum((labels(split) for split in data.values()), Counter()) == {1: 10, 0: 10, -1: 20}
+    assert {one for split in data.values() for one in split["subclass"]} == {"ring", ""}
+    with pytest.raises(InputError, match=r"names 'junk', .* does not hold \(it has Null, lens, nan, none\)"):
+        load(table, label_map=["junk=nonlens"])
+
+
 def test_a_table_without_labels_is_unlabelled(caplog):
     columns = columns_of(20)
     del columns["label"]
@@ -273,6 +306,14 @@ def test_a_table_without_labels_is_unlabelled(caplog):
     assert list(data) == ["unlabelled"] and "has no column 'label' (it has file, grade; name yours with" in caplog.text
     with pytest.raises(InputError, match="has no column 'target'"):
         load("data/t.csv", label_column="target")
+
+
+def test_a_pattern_of_files_beside_a_stack_is_refused():
+    np.save("t.npy", np.stack([flux(i) for i in range(20)]))
+    Path("t.csv").write_text("label\n" + "0\n1\n" * 10)
+    for source in ("t.csv", "t.npy"):
+        with pytest.raises(InputError, match=rf"file_pattern has no meaning for {source}, of which a stack holds all"):
+            load(source, file_pattern="{id}_{band}.npy", bands=["g", "r", "i"])
 
 
 def test_ids_positions_and_further_columns_travel():

@@ -1,6 +1,8 @@
 """The self-supervised models: who receives gradient, exact round trips, teacher and centre updates."""
 
 import json
+import pickle
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -43,6 +45,9 @@ def test_positions_are_interpolated_as_the_stock_vit_does():
     stock = ViTModel(ours.config, add_pooling_layer=False)
     stock.load_state_dict(ours.state_dict())
     view = make_views("dino")["local_views"][0]
+    for copy in (deepcopy, lambda model: pickle.loads(pickle.dumps(model))):  # as other tools may hand it on
+        model = copy(ours)
+        assert model.embeddings.interpolate_pos_encoding.args == (model.embeddings,)
     outputs = [model(view, interpolate_pos_encoding=True).last_hidden_state for model in (ours, stock)]
     for output in outputs:
         output[..., :50].square().sum().backward()
@@ -249,6 +254,11 @@ def test_centres_follow_the_teachers_mean_logits():
         tokens = model.teacher.backbone(views["global_views"].flatten(0, 1)).last_hidden_state
         logits = model.teacher.head(tokens)
         model.update_centre(model(**views))
+        low = make_model("ibot").to(torch.bfloat16)
+        low.update_centre(
+            low(**{name: one.bfloat16() if one.is_floating_point() else one for name, one in views.items()})
+        )
+    assert low.centre.any() and low.patch_centre.any()
     torch.testing.assert_close(model.centre, 0.1 * logits[:, 0].mean(dim=0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(model.patch_centre, 0.1 * logits[:, 1:].mean(dim=(0, 1)), rtol=1e-4, atol=1e-6)
 

@@ -264,6 +264,8 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     assert make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1, labels=["016"]).labels == ["16"]
     with pytest.raises(InputError, match="smaller than crop_size 64"):
         make_study(tiny_cutouts, tmp_path, ["profiles"], finetuning={"all": {"crop_size": 64}})
+    with pytest.raises(InputError, match="crop_size is 2: give at least 4"):
+        make_study(tiny_cutouts, tmp_path / "2", ["cnn"], finetuning={"all": {**TINY_STEPS, "crop_size": 2}})
     make_study(tiny_cutouts, tmp_path / "other", ["profiles"], subsets=1).run()
     with pytest.raises(InputError, match="holds profiles-labels16-subset0, made with crop_size 16"):
         make_study(tiny_cutouts, tmp_path / "other", ["profiles"], finetuning={"all": {"crop_size": 8}})
@@ -356,6 +358,12 @@ def test_the_long_baseline_costs_as_much_as_a_pretraining_and_a_finetuning(tiny_
     pretraining = 96 * (3 * (2 * 5 + 4 * 2) + 2 * 5)
     assert study.cost(Cell("dino", "vitt8", "none", 0, 0)) == pretraining
     assert study.cost(long) == pytest.approx(pretraining + study.cost(plain), rel=0.1)
+    make_study(tiny_cutouts, tmp_path, methods=["supervised-long", "dino"], subsets=1).run()
+    assert make_study(tiny_cutouts, tmp_path, methods=["supervised-long"]).cost(long) == study.cost(long)
+    make_study(tiny_cutouts, tmp_path, methods=["supervised"])
+    dearer = {"ibot": {**TINY_DINO, "epochs": 2}}
+    with pytest.raises(InputError, match=r"labels16-subset0 was given the compute of a cheaper pretraining"):
+        make_study(tiny_cutouts, tmp_path, methods=["ibot"], pretraining=dearer)
 
 
 def write_cell(folder, method, seed, subset, scores, labels, fold=None, groups=None):
@@ -369,6 +377,19 @@ def write_cell(folder, method, seed, subset, scores, labels, fold=None, groups=N
 
 def scores_of(labels, signal, noise):
     return 1 / (1 + np.exp(-(signal * labels + noise)))
+
+
+def test_one_test_group_gives_values_without_intervals(tmp_path):
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    cells = [
+        write_cell(
+            tmp_path, "supervised", seed, subset, scores_of(labels, 1, rng.normal(size=60)), labels, groups=["a"] * 60
+        )
+        for seed in range(3)
+        for subset in range(3)
+    ]
+    (row,) = compare(cells, num_bootstrap=20)
+    assert 0.5 < row["roc_auc"]["value"] < 1 and row["roc_auc"]["low"] is row["roc_auc"]["high"] is None
 
 
 def test_differences_are_paired_and_mean_over_folds(tmp_path):

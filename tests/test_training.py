@@ -11,11 +11,13 @@ import time
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import save_toy
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
@@ -44,6 +46,7 @@ from lens_ssl_hf.training.monitors import (
     probe_scores,
     roc_auc,
 )
+from lens_ssl_hf.training.pretrain import _open_data
 from lens_ssl_hf.training.progress import Forecast
 from lens_ssl_hf.training.run_directory import RunDirectory, origin, read_run
 from lens_ssl_hf.training.schedules import cosine, last_momentum, linear
@@ -521,6 +524,11 @@ def test_bad_settings_of_pretraining_are_named(settings, word, tiny_cutouts, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_every_process_of_a_pretraining_has_two_images(tiny_cutouts):
+    with pytest.raises(InputError, match="batch_size 2 leaves one image per process: give at least 4"):
+        _open_data(tiny_cutouts, PretrainArguments(batch_size=2), SimpleNamespace(num_processes=2))
+
+
 @pytest.mark.parametrize(
     ("train", "name", "value", "fix"),
     [
@@ -575,6 +583,21 @@ def test_a_cnn_needs_a_pixel_after_its_last_halving(tiny_cutouts, tmp_path):
     assert (finetune(tiny_cutouts, tmp_path / "4", crop_size=4, **settings) / "model").is_dir()
     with pytest.raises(InputError, match="crop_size 33 is not a multiple of patch_size 8"):
         FinetuneArguments(crop_size=33)
+    with pytest.raises(InputError, match="batches of one cutout are too small"):  # for batch norm
+        finetune(tiny_cutouts, tmp_path / "1", crop_size=4, batch_size=1, **settings)
+
+
+def test_what_accelerate_was_told_changes_no_gradient_and_no_evaluation(tiny_cutouts, tmp_path, monkeypatch):
+    settings = {**FAST, "precision": "bf16", "steps": 2, "eval_every": 1, "labels": 32, "batch_size": 16}
+    run = finetune(tiny_cutouts, tmp_path / "run", **settings)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state()
+    try:
+        told = finetune(tiny_cutouts, tmp_path / "told", **settings | {"precision": "auto"})
+    finally:
+        AcceleratorState._reset_state()
+    assert read_run(told)["precision"] == "bf16" and lines(told) == lines(run)
 
 
 def test_bad_settings_of_finetuning_are_named(dino_run, tiny_cutouts, tmp_path):

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,17 +16,17 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import InputError, check_at_least
-from ..files import looks_local, write_text
+from ..files import looks_local
 from .files.readers import FITS_SUFFIXES
-from .files.stacks import STACK_SUFFIXES
-from .from_files import MIN_SIZE, open_files
+from .files.stacks import HDF5_SUFFIXES, STACK_SUFFIXES
+from .from_files import FACTS_FILE, MIN_SIZE, open_files
 from .from_simulation import FIRST_INDEX, open_simulation
 from .info import cutout_info
 from .like import ADOPTED, adopt, describe, fingerprint_of_run, stated_by
 from .listing.copies import digest_rows
 from .listing.folders import list_folder
 from .listing.labels import LABELS, parse_label_map
-from .listing.rows import BadFiles, Listing, Row
+from .listing.rows import BadFiles, Listing, Row, bad_files
 from .listing.table_files import TABLE_SUFFIXES
 from .listing.tables import list_catalogue, list_stack
 from .options import DataArguments, plain
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 BUILDER_VERSION = "1.0.0"  # raise it whenever the same source gives other data: it is part of the fingerprint
 # Raise it whenever the same FITS or .npz file gives other pixels: it is part of fingerprints with such files.
 FITS_VERSION = 3
-REPORT_FILE = "bad_files.csv"
 
 _SIMULATED = {f"{split}_size" for split in FIRST_INDEX}
 _SIMULATED |= {"lens_fraction", "min_arc_snr", "min_arc_contrast", "min_radius_over_seeing", "varied"}
@@ -71,11 +70,10 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
             except OSError as error:
                 name = error.filename or self.dataset
                 raise InputError(f"{name} cannot be read ({error.strerror}): give yourself access to it") from error
-            _say(f"{self.dataset}: {self.listing}")
+            so_far = [f"{text} so far" for text in bad_files(len(self.bad.problems))]
+            _say(f"{self.dataset}: {replace(self.listing, left_out=self.listing.left_out + so_far)}")
         if self.model and self._digest(self.asked | {"like": None}) == fingerprint_of_run(self.like):
             vars(self).update(self.asked, like=None, model=None)  # its own dataset, which its stretch was fitted to
-        if self.model:
-            _say(f"{self.dataset}: {describe(self, self.model['stretch']['kind'])}")
         self.fingerprint = self._digest({"like": self.model})
         return f"{self.name}-{self.fingerprint}"
 
@@ -91,8 +89,7 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
         }
         if self.listing.stack is not None:
             content["stack"] = asdict(self.listing.stack) | {"path": ""}
-        with_headers = (*FITS_SUFFIXES, ".npz")
-        if any(str(path).lower().endswith(with_headers) for row in self.listing.rows for path in row.paths):
+        if _any_file(self.listing.rows, (*FITS_SUFFIXES, ".npz")):
             content["fits"] = FITS_VERSION
         encoded = json.dumps(content, sort_keys=True).encode()
         return hashlib.blake2b(encoded, digest_size=16).hexdigest()
@@ -106,12 +103,29 @@ class CutoutsConfig(datasets.BuilderConfig, DataArguments):
             listing = list_stack(path, self, self.bad)
         else:
             listing = list_catalogue(path, self, self.bad)
+        self._refuse_unused(listing.rows)
         listing.rows, copies = digest_rows(listing.rows, self.bad, self.num_proc, listing.stack)
         if copies:
             listing.left_out.append(f"{copies} unlabelled copies of other cutouts")
-        if self.bad.problems:
-            listing.left_out.append(f"{len(self.bad.problems)} bad files")
         return listing
+
+    def _refuse_unused(self, rows: list[Row]) -> None:
+        """
+        Raises:
+            [`InputError`]: an option is given that this source leaves without effect.
+        """
+        if self.hdu is not None and not _any_file(rows, (*FITS_SUFFIXES, *HDF5_SUFFIXES)):
+            raise InputError(f"hdu has no meaning for {self.dataset}, without FITS or HDF5 files: leave it out")
+        given = {row.split for row in rows if row.label >= 0}
+        for split in ("validation", "test"):
+            name = f"{split}_fraction"
+            if getattr(self, name) != getattr(DataArguments, name) and (split in given or not given):
+                why = f"which gives the {split} split itself" if given else "of which nothing has a label"
+                raise InputError(f"{name} has no meaning for {self.dataset}, {why}: leave it out")
+
+
+def _any_file(rows: list[Row], suffixes: tuple[str, ...]) -> bool:
+    return any(str(path).lower().endswith(suffixes) for row in rows for path in row.paths)
 
 
 def _content(row: Row) -> dict[str, Any]:
@@ -148,8 +162,6 @@ class Cutouts(datasets.GeneratorBasedBuilder):
         self._stretch = Stretch.from_dict(info.stretch)
         self.info.description = info.to_json()
         self.info.features = features_of(len(info.bands), info.size, simulated, self.config.listing.columns)
-        if self.config.bad.problems:
-            self.config.bad.write(output_dir / REPORT_FILE)
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in splits]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -245,11 +257,38 @@ def _load(source: str, options: dict[str, Any]) -> datasets.DatasetDict:
     builder = Cutouts(cache_dir=cache_dir, hash=_code_digest(), dataset=source, **names, **options)
     builder.download_and_prepare()
     dataset_dict = builder.as_dataset()
-    if left_out := cutout_info(dataset_dict).left_out:
-        report = builder.config.bad_file_report
-        write_text(Path(report), (Path(builder.cache_dir) / REPORT_FILE).read_text(encoding="utf-8"))
-        logger.warning(f"bad files of {source} that are left out: {left_out}; {report} lists them")
+    config = builder.config
+    if config.name != "simulated":
+        _tell_of_source(dataset_dict, config, Path(builder.cache_dir))
+    if config.model:
+        _say(f"{source}: {describe(config, config.model, cutout_info(dataset_dict).stretch['kind'])}")
+    if config.bad.problems:
+        config.bad.write(Path(config.bad_file_report))
+        logger.warning(
+            f"bad files of {source} that are left out: {len(config.bad.problems)}; {config.bad_file_report} lists them"
+        )
     return dataset_dict
+
+
+def _tell_of_source(dataset_dict: datasets.DatasetDict, config: CutoutsConfig, cache: Path) -> None:
+    """
+    Name and what was left out, as of this source: the cache is by what was taken, which another source, or this one
+    before something was put beside it, may have had in common.
+    """
+    bad = json.loads((cache / FACTS_FILE).read_text(encoding="utf-8"))["bad"]  # what the reading of the files found
+    for row in config.listing.rows:
+        if row.id in bad:
+            config.bad.add(row.name, InputError(_renamed(*bad[row.id], row)))
+    name, left_out = Path(config.dataset).resolve().stem, len(config.bad.problems)
+    info = replace(cutout_info(dataset_dict), name=name, left_out=left_out)
+    for split in dataset_dict.values():
+        split.info.description = json.dumps(asdict(info) | {"also_left_out": config.listing.left_out})
+
+
+def _renamed(names: list[str], problem: str, row: Row) -> str:
+    """A problem of a row that had these names, with those that it has now."""
+    now = dict(zip(names, row.names))
+    return re.sub("|".join(map(re.escape, now)), lambda found: now[found[0]], problem)
 
 
 def _code_digest() -> str:

@@ -73,6 +73,7 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
     rows = _same_bands([row for row in config.listing.rows if row.id in checked], checked, config)
     if not rows:
         raise InputError(f"{config.dataset} holds no readable cutout{config.bad}: restore the files")
+    kept = {row.id for row in rows}
     bands = _wanted_bands(rows, checked, config)
     checked = {row.id: _of_bands(checked[row.id], bands, row.name) for row in rows}
     display, pixel_scale, zero_point = _common(rows, checked, config, bands)
@@ -84,7 +85,7 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
     settings = replace(settings, bands=bands, pixel_scale=pixel_scale, zero_point=zero_point, size=size)
     info = CutoutInfo(
         source=config.name,
-        name=Path(config.dataset).resolve().stem,
+        name="",  # that of the source, and what it left out, is said once it is loaded: the cache may serve others
         simulated=False,
         bands=_band_names(bands, checked[rows[0].id]),
         size=size,
@@ -92,10 +93,9 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
         zero_point=zero_point,
         stretch=_stretch(splits, settings, display, config).to_dict(),
         fingerprint=config.fingerprint,
-        left_out=len(config.bad.problems),
     )
-    facts = _stated([checked[row.id] for row in rows]) | {"left_out": config.listing.left_out}
-    write_json(output_dir / FACTS_FILE, facts)
+    bad = {row.id: (row.names, config.bad.problems[row.name]) for row in config.listing.rows if row.id not in kept}
+    write_json(output_dir / FACTS_FILE, _stated([checked[row.id] for row in rows]) | {"bad": bad})
     return {split: _read(members, settings, config.num_proc) for split, members in splits.items()}, info
 
 
@@ -284,11 +284,14 @@ def _common(
     """Whether all are display units, pixel scale and zero point that hold for all rows."""
     found = [checked[row.id].stated for row in rows]
     display = [one.display for one in found]
-    if (config.stretch == "auto" or config.model) and any(display) and not all(display):
+    stretch = config.model["stretch"]["kind"] if config.model else config.stretch
+    if stretch != "none" and any(display) and not all(display):
         picture, flux = rows[display.index(True)], rows[display.index(False)]
-        raise InputError(
-            f"{picture.name} is an 8-bit picture but {flux.name} is flux: keep one kind, or give a stretch"
-        )
+        fix = "" if config.model else ", or give stretch none if both are display units (0 to 255)"
+        raise InputError(f"{picture.name} is an 8-bit picture but {flux.name} is flux: keep one kind{fix}")
+    if any(display) and config.stretch not in ("auto", "none"):  # no model would stretch them when it scores them
+        picture = rows[display.index(True)]
+        raise InputError(f"{picture.name} is an 8-bit picture, in display units already: leave stretch out")
     units = {one.unit: row for one, row in zip(found, rows) if one.unit}
     if len(units) > 1:
         (one, row), (other, another) = list(units.items())[:2]

@@ -55,15 +55,24 @@ def _equal(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=1e-3) if isinstance(one, float) else one == other
 
 
-def describe(options: DataArguments, stretch: str) -> str:
-    """What cutouts are brought to, for people."""
+def describe(options: DataArguments, model: dict[str, Any], stretch: str) -> str:
+    """
+    What cutouts were brought to, for people.
+
+    Args:
+        options ([`DataArguments`]): with what [`adopt`] set.
+        model (`dict`): see [`stated_by`].
+        stretch (`str`): the kind that the cutouts have got.
+    """
+    is_kept = stretch == "none" != model["stretch"]["kind"]  # 8-bit pictures, which are no flux
     facts = {
         "bands": " ".join(options.bands or ()),
         "arcsec per pixel": options.pixel_scale and f"{options.pixel_scale:.4g}",
-        "as zero point": options.zero_point is not None and f"{options.zero_point:.4g}",
+        "as zero point": options.zero_point is not None and not is_kept and f"{options.zero_point:.4g}",
     }
     known = [f"{name} {text}" if name == "bands" else f"{text} {name}" for name, text in facts.items() if text]
-    known.append("no stretch" if stretch == "none" else f"its {stretch} stretch")
+    unstretched = "no stretch, as 8-bit pictures are display units already" if is_kept else "no stretch"
+    known.append(unstretched if stretch == "none" else f"its {stretch} stretch")
     return f"brought to the display units of {options.like}: {', '.join(known)}"
 
 

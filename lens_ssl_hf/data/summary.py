@@ -11,6 +11,7 @@ import numpy as np
 from .from_files import FACTS_FILE, MODEL_CROP
 from .info import CutoutInfo, cutout_info
 from .listing.labels import NAME_OF_LABEL
+from .listing.rows import bad_files
 from .listing.tables import OWN_COLUMNS
 from .stretch import Stretch
 
@@ -43,8 +44,7 @@ def describe_build(dataset_dict: Mapping[str, Any], source: str = "the source") 
     further = [name for name in next(iter(dataset_dict.values())).column_names if name not in OWN_COLUMNS]
     lines["further columns"] = ", ".join(further) if further and not info.simulated else ""
     if facts:
-        bad = [f"{info.left_out} bad files"] if info.left_out else []
-        lines["left out"] = ", ".join([*facts["left_out"], *bad]) or "nothing"
+        lines["left out"] = ", ".join([*_also_left_out(dataset_dict), *bad_files(info.left_out)]) or "nothing"
     lines = {name: text for name, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join([f"What was understood of {source}:", *(f"  {k:{width}}  {v}" for k, v in lines.items())])
@@ -76,6 +76,12 @@ def _facts(dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
     files = next(iter(dataset_dict.values())).cache_files
     path = Path(files[0]["filename"]).with_name(FACTS_FILE) if files else None
     return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+
+
+def _also_left_out(dataset_dict: Mapping[str, Any]) -> list[str]:
+    """What [`load_cutouts`] noted beside the `CutoutInfo`; of several datasets in one, each has a line."""
+    note = next(iter(dataset_dict.values())).info.description.split("\n")[0]
+    return json.loads(note).get("also_left_out", [])
 
 
 def _stated(facts: dict[str, Any], name: str, word: str) -> str:

@@ -73,7 +73,7 @@ class Spread:
         numbers = np.array([len(np.unique(groups[labels == label])) for label in (0, 1)])
         self.smallest = int(numbers.min())
         welch = (1 / numbers).sum() ** 2 / (1 / (numbers**2 * np.maximum(numbers - 1, 0.5))).sum()
-        self.degrees = float(np.clip(welch, 1, self.num_groups - 1))
+        self.degrees = float(np.clip(welch, 1, max(1, self.num_groups - 1)))  # of one group, no interval is made
 
     def interval(self, draws: np.ndarray) -> tuple[float, float]:
         """

@@ -4,9 +4,15 @@ import re
 import shlex
 from typing import Any
 
-_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://\S+")
+_SCHEME = r"(?!(?i:file):)[A-Za-z][A-Za-z0-9+.-]+://"
+_URL = re.compile(rf"{_SCHEME}\S+")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a drive, or a share of the network
-_HOME = re.compile(r"~[\w.-]*[\\/]")
+_HOME = re.compile(r"~([^\W\d][\w.-]*)?[\\/]")  # not ~5/6, which is about that much
+_FILE = re.compile(r"file:[\\/]", re.I)
+# Where a path can begin in a sentence: not behind a bracket that closes, as in x (1)/y, nor behind a unit, as in 2"/s.
+_BEGIN = r"""(?<![)>\]}])(?<!\d['"])"""
+_IN_QUOTES = re.compile(r"""(?<!\d)(['"])(.+?)\1""")
+_TOKEN = re.compile(rf"""{_SCHEME}[^\s'",;()<>|`]+|{_BEGIN}[^\s'"=,;()<>|`\[{{][^\s'"=,;()<>|`]*""")
 _USERS = ("home", "users")  # whose folders are named after people
 
 
@@ -54,31 +60,34 @@ def _clean_word(word: str) -> str:
 
 def _clean_text(text: str) -> str:
     """The paths in a sentence: those in quotes, which may hold blanks, then all others."""
-    text = re.sub(r"""(['"])(.+?)\1""", lambda found: _clean_quoted(found[1], found[2]), text)
-    return re.sub(r"""[^\s'"=,;()<>|`]+""", lambda found: _clean_token(found.group()), text)
-
-
-def _clean_quoted(quote: str, text: str) -> str:
-    return f"{quote}{_last_part(text) if _is_local(text) else text}{quote}"
+    if not re.search(r"[\\/]", text):
+        return text
+    text = _IN_QUOTES.sub(lambda found: f"{found[1]}{_shortened(found[2])}{found[1]}", text)
+    return _TOKEN.sub(lambda found: _clean_token(found.group()), text)
 
 
 def _clean_token(token: str) -> str:
     if _URL.match(token):
         return token
-    if _is_local(token):
-        return _last_part(token)
+    if (short := _shortened(token)) != token:
+        return short
     before, colon, after = token.partition(":")  # host:/path, a:/b
     return f"{before}:{_clean_token(after)}" if colon and after else token
 
 
+def _shortened(text: str) -> str:
+    """Of a local path in a sentence the last part; `/s` and `//` have no other and may be something else."""
+    return _last_part(text) if _is_local(text) and not re.fullmatch(r"[\\/]+[^\\/]*", text) else text
+
+
 def _is_local(text: str) -> bool:
-    if text.startswith("file:") or _WINDOWS.match(text) or _HOME.match(text):
+    if _FILE.match(text) or _WINDOWS.match(text) or _HOME.match(text):
         return True
-    return len(text) > 1 and (text.startswith("/") or (not _URL.match(text) and ".." in re.split(r"[\\/]", text)))
+    return bool(re.match(r"/+[^/\s]", text)) or (not _URL.match(text) and ".." in re.split(r"[\\/]", text))
 
 
 def _last_part(path: str) -> str:
-    parts = [part for part in re.split(r"[\\/]+", path) if part not in ("", ".", "..", "file:")]
+    parts = [part for part in re.split(r"[\\/]+", path) if part.lower() not in ("", ".", "..", "file:")]
     if not parts or (len(parts) > 1 and parts[-2].lower() in _USERS) or (len(parts) == 1 and parts[0][0] == "~"):
         return "~" if parts else "."
     return parts[-1]

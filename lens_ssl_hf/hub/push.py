@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,21 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict, Features, Image
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id, yaml_dump
 from PIL import Image as PILImage
+from yaml import YAMLError
 
 from ..data.info import CutoutInfo, info_of_splits
+from ..data.listing.names import harmless_names
 from ..data.options import DataArguments
 from ..data.storage import CARD_FILE, PICTURE_COLUMN, card_header, save_cutouts
 from ..errors import InputError
 from ..evaluation.pictures import colour_image
 from ..files import temporary_folder, write_json
-from ..training.run_directory import RECIPE, read_run
+from ..quoting import in_markdown
+from ..training.run_directory import RECIPE, read_recipe, read_run
 from .card import read_evaluation, render_dataset_card
 from .clean import without_local_paths
 from .export import CALIBRATION, METRICS, export, is_of_export
@@ -93,7 +96,8 @@ def push_all(
 ) -> list[str]:
     """
     Publish every model of a folder, each as the repository of its folder's name, backbones first. Their cards name
-    these repositories, and a classifier's the backbone of the same folder whose name its own begins with.
+    these repositories, and a classifier's the backbone of the same folder whose name its own begins with, unless their
+    recipes tell that its weights come from another run.
 
     Args:
         folder (`str` or `os.PathLike`, *optional*, defaults to `"model_cards"`): holds folders of [`export`].
@@ -105,8 +109,9 @@ def push_all(
         `list[str]`: the pages of the models on the Hub; of a dry run the folders.
 
     Raises:
-        [`InputError`]: `folder` holds no model; nobody is logged in; or the Hub refuses or cannot be reached. What
-            stands on the Hub by then stays; the same call goes on with the rest.
+        [`InputError`]: `folder` holds no model, or one without numbers, with a damaged file or with the name of
+            another kind; nobody is logged in; or the Hub refuses or cannot be reached. What stands on the Hub by then
+            stays; the same call goes on with the rest.
     """
     models = [
         path.parent
@@ -121,24 +126,66 @@ def push_all(
                 f"{model} has no {METRICS}, and no model is published without numbers: evaluate its run and export it "
                 "again, or take it out"
             )
+    records = {model.name: _read_records(model) for model in models}
+    recipes = {name: found[RECIPE] for name, found in records.items()}
+    models.sort(key=lambda model: recipes[model.name]["task"] == "finetune")
+    for model in models:
+        is_classifier = recipes[model.name]["task"] == "finetune"
+        if is_classifier != model.name.endswith("-classifier"):
+            right = f"{model.name}-classifier" if is_classifier else model.name.removesuffix("-classifier")
+            raise InputError(f"{model} holds a {'classifier' if is_classifier else 'backbone'}: call it {right}")
     if account is None:
         account = account_of_token()
-    backbones = [model.name for model in models if not model.name.endswith("-classifier")]
-    models.sort(key=lambda model: model.name not in backbones)
     for model in models:
-        check_repo_id(f"{account}/{model.name}", model.name not in backbones, needs_token=dry_run is None)
+        check_repo_id(f"{account}/{model.name}", needs_token=dry_run is None)
     pages = []
     for model in models:
-        base = max((name for name in backbones if model.name.startswith(f"{name}-")), key=len, default=None)
-        if model.name in backbones or json.loads((model / RECIPE).read_text()).get("init") == "scratch":
-            base = None
-        write = partial(_write_export, model, account, base)
+        write = partial(_write_export, model, records[model.name], account, _base_of(model.name, recipes))
         where = None if dry_run is None else Path(dry_run) / model.name
         pages.append(publish(write, f"{account}/{model.name}", "model", is_of_export, private, None, where))
     return pages
 
 
-def _write_export(model: Path, account: str, base: str | None, folder: Path) -> None:
+def _read_records(model: Path) -> dict[str, Any]:
+    """
+    What an export recorded, by file, without local paths; of its card the text.
+
+    Raises:
+        [`InputError`]: one of the files is damaged.
+    """
+    found = {}
+    for name in (RECIPE, METRICS, CALIBRATION, _MODEL_CARD):
+        path = model / name
+        try:
+            if name == _MODEL_CARD:
+                found[name] = path.read_text(encoding="utf-8")
+                ModelCard(found[name], ignore_metadata_errors=True)
+            elif path.is_file():
+                found[name] = without_local_paths(json.loads(path.read_text(encoding="utf-8")))
+            is_damaged = name == RECIPE and read_recipe(model) is None
+        except (OSError, ValueError, RecursionError, YAMLError):
+            is_damaged = True
+        if is_damaged:
+            raise InputError(f"{path} is damaged: export the run again, or take {model} out")
+    return found
+
+
+def _base_of(name: str, recipes: dict[str, Any]) -> str | None:
+    """Of a classifier the backbone with the longest name that its own begins with, where no recipe tells otherwise."""
+    if recipes[name]["task"] == "pretrain" or recipes[name].get("init") == "scratch":
+        return None
+    before, runs = recipes[name], []
+    while before := before.get("init_run") or before.get("init_recipe"):
+        runs.append(before.get("run_id"))
+    found = []
+    for other, facts in recipes.items():
+        is_known = runs and None not in [*runs, facts.get("run_id")]
+        if name.startswith(f"{other}-") and facts["task"] == "pretrain" and (not is_known or facts["run_id"] in runs):
+            found.append(other)
+    return max(found, key=len, default=None)
+
+
+def _write_export(model: Path, records: dict[str, Any], account: str, base: str | None, folder: Path) -> None:
     """
     A copy of an export whose card names repositories of the account; without what else lies in the folder, and without
     the local paths of a calibration that was stored there.
@@ -148,14 +195,23 @@ def _write_export(model: Path, account: str, base: str | None, folder: Path) -> 
         if is_of_export(name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / name)
-    for path in (folder / CALIBRATION, folder / RECIPE, folder / METRICS):
-        if path.is_file():
-            write_json(path, without_local_paths(json.loads(path.read_text())))
-    card = (folder / _MODEL_CARD).read_text(encoding="utf-8")
-    card = re.sub(rf'"([^"\s]*/)?{re.escape(model.name)}"', f'"{account}/{model.name}"', card)
+    for name in records.keys() - {_MODEL_CARD}:
+        write_json(folder / name, records[name])
+    card = _renamed(records[_MODEL_CARD], model.name, account)
     if base is not None and "\nbase_model:" not in card:
         card = card.replace("---\n", f"---\nbase_model: {account}/{base}\n", 1)
     (folder / _MODEL_CARD).write_text(card, encoding="utf-8")
+
+
+def _renamed(card: str, name: str, account: str) -> str:
+    """A card of another name, which that of the folder may have been when it was exported, as that of a repository."""
+    stated = str(getattr(ModelCard(card, ignore_metadata_errors=True).data, "model_name", None) or name)
+    card = re.sub(rf'"([^"\s]*/)?({re.escape(stated)}|{re.escape(name)})"', f'"{account}/{name}"', card)
+    if stated != name:
+        header = yaml_dump({"name": name}).strip()
+        card = re.sub(r"^model-index:\n- name: .*$", f"model-index:\n- {header}", card, count=1, flags=re.M)
+        card = re.sub(rf"^# {re.escape(in_markdown(stated))}$", f"# {name}", card, count=1, flags=re.M)
+    return card
 
 
 def account_of_token() -> str:
@@ -186,6 +242,7 @@ def push_dataset(
     """
     Publish a dataset as Parquet with a card, which plain `datasets.load_dataset` and [`load_cutouts`] read and the
     Hub previews: a column `image` shows the cutouts in colour beside the `pixels`. In one commit, as [`push_to_hub`].
+    Local paths in texts are shortened, in all splits alike; what is unique stays so.
 
     Args:
         cutouts (`DatasetDict`): as [`load_cutouts`] returns it.
@@ -267,24 +324,63 @@ def _evaluation_of(run: Path, facts: dict[str, Any]) -> str:
 
 
 def _write_dataset(cutouts: Any, folder: Path, info: CutoutInfo, license: str, origin: str) -> None:
+    names = _harmless_texts(cutouts)
     with temporary_folder("lens_ssl_hf-pictures") as temporary:
         shown = DatasetDict(
-            {name: _with_pictures(split, info, temporary / f"{name}.arrow") for name, split in cutouts.items()}
+            {name: _as_shown(split, info, names, temporary / f"{name}.arrow") for name, split in cutouts.items()}
         )
         card = render_dataset_card(shown, card_header(shown), repo_id=info.name, license=license, origin=origin)
         save_cutouts(shown, folder, str(card))
 
 
-def _with_pictures(split: Any, info: CutoutInfo, cache: Path) -> Any:
-    """A split with a first column `image`, PNG files of the colour renderings."""
+def _harmless_texts(cutouts: Any) -> dict[str, dict[str, str]]:
+    """Of the columns with local paths what to publish for each text, in all splits alike."""
+    columns = {name for split in cutouts.values() for name, kind in split.features.items() if "string" in repr(kind)}
+    found = {}
+    for column in columns:
+        splits = [split.with_format(None) for split in cutouts.values() if column in split.column_names]
+        texts = sorted({text for split in splits for text in _texts(split[column][:])})
+        names = dict(zip(texts, harmless_names(texts), strict=True))
+        if any(text != name for text, name in names.items()):
+            found[column] = names
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of Python."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def _with_names(value: Any, names: dict[str, str]) -> Any:
+    """A value of Python with other texts."""
+    if isinstance(value, dict):
+        return {key: _with_names(one, names) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_names(one, names) for one in value]
+    return names[value] if isinstance(value, str) else value
+
+
+def _as_shown(split: Any, info: CutoutInfo, names: dict[str, dict[str, str]], cache: Path) -> Any:
+    """A split with the texts of [`_harmless_texts`] and a first column `image`, PNG files of the colour renderings."""
+    changed = split.with_format(None).select_columns([column for column in names if column in split.column_names])
 
     def render(pixels: Any) -> dict[str, Any]:
         file = io.BytesIO()
         PILImage.fromarray(colour_image(np.asarray(pixels), info.bands)).save(file, format="PNG")
         return {"bytes": file.getvalue(), "path": None}
 
+    def show(pixels: Any, rows: list[int]) -> dict[str, list[Any]]:
+        texts = changed[rows] if changed.column_names else {}
+        texts = {column: _with_names(values, names[column]) for column, values in texts.items()}
+        return {PICTURE_COLUMN: [render(one) for one in pixels], **texts}
+
     shown = split.with_format("numpy").map(
-        lambda pixels: {PICTURE_COLUMN: [render(one) for one in pixels]},
+        show,
+        with_indices=True,
         input_columns="pixels",
         batched=True,
         batch_size=_ROWS,

@@ -2,10 +2,10 @@
 
 import functools
 import importlib.util
+import logging
 import math
 import os
 import shutil
-from types import MethodType
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from transformers.models.vit.modeling_vit import ViTLayer
 from ..errors import InputError
 from .loading import VITS, load_any_vit, read_normalisation
 from .resampling import resample
+
+logger = logging.getLogger(__name__)
 
 # name -> (hidden size, attention heads); all have 12 layers (Dosovitskiy et al. 2021; Touvron et al. 2021 for T and S)
 BACKBONES = {"vitt8": (192, 3), "vits8": (384, 6), "vitb8": (768, 12)}
@@ -101,7 +103,7 @@ def interpolate_by_product(backbone: ViTModel) -> ViTModel:
     whose gradient is not deterministic on a GPU.
     """
     embeddings = backbone.embeddings
-    embeddings.interpolate_pos_encoding = MethodType(_interpolate_positions, embeddings)
+    embeddings.interpolate_pos_encoding = functools.partial(_interpolate_positions, embeddings)
     return backbone
 
 
@@ -202,10 +204,23 @@ def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str
     """
     encoder = load_encoder(source)
     check_bands(encoder.config, bands, source)
+    _forget_dropout(encoder.config, source)
     if getattr(encoder.config, "cutouts", None) is None:
         encoder.config.cutouts = read_normalisation(source, len(bands))
         return resample(encoder, image_size, patch_size)
     return resample(encoder, image_size, encoder.config.patch_size)
+
+
+def _forget_dropout(config: PreTrainedConfig, source: str | os.PathLike) -> None:
+    """Set dropout and stochastic depth to 0: a training that goes on would draw other masks than without a stop."""
+    chances = {
+        name: value for name, value in config.to_dict().items() if "dropout" in name or name == "drop_path_rate"
+    }
+    found = [name for name, value in chances.items() if value]
+    for name in found:
+        setattr(config, name, 0.0)
+    if found:
+        logger.warning("%s has dropout (%s), which is not used here", source, ", ".join(sorted(found)))
 
 
 def check_bands(config: PreTrainedConfig, bands: list[str], source: str | os.PathLike) -> None:

@@ -29,6 +29,11 @@ class LensCnnConfig(PreTrainedConfig):
         self.hidden_sizes = list(hidden_sizes)
         super().__init__(**kwargs)
 
+    @property
+    def reduction(self) -> int:
+        """Pixels of an image per pixel of the last stage, along a side; an image must have as many."""
+        return 2 ** (len(self.hidden_sizes) - 1)
+
 
 class LensCnnForImageClassification(PreTrainedModel):
     """

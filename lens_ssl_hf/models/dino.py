@@ -172,4 +172,4 @@ class DinoForPreTraining(PreTrainedModel):
     @torch.no_grad()
     def update_centre(self, output: DinoForPreTrainingOutput) -> None:
         """Move the centre towards the batch mean of the teacher's logits (Caron et al. 2021, eq. 4)."""
-        self.centre.lerp_(output.batch_centre, 1.0 - self.config.centre_momentum)
+        self.centre.lerp_(output.batch_centre.to(self.centre.dtype), 1.0 - self.config.centre_momentum)

@@ -100,7 +100,9 @@ class IBotForPreTraining(DinoForPreTraining):
     def update_centre(self, output: IBotForPreTrainingOutput) -> None:
         """Move both centres towards the batch means of the teacher's [CLS] and patch logits."""
         super().update_centre(output)
-        self.patch_centre.lerp_(output.batch_patch_centre, 1.0 - self.config.centre_momentum)
+        self.patch_centre.lerp_(
+            output.batch_patch_centre.to(self.patch_centre.dtype), 1.0 - self.config.centre_momentum
+        )
 
 
 def _gather_patches(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

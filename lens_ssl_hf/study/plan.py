@@ -13,7 +13,7 @@ import torch
 from transformers import ViTForImageClassification
 
 from ..data.tensors import center_crop, labelled_splits, splits_and_info
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..models import LensCnnConfig, LensCnnForImageClassification, backbone_config
 from ..models.backbones import BACKBONES, use_fast_attention
 from ..training.accelerator import autocast, native_precision, process_state
@@ -154,8 +154,33 @@ class Plan:
             train, _, _ = labelled_splits(splits, "train", "validation", "test")
             for budget in self.labels:
                 label_subset(train.labels, str(budget), seed=0)
+        self._pretrained = self._pretrainings_there()
         for cell in self.cells():
             self._check_done(cell) if self.is_done(cell) else self._check_open(cell)
+        self._check_equal_compute()
+
+    def _pretrainings_there(self) -> dict[Cell, PretrainArguments]:
+        """The finished pretrainings in `output_dir`, those of earlier commands too, with what they were made with."""
+        found = {}
+        for path in sorted(self.output_dir.glob("pretrainings/*/cell.json")):
+            record = read_record(path, *RECORDED)
+            settings = as_begun(PretrainArguments, record["settings"])
+            known = {item.name: settings[item.name] for item in fields(PretrainArguments) if item.name in settings}
+            found[_cell_of(record)] = PretrainArguments(**known)
+        return found
+
+    def _check_equal_compute(self) -> None:
+        """Refuse a dearer pretraining than the one whose compute a finished `supervised-long` was given."""
+        for path in sorted(self.output_dir.glob("cells/*supervised-long*/cell.json")):
+            record = read_record(path, *RECORDED)
+            cell, made = _cell_of(record), record["settings"]["steps"]
+            if cell.fold not in self.data or not self._rivals(cell):
+                continue
+            if made < (wanted := self.settings(cell).steps):
+                raise InputError(
+                    f"{cell.name} was given the compute of a cheaper pretraining ({made} steps, now {wanted}): delete "
+                    f"{path.parent} and add supervised-long to the methods, or choose another output_dir"
+                )
 
     def _check_open(self, cell: Cell) -> None:
         """Refuse settings with which a cell cannot be done."""
@@ -163,6 +188,8 @@ class Plan:
         if cell.is_pretraining and cell.is_continued:
             _check_earlier(arguments.init, info)
         center_crop(splits["test"].pixels[:1], self.crop_size(cell))  # refuses small cutouts
+        if cell.method == "cnn":
+            check_at_least(LensCnnConfig().reduction, crop_size=self.crop_size(cell))
         source = cell.pretraining
         if source is not None and self.is_done(source) and not (self.directory(source) / "model").is_dir():
             file = self.directory(source) / "cell.json"
@@ -273,12 +300,17 @@ class Plan:
         Fine-tuning steps that cost as many passes of tokens through the ViT as the dearest pretraining and one; of a
         continued one what this study adds.
         """
-        cells = [Cell(m, cell.backbone, "all", cell.seed, 0, cell.fold).pretraining for m in self.methods]
-        rivals = [one for one in cells if one is not None]
+        rivals = self._rivals(cell)
         if not rivals:
             raise InputError("supervised-long is given the compute of a pretraining: add a self-supervised method")
-        dearest = max(map(self.cost, rivals))
-        return arguments.steps + round(dearest / (self.cost(cell, arguments) / arguments.steps))
+        return arguments.steps + round(max(rivals) / (self.cost(cell, arguments) / arguments.steps))
+
+    def _rivals(self, cell: Cell) -> list[float]:
+        """The costs of the pretrainings that a cell is compared with, those of earlier commands among them."""
+        planned = {Cell(m, cell.backbone, "all", cell.seed, 0, cell.fold).pretraining for m in self.methods} - {None}
+        place = cell.backbone, cell.seed, cell.fold
+        there = {one: a for one, a in self._pretrained.items() if (one.backbone, one.seed, one.fold) == place}
+        return [self.cost(one, there.get(one)) for one in planned | there.keys()]
 
     def cost(self, cell: Cell, arguments: PretrainArguments | FinetuneArguments | None = None) -> float:
         """Passes of tokens through the ViT, forward as 1 and backward as 2."""
@@ -328,6 +360,10 @@ def describe_plan(study: Plan) -> str:
         f"{len(plan) - len(todo)} of {len(plan)} are done; the rest takes about {format_time(study.seconds(todo))}"
     )
     return "\n".join(lines)
+
+
+def _cell_of(record: Mapping[str, Any]) -> Cell:
+    return Cell(**{item.name: record[item.name] for item in fields(Cell)})
 
 
 RECORDED = (*(item.name for item in fields(Cell)), "settings")

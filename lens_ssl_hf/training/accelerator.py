@@ -9,7 +9,7 @@ from datetime import timedelta
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from ..errors import InputError
 
@@ -57,7 +57,10 @@ def make_accelerator(precision: str, deterministic: bool) -> Accelerator:
     if deterministic:  # otherwise what the program around it has chosen stays
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed before the first product
         torch.use_deterministic_algorithms(True)
-    accelerator = Accelerator(cpu=_many_without_gpu())
+    # A step is made of every batch: without the plugin, an environment variable would divide the gradients.
+    plugin = GradientAccumulationPlugin(num_steps=1)
+    accelerator = Accelerator(cpu=_many_without_gpu(), gradient_accumulation_plugin=plugin)
+    accelerator.native_amp = False  # the loop has its own autocast; Accelerate's would be in evaluations, too
     asked_for = _processes_asked_for()
     if asked_for != accelerator.num_processes:
         raise InputError(

@@ -79,7 +79,7 @@ def finetune(
     subset, targets, extra = _add_graded(subset, *cutouts, arguments)
     batch_size = _batch_size(min(arguments.batch_size, len(subset)), accelerator)
     set_seed(arguments.seed)
-    model = over_processes(_make_classifier(arguments, info, train_split))
+    model = over_processes(_make_classifier(arguments, info, train_split, batch_size))
     facts = {"task": "finetune", "method": None, "data": info, "batch_size": batch_size}
     facts |= {"backbone": "cnn" if isinstance(model.config, LensCnnConfig) else backbone_name(model.config)}
     facts |= {"num_labels": len(subset), "num_train_images": len(subset)}
@@ -208,7 +208,9 @@ def label_subset(labels: torch.Tensor, number: str, seed: int) -> torch.Tensor:
     return torch.cat([lenses[:num_lenses], nonlenses[: int(number) - num_lenses]]).sort().values
 
 
-def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: CutoutTensors) -> PreTrainedModel:
+def _make_classifier(
+    arguments: FinetuneArguments, info: dict, train_split: CutoutTensors, batch_size: int
+) -> PreTrainedModel:
     """The classifier; `config.cutouts` holds the means and standard deviations that its inputs are normalised with."""
     num_bands = len(info["bands"])
     encoder, known = None, {}
@@ -225,8 +227,10 @@ def _make_classifier(arguments: FinetuneArguments, info: dict, train_split: Cuto
                 "%s was trained on another stretch than this dataset's: the classifier will expect the dataset's",
                 arguments.init,
             )
-    if isinstance(config, LensCnnConfig):  # which halves the resolution between its stages
-        check_at_least(2 ** (len(config.hidden_sizes) - 1), crop_size=arguments.crop_size)
+    if isinstance(config, LensCnnConfig):
+        check_at_least(config.reduction, crop_size=arguments.crop_size)
+        if batch_size == 1 and arguments.crop_size < 2 * config.reduction:  # batch norm needs two values
+            raise InputError("batches of one cutout are too small for a CNN of this crop_size: raise batch_size")
     if "image_mean" in known:
         mean, std = known["image_mean"], known["image_std"]
     else:

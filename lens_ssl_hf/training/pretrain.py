@@ -106,6 +106,8 @@ def _open_data(cutouts: Any, arguments: PretrainArguments, accelerator: Accelera
     batch_size, processes = arguments.batch_size, accelerator.num_processes
     if batch_size % processes:
         raise InputError(f"batch_size {batch_size} is not a multiple of {processes} processes: change one of them")
+    if batch_size < 2 * processes:  # of one image, features have no spread to watch
+        raise InputError(f"batch_size {batch_size} leaves one image per process: give at least {2 * processes}")
     is_directory = isinstance(cutouts, str | os.PathLike) and Path(cutouts).is_dir()
     parquet = ParquetSplits(Path(cutouts)) if is_directory else None
     is_streamed = _streams(parquet, arguments, accelerator)

@@ -114,9 +114,10 @@ def _problem(shape: tuple[int, ...], dtype: np.dtype, is_certain: bool) -> str |
     return None
 
 
-def open_hdf5(path: Path, hdu: str | None) -> tuple[Stack, dict[str, list], list[str]]:
+def open_hdf5(path: Path, hdu: str | None, with_words: bool = False) -> tuple[Stack, dict[str, list], list[str]]:
     """
-    The stack in an HDF5 file, the columns of its length beside it, and what of the file is left out, for people.
+    The stack in an HDF5 file, the columns of its length beside it, `with_words` as [`plain`] takes it, and what of the
+    file is left out, for people.
 
     Raises:
         [`InputError`]: the file holds no stack, or several, or one whose values are not all in it.
@@ -138,7 +139,7 @@ def open_hdf5(path: Path, hdu: str | None) -> tuple[Stack, dict[str, list], list
                 bands = tuple(str(plain(one)) for one in np.atleast_1d(dataset[()]).tolist())
             elif is_beside and dataset.shape == (count,) and own not in columns:
                 _check_storage(dataset, path)
-                columns |= _columns_of(own, dataset)
+                columns |= _columns_of(own, dataset, with_words)
             else:
                 left_out.append(f"dataset {name} of shape {dataset.shape}")
         facts = _facts(chosen, file, path)
@@ -211,12 +212,11 @@ def _check_storage(dataset: Any, path: Path) -> None:
             )
 
 
-def _columns_of(name: str, dataset: Any) -> dict[str, list]:
+def _columns_of(name: str, dataset: Any, with_words: bool) -> dict[str, list]:
     """One column, or the fields of a structured dataset."""
     values = dataset[()]
-    if values.dtype.names:
-        return {field: [plain(value) for value in values[field].tolist()] for field in values.dtype.names}
-    return {name: [plain(value) for value in values.tolist()]}
+    fields = {field: values[field] for field in values.dtype.names} if values.dtype.names else {name: values}
+    return {field: [plain(value, with_words) for value in column.tolist()] for field, column in fields.items()}
 
 
 def _facts(dataset: Any, file: Any, path: Path) -> dict[str, Any]:

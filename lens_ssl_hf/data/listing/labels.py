@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...errors import InputError
+from ..files.cells import EMPTY
 
 LABELS = ("nonlens", "lens")  # of the classes 0 and 1
 NAME_OF_LABEL = {1: "lens", 0: "nonlens", -1: "unlabelled"}
@@ -31,6 +32,8 @@ def label_of(text: str, label_map: Mapping[str, int]) -> int | None:
     """The label that a cell stands for, `None` where that is not known."""
     if text in label_map:
         return label_map[text]
+    if text.lower() in EMPTY:
+        return -1
     return _LABEL_NAMES.get(re.sub(r"[ _-]", "", text.lower()) if text != "-1" else "-1")
 
 
@@ -41,5 +44,5 @@ def check_label_map(label_map: Mapping[str, int], found: set[str], where: str) -
     """
     for name in label_map:
         if name not in found:
-            have = ", ".join(sorted(found)[:20]) or "none"
+            have = ", ".join(sorted(one or "empty cells" for one in found)[:20]) or "nothing"
             raise InputError(f"label_map names {name!r}, which {where} does not hold (it has {have}): correct it")

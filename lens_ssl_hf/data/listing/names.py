@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-_PRIVATE = re.compile(
-    r"^\s*[\"']?(?:/\S|\\\\|[A-Z]:[\\/])|(?:^|[\s,;=:\"'(])(?:file:/|~[\w.-]*[\\/]|/(?:home|users|root)/)", re.I
-)
+from ...hub.clean import without_local_paths
+
+_PATH = re.compile(r"\s*[\"']?(?:/\S|\\\\|[A-Z]:[\\/]|file:/|~(?!\d)[\w.-]*[\\/])", re.I)
 
 
 def local_path(text: str, folder: Path) -> Path:
@@ -23,19 +23,17 @@ def local_path(text: str, folder: Path) -> Path:
         return folder / text
 
 
-def harmless_names(texts: Sequence[str], folder: Path) -> list[str]:
+def harmless_names(texts: Sequence[str], folder: Path | None = None) -> list[str]:
     """
     The same texts, with those that are paths of this machine (absolute, `~/...`, `file:///...`, `../...`) relative to
-    `folder` or, outside of it, by their last part alone: datasets are published. Equal texts stay equal and others
-    stay different.
+    `folder` or, outside of it, by their last part alone, and so those within other texts: datasets are published.
+    Equal texts stay equal and others stay different.
     """
     texts = list(texts)
-    if not any(map(_is_private, texts)):
-        return texts
-    taken = {text for text in texts if not _is_private(text)}
+    private = {text for text in set(texts) if _is_private(text)}
+    taken = set(texts) - private
     names: dict[str, str] = {text: text for text in taken}
-    inside = {text: _inside(text, folder) for text in sorted(set(texts) - taken)}
-    shorts = {text: name or _last_part(text) for text, name in inside.items()}
+    shorts = {text: _short(text, folder) for text in sorted(private)}
     count = Counter(shorts.values())
     for text, short in shorts.items():
         if short in taken or count[short] > 1:
@@ -47,8 +45,20 @@ def harmless_names(texts: Sequence[str], folder: Path) -> list[str]:
 
 
 def _is_private(text: str) -> bool:
-    """Whether a text is a path that tells of a machine: absolute, of a home, a URL of a file, above its folder."""
-    return bool(_PRIVATE.search(text)) or ".." in re.split(r"[\\/]", text)
+    """Whether a text is or holds a path that tells of a machine: absolute, of a home, file:/..., above its folder."""
+    return _is_path(text) or without_local_paths(text) != text
+
+
+def _is_path(text: str) -> bool:
+    return bool(_PATH.match(text)) or ".." in re.split(r"[\\/]", text)
+
+
+def _short(text: str, folder: Path | None) -> str:
+    if not _is_path(text):
+        return without_local_paths(text)
+    if folder is not None and (name := _inside(text, folder)):
+        return name
+    return "home" if without_local_paths(text.strip()) == "~" else _last_part(text)  # whose name is its owner's
 
 
 def _inside(text: str, folder: Path) -> str | None:

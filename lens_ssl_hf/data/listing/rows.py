@@ -52,6 +52,11 @@ class Row:
         name = str(self.paths[0] if self.paths else self.id)
         return name if self.position is None else f"{name}, cutout {self.position + 1}"
 
+    @property
+    def names(self) -> list[str]:
+        """All that errors may call it, or a file of it."""
+        return [self.name, *map(str, self.paths)]
+
 
 @dataclass
 class BadFiles:
@@ -81,6 +86,11 @@ class BadFiles:
         write_text(path, text.getvalue())
 
 
+def bad_files(count: int) -> list[str]:
+    """Their number as one of the things that are left out, for people; nothing where there are none."""
+    return [f"{count} bad file{'s' * (count > 1)}"] if count else []
+
+
 @dataclass
 class Listing:
     """
@@ -88,7 +98,7 @@ class Listing:
 
     Args:
         rows (`list[Row]`): its cutouts.
-        left_out (`list[str]`): what of it is no part of the dataset, for people.
+        left_out (`list[str]`): what of it is no part of the dataset, for people; without its bad files.
         notes (`list[str]`): further sentences on how it was understood.
         columns (`dict[str, str]`): types of the further columns of a table.
         stack ([`Stack`], *optional*): the array that holds the pixels of all rows.

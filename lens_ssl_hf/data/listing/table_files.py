@@ -4,7 +4,9 @@ import csv
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +42,35 @@ class Columns:
     is_text: bool = False
 
 
-def read_table(table: Path) -> Columns:
+def read_table(table: Path, with_words: bool = False) -> Columns:
     """
+    The columns of a table; `with_words` that else count as missing values, see [`plain`].
+
     Raises:
         [`InputError`]: the file is damaged, or its rows and names of columns contradict themselves.
     """
     with readable(table, "a table"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the parsers warn, only what ends in an error matters
         try:
-            return _read(table, table.name.lower())
+            return _read(table, table.name.lower(), partial(plain, with_words=with_words))
         except UnicodeDecodeError as error:
             raise InputError(f"{table} is not UTF-8 text: save it as CSV with UTF-8") from error
 
 
-def _read(table: Path, name: str) -> Columns:
+def _read(table: Path, name: str, cell_of: Callable[[Any], Any]) -> Columns:
     if name.endswith(PARQUET_SUFFIXES):
-        return _read_parquet(table)
+        return _read_parquet(table, cell_of)
     if name.endswith(FITS_TABLE_SUFFIXES):
         with open_fits(table) as hdus:
-            return _of_astropy(Table.read(hdus, format="fits"))
+            return _of_astropy(Table.read(hdus, format="fits"), cell_of)
     if name.endswith(VOTABLE_SUFFIXES):
-        return _read_votable(table)
+        return _read_votable(table, cell_of)
     if name.endswith(".ecsv") or table.open("rb").read(7) == b"# %ECSV":
-        return _of_astropy(Table.read(table.read_text(encoding="utf-8-sig"), format="ascii.ecsv"))
-    return _read_csv(table)
+        return _of_astropy(Table.read(table.read_text(encoding="utf-8-sig"), format="ascii.ecsv"), cell_of)
+    return _read_csv(table, cell_of)
 
 
-def _read_csv(table: Path) -> Columns:
+def _read_csv(table: Path, cell_of: Callable[[Any], Any]) -> Columns:
     with open(table, newline="", encoding="utf-8-sig") as stream:
         first = stream.readline()
         stream.seek(0)
@@ -83,7 +87,7 @@ def _read_csv(table: Path) -> Columns:
         header.pop()  # every line ends in a separator
     _check_names(header, table)
     cells = zip(*rows) if rows else [()] * len(header)
-    return Columns({name: [plain(cell) for cell in column] for name, column in zip(header, cells)}, is_text=True)
+    return Columns({name: list(map(cell_of, column)) for name, column in zip(header, cells)}, is_text=True)
 
 
 def _ragged(table: Path, line: int, cells: list[str], header: list[str], separator: str) -> str:
@@ -104,24 +108,24 @@ def _check_names(names: list[str], table: Path) -> None:
             raise InputError(f"{table} has two columns {name!r}: rename or remove one of them")
 
 
-def _read_parquet(table: Path) -> Columns:
+def _read_parquet(table: Path, cell_of: Callable[[Any], Any]) -> Columns:
     with parquet.ParquetFile(table) as file:
         columns = file.read()
     _check_names(columns.column_names, table)
     values = (column.to_pylist() for column in columns.columns)
-    return Columns({name: list(map(plain, column)) for name, column in zip(columns.column_names, values)})
+    return Columns({name: list(map(cell_of, column)) for name, column in zip(columns.column_names, values)})
 
 
-def _read_votable(table: Path) -> Columns:
+def _read_votable(table: Path, cell_of: Callable[[Any], Any]) -> Columns:
     content = table.read_bytes()
     if re.search(rb"<STREAM[^>]*\bhref", content, re.I):  # which the parser would fetch
         raise InputError(f"{table} names another file as its content: save it with the content inside")
     found = votable.parse(io.BytesIO(content), verify="ignore").get_first_table()
-    return _of_astropy(found.to_table(use_names_over_ids=True))
+    return _of_astropy(found.to_table(use_names_over_ids=True), cell_of)
 
 
-def _of_astropy(table: Any) -> Columns:
-    values = {str(name).strip(): list(map(plain, _listed(table[name]))) for name in table.colnames}
+def _of_astropy(table: Any, cell_of: Callable[[Any], Any]) -> Columns:
+    values = {str(name).strip(): list(map(cell_of, _listed(table[name]))) for name in table.colnames}
     units = {name: str(table[name].unit) for name in table.colnames if getattr(table[name], "unit", None)}
     return Columns(values, units)
 
@@ -150,13 +154,19 @@ def typed(values: list, is_text: bool) -> tuple[str, list] | None:
         kind = _kind_of_text(present)
     elif all(isinstance(value, bool) for value in present):
         kind = "bool"
-    elif all(isinstance(value, int) and abs(value) < 2**63 for value in present):
+    elif all(isinstance(value, int) and _fits(value) for value in present):
         kind = "int64"
     else:
-        kind = "float64" if all(isinstance(value, int | float) for value in present) else "string"
+        is_number = all(isinstance(value, float) or (isinstance(value, int) and _fits(value)) for value in present)
+        kind = "float64" if is_number else "string"
     kind = kind if present else "string"
     make = {"bool": bool, "int64": int, "float64": float, "string": str}[kind]
     return kind, [None if value is None else make(value) for value in values]
+
+
+def _fits(value: int) -> bool:
+    """Whether int64 holds it; larger ones, such as unsigned ids, are text, since a float would lose digits."""
+    return -(2**63) <= value < 2**63
 
 
 def _kind_of_text(values: list[str]) -> str:

@@ -11,6 +11,7 @@ from astropy.coordinates import Angle
 from astropy.units import Unit
 
 from ...errors import InputError
+from ..files.cells import plain
 from ..files.stacks import HDF5_SUFFIXES, STACK_SUFFIXES, Stack, open_hdf5, open_npy
 from ..options import DataArguments
 from .file_patterns import check_pattern, suggest_pattern
@@ -39,9 +40,10 @@ def list_catalogue(table: Path, options: DataArguments, bad: BadFiles) -> Listin
 
 def open_catalogue(table: Path, options: DataArguments) -> tuple[Columns, Stack | None]:
     """A table, and the stack of the same name where the table names no files."""
-    columns = read_table(table)
+    columns = read_table(table, with_words=bool(options.label_map))
     if options.file_column == DataArguments.file_column and not _matches(options.file_column, list(columns.values)):
         if stack := _stack_beside(table, options):
+            _refuse_pattern(table, options)
             _check_lengths(stack, table, columns)
             return columns, stack
     return columns, None
@@ -63,10 +65,10 @@ def list_stack(path: Path, options: DataArguments, bad: BadFiles) -> Listing:
 
 def open_stack(path: Path, options: DataArguments) -> tuple[Path, Columns, Stack, list[str]]:
     """The file that holds the columns of a stack, these columns, the stack, and what of the file is left out."""
-    if options.file_pattern:
-        raise InputError(f"file_pattern has no meaning for {path}, which holds all cutouts: leave it out")
+    _refuse_pattern(path, options)
+    with_words = bool(options.label_map)
     if path.name.lower().endswith(HDF5_SUFFIXES):
-        stack, values, left_out = open_hdf5(path, options.hdu)
+        stack, values, left_out = open_hdf5(path, options.hdu, with_words)
         return path, Columns(values), stack, left_out
     tables = [path.with_name(name) for name in _siblings(path, TABLE_SUFFIXES)]
     if len(tables) > 1:
@@ -74,9 +76,14 @@ def open_stack(path: Path, options: DataArguments) -> tuple[Path, Columns, Stack
     stack = open_npy(path, has_table=bool(tables))
     if not tables:
         return path, Columns({}), stack, []
-    columns = read_table(tables[0])
+    columns = read_table(tables[0], with_words)
     _check_lengths(stack, tables[0], columns)
     return tables[0], columns, stack, []
+
+
+def _refuse_pattern(path: Path, options: DataArguments) -> None:
+    if options.file_pattern:
+        raise InputError(f"file_pattern has no meaning for {path}, of which a stack holds all cutouts: leave it out")
 
 
 def _check_lengths(stack: Stack, table: Path, columns: Columns) -> None:
@@ -110,6 +117,9 @@ def list_rows(
     """As [`list_catalogue`], of a table that has been read; the pixels are those of `stack` where one is given."""
     label_map = parse_label_map(options.label_map)
     names = _column_names(table, list(columns.values), options, stack is not None)
+    if label_map:  # then the words of labels were kept, which stand for missing values in all other columns
+        others = columns.values.keys() - {names.get("label")}
+        columns.values |= {name: list(map(plain, columns.values[name])) for name in others}
     _refuse_unused_splits(table, columns, names, options)
     count = len(next(iter(columns.values.values()), ())) if columns.values else len(stack or ())
     if not count:
