@@ -125,9 +125,13 @@ def test_a_survey_in_which_most_rows_are_one_object_falls_back_to_the_exact_sear
 
 def test_what_goes_wrong_ends_in_one_sentence(monkeypatch, capsys):
     found("first", True)
-    next(Path("scores/index").glob("*.faiss")).write_bytes(b"IxSQ")
-    with pytest.raises(InputError, match="is damaged: remove it, and it is made again"):
-        found("second", True)
+    whitening = next(Path("scores/index").glob("*.npz"))
+    for path in (whitening, next(Path("scores/index").glob("*.faiss"))):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:1000] if path == whitening else b"IxSQ")
+        with pytest.raises(InputError, match=rf"{path.name} .*: remove it, and it is made again"):
+            found("second", True)
+        path.write_bytes(whole)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match=r"faiss is not installed: pip install 'lens-ssl-hf\[search\]'"):
         found("third", True)

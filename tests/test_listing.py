@@ -268,6 +268,13 @@ def test_masked_cells_of_every_type_are_missing(suffix):
     assert read_table(Path(f"t{suffix}")).values == wanted | {"all": [7, 8, 9]}
 
 
+def test_ids_that_lost_digits_as_floats_are_refused():
+    np.save("a.npy", flux(0))
+    Table({"file": ["a.npy"], "object": [float(2**53 + 2)]}).write("t.fits")
+    with pytest.raises(InputError, match=r"column 'object': ids are stored as floats and have lost digits"):
+        load("t.fits", id_column="object")
+
+
 def test_unsigned_ids_beyond_int64_keep_their_digits():
     for values in ([2**63 + 1, 5, None], [-(2**64), 5], [2**64 - 1, 0.5]):
         wanted = [None if value is None else str(value) for value in values]

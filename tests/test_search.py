@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -22,8 +23,9 @@ from lens_ssl_hf import InputError, draw_map, find_anomalies, score, search
 from lens_ssl_hf.commands import search as command
 from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.survey import manifest as manifests
-from lens_ssl_hf.survey.embedding_map import _colours
+from lens_ssl_hf.survey.embedding_map import _colours, _project
 from lens_ssl_hf.survey.embeddings import SHRINKAGE, Whitening, open_embeddings, sample
+from lens_ssl_hf.survey.proposals import unlike
 from lens_ssl_hf.survey.search import DISLIKE, NEIGHBOUR
 
 COUNT = 120
@@ -235,6 +237,15 @@ def test_a_click_on_the_map_shows_the_nearest_cutout(survey, tmp_path):
         assert browser.wait("return document.querySelector('img').naturalWidth") == 32
         browser.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
         assert browser.run("return data.x[chosen]") > data["x"][7] or data["x"][7] == 1
+
+
+def test_a_seed_is_of_any_length(survey, monkeypatch):
+    """scikit-learn and UMAP take 32 bits of it."""
+    find_anomalies(survey / "scores", "out", 3, "isolation_forest", seed=2**32)
+    assert len(unlike(np.random.default_rng(0).normal(size=(9, 2)), 3, 2**32 + 5)) == 3
+    umap = SimpleNamespace(UMAP=lambda metric, random_state: SimpleNamespace(fit_transform=lambda x: random_state))
+    monkeypatch.setitem(sys.modules, "umap", umap)
+    assert _project(np.eye(3), "umap", 2**32 + 5) == 5
 
 
 @pytest.mark.parametrize(

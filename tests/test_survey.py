@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -26,9 +27,21 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import FLUX, FLUX_STRETCH, make_flux, write_classifier_run, write_flux_run, write_pretrain_run
 from transformers import ViTForImageClassification
 
-from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, rank, score
+from lens_ssl_hf import (
+    InputError,
+    draw_map,
+    find_anomalies,
+    grade,
+    load_cutouts,
+    pipeline,
+    predict,
+    rank,
+    score,
+    search,
+)
 from lens_ssl_hf.commands import score as command
 from lens_ssl_hf.inference.classifier import Classifier
+from lens_ssl_hf.survey import inputs
 from lens_ssl_hf.survey import manifest as manifests
 from lens_ssl_hf.survey import rank as ranking
 from lens_ssl_hf.survey.places import places_of
@@ -310,6 +323,26 @@ def test_what_is_done_is_not_done_again_and_tasks_share_the_shards(run):
     assert read("whole")["logit"].to_numpy() == pytest.approx(read()["logit"].to_numpy(), abs=1e-5)
 
 
+def test_a_run_goes_on_however_its_options_are_spelled(run, monkeypatch):
+    folder = write_parquet()
+    command = {"bands": ["g", "r", "i"], "zero_point": 27.0, "pixel_scale": 0.168, "views": 1, "embeddings": True}
+    others = {"bands": ("g", "r", "i"), "zero_point": np.float32(27), "pixel_scale": np.float64(0.168)}
+    others |= {"views": True, "embeddings": 1}
+    for name, first, then in (("here", command, others), ("there", others, command)):
+        score(run, folder, name, shard_size=10, tasks=2, **first)
+        assert score(run, folder, name, shard_size=10, tasks=2, task=1, **then)["counts"]["scored"] == COUNT
+    keys = [manifests.shard_facts(path)["key"] for path in Path().glob("*here/scores-*")]
+    assert len(keys) == 4 and len(set(keys)) == 1
+    assert inputs.Options(hdu=0, tiles=Path("t/*.fits")) == inputs.Options(hdu="0", tiles="t/*.fits")
+    half = {"shard_size": 10, "tasks": 2, "bands": ("g", "r", "i"), "zero_point": 27}
+    with monkeypatch.context() as patch:  # a folder of a version that kept 27 as it was given
+        patch.setattr(inputs, "_KINDS", {})
+        for _ in range(2):
+            score(run, folder, "earlier", **half)
+    assert score(run, folder, "earlier", task=1, **half)["counts"]["scored"] == COUNT
+    assert rank("earlier", "ranking", top=3)["top"] == 3
+
+
 def test_a_model_in_several_files_is_known_by_all_of_them(run):
     shutil.copytree(f"{run}/model", "several")
     Path("several/model.safetensors").unlink()
@@ -399,6 +432,13 @@ def table_of(text):
     return "t.csv"
 
 
+def float_ids():
+    write_files(2)
+    columns = {"name": [2.0**60, 7.0], "id": [1, 2], "file": ["cutouts/000.fits", "cutouts/001.fits"]}
+    parquet.write_table(pyarrow.table(columns), "t.parquet")
+    return "t.parquet"
+
+
 def other_bands():
     Path("cutouts").mkdir()
     for i in range(3):
@@ -445,6 +485,8 @@ NUMBERED = {"id": IDS, "pixels": FLUX.tolist()}
             r"0.parquet has 'ra' as string: save degrees, or",
         ),
         (lambda: write_parquet(NUMBERED | {"id": [[i] for i in IDS]}), r"has 'id' as list<.*: save integers or text"),
+        (lambda: write_parquet(NUMBERED | {"id": np.arange(COUNT) * 1.0}), "has 'id' as double: save integers or"),
+        (float_ids, "t.parquet, column 'name': ids are stored as floats and have lost digits: save them as integers"),
         (ids_of_two_types, "1.parquet has 'id' as string and others as int64: save integers or text in all files"),
         (short_ids, r"stack.h5 holds 20 cutouts, but dataset id of shape \(2,\): give one value per cutout"),
         (lambda: "x" * 300, "does not exist: give a folder"),
@@ -456,9 +498,9 @@ NUMBERED = {"id": IDS, "pixels": FLUX.tolist()}
     ],
 )
 def test_an_input_that_cannot_be_scored_ends_in_one_sentence(write, match, run):
-    folder = write()
+    folder, options = write(), {"id_column": "name"} if write is float_ids else {}
     with pytest.raises(InputError, match=match) as error:
-        score(run, folder, "scores")
+        score(run, folder, "scores", **options)
     assert "\n" not in str(error.value) and not list(Path().glob("scores/*"))
 
 
@@ -477,6 +519,10 @@ def test_an_input_that_cannot_be_scored_ends_in_one_sentence(write, match, run):
         (None, {"id_column": "name"}, "has no column 'name'"),
         (None, {"bands": ["g"]}, r"0-0 has 3 bands, but bands names 1 \(g\): correct it"),
         (None, {"bands": ["g", "r", "z"]}, "0-0 has the bands g, r, z, but g, r, i are needed"),
+        (None, {"bands": ["g", "r", "g"]}, "bands has the band g twice: choose one"),
+        (None, {"bands": 3}, "bands is 3: give text"),
+        (None, {"tiles": ["tiles/*.fits"]}, r"tiles is \['tiles/\*.fits'\]: give text"),
+        (None, {"zero_point": "AB"}, "zero_point is 'AB': give a number"),
         (None, {"zero_point": float("nan")}, "zero_point is nan: give a magnitude"),
         (None, {"pixel_scale": 0.0}, "pixel_scale is 0.0: give arcsec per pixel"),
         (None, {"hdu": "1"}, "hdu has no meaning for shards"),
@@ -531,6 +577,15 @@ def test_ids_in_parquet_are_those_that_a_table_of_grades_holds(run):
         with pytest.raises(InputError, match=match):
             score(run, "shards", "others")
         shutil.rmtree("shards")
+
+
+def test_ids_that_are_paths_of_this_machine_are_those_of_a_built_dataset(run):
+    write_files(3)
+    Path("t.csv").write_text("file\n" + "".join(f"{Path.cwd()}/cutouts/{i:03d}.fits\n" for i in range(3)))
+    score(run, "t.csv", "scores", id_column="file")
+    assert read()["id"].to_pylist() == load_cutouts("t.csv", id_column="file")["unlabelled"]["id"][:]
+    rank("scores", "ranking")
+    assert str(Path.cwd()) not in Path("ranking/page.html").read_text()
 
 
 def test_one_file_whose_first_rows_are_empty_is_scored(run):
@@ -747,9 +802,27 @@ print({"torch", "transformers"} & sys.modules.keys())
     assert Path("ranking/page.html").is_file() and Path("map/map.html").is_file()
 
 
+def test_nothing_is_written_into_the_input_of_the_scores(run):
+    """Where it would be one of the cutouts when the run goes on."""
+    score(run, write_files(), "scores", embeddings=True)
+    rank("scores", "ranking", top=3)
+    Path("grades.csv").write_text("id,grade\n000.fits,A\n")
+    of_scores = rank, partial(search, like="000.fits"), find_anomalies, draw_map
+    calls = [*zip(of_scores, ["scores"] * 4), (partial(grade, labels="grades.csv"), "ranking")]
+    for write, folder in calls:
+        with pytest.raises(InputError, match="output cutouts/new lies in the input cutouts: choose another output"):
+            write(folder, output="cutouts/new")
+    assert len(list(Path("cutouts").iterdir())) == COUNT
+
+
+def known_by_floats():
+    parquet.write_table(pyarrow.table({"name": [2.0**60], "ra": [1.0], "dec": [2.0]}), "known.parquet")
+
+
 @pytest.mark.parametrize(
     ("spoil", "options", "match"),
     [
+        (known_by_floats, {"known": "known.parquet"}, "known.parquet, column 'name': ids are stored as floats"),
         (lambda: next(Path("scores").glob("scores-00002*")).unlink(), {}, r"lacks 1 of 6 shards \(scores-00002-of"),
         (cut_shard, {}, r"scores-00002-of-00006.parquet cannot be read"),
         (lambda: Path("scores/manifest.json").write_text("{}"), {}, "manifest.json is damaged"),

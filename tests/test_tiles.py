@@ -328,6 +328,8 @@ def write_both(columns):
         ({"ra": [150.001, 12.0, 150.0], "dec": [2.0, 2.0, 2.001]}, True),
         ({"id": [1, 2], "ra": ["10:00:00", "150"], "dec": ["2:00:00", "2.001"]}, False),
         ({"id": [2**63, 2], "ra": [150.0, 150.0], "dec": [2.0, 2.001]}, False),
+        ({"id": ["a/b", "/home/me/c.fits"], "ra": [150.0, 150.0], "dec": [2.0, 2.001]}, False),
+        ({"id": ["a/b", "5~6"], "ra": [150.0, 150.0], "dec": [2.0, 2.001]}, True),
     ],
 )
 def test_parquet_is_read_by_columns_and_means_the_same_as_csv(columns, by_columns):

@@ -64,6 +64,7 @@ def draw_map(
         raise InputError("umap-learn is not installed: pip install umap-learn, or choose the projection pca")
     check_target(output)
     manifest = manifests.read(scores)
+    manifests.check_output(output, manifest["input"]["path"])
     shards = open_embeddings(scores, manifest)
     known = [name for name in shards.columns if name != "embedding"]
     if column not in known:
@@ -84,7 +85,7 @@ def _project(embeddings: np.ndarray, projection: str, seed: int) -> np.ndarray:
     if projection == "umap":
         from umap import UMAP
 
-        return UMAP(metric="cosine", random_state=seed).fit_transform(Whitening.fit(embeddings)(embeddings))
+        return UMAP(metric="cosine", random_state=seed % 2**32).fit_transform(Whitening.fit(embeddings)(embeddings))
     deviations = embeddings - embeddings.mean(axis=0)
     _, axes = np.linalg.eigh(deviations.T @ deviations)
     return deviations @ axes[:, :-3:-1]

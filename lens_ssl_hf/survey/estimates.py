@@ -110,6 +110,8 @@ def completeness(top: pandas.DataFrame, beyond: dict[str, Any], rank: int) -> di
     """
     Share of all lenses of the survey that are among its first `rank` rows, with its 95 % interval. Where the audit
     sample holds no lens, only the interval can be given: lenses beyond the ranking may be as many as its end says.
+    First rows without a grade are lenses as often as those with one, so that all lenses are as many as
+    [`lenses_of_survey`] says; the interval takes them as either.
 
     Args:
         top (`pandas.DataFrame`): as in [`purity`].
@@ -124,6 +126,7 @@ def completeness(top: pandas.DataFrame, beyond: dict[str, Any], rank: int) -> di
         facts["low"] = first / most
     if least := first + open_first + later + beyond["low"]:
         facts["high"] = (first + open_first) / least
-    if first + later + beyond["value"] and (beyond["lenses"] or beyond["low"] == beyond["high"]):
-        facts["completeness"] = first / (first + later + beyond["value"])
+    lenses = np.where(np.isnan(votes), np.nanmean(votes), votes).cumsum()
+    if (total := lenses[-1] + beyond["value"]) and (beyond["lenses"] or beyond["low"] == beyond["high"]):
+        facts["completeness"] = float(lenses[rank - 1] / total)
     return facts

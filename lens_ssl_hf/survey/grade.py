@@ -15,6 +15,7 @@ from ..data.storage import check_target
 from ..errors import InputError
 from ..files import write_json, write_text, writing
 from . import calibration as calibrations
+from . import manifest as manifests
 from .estimates import completeness, lenses_beyond, lenses_of_survey, purity, ranks_to_report
 from .grade_report import describe, draw
 from .grades import POSITIVE, agreement, read_grades, votes_by_object
@@ -52,7 +53,7 @@ def grade(
 
     Raises:
         [`InputError`]: unknown ids or grades, a ranking that cannot be read, a `prevalence` without graded audit rows,
-            another model in `store_in`, or an `output` that cannot be written.
+            another model in `store_in`, or an `output` that cannot be written, or lies in the input of the scores.
     """
     ranking, output = Path(ranking), Path(output)
     tables = [labels] if isinstance(labels, str | os.PathLike) else list(labels)
@@ -60,6 +61,7 @@ def grade(
         raise InputError(f"prevalence is {prevalence}: give a share between 0 and 1")
     check_target(output)
     rows, facts = _read_ranking(ranking)
+    manifests.check_output(output, facts["input"]["path"])
     hashes = [one["weights_sha256"] for one in facts["models"]]
     if store_in is not None:
         calibrations.check_store(hashes, store_in)

@@ -12,13 +12,14 @@ import pandas
 from sklearn.metrics import cohen_kappa_score
 
 from ..data.listing.table_files import read_table
-from ..data.listing.tables import identifier
+from ..data.listing.tables import identifier, refuse_rounded
 from ..errors import InputError
 from ..quoting import in_spreadsheet
 
 logger = logging.getLogger(__name__)
 
 POSITIVE = ("A", "B")
+_COLUMNS = ("id", "grade", "grader", "time")
 _OTHER_GRADES = {"lens": True, "1": True, "1.0": True, "true": True}
 _OTHER_GRADES |= {"nonlens": False, "0": False, "0.0": False, "false": False}
 
@@ -40,7 +41,8 @@ def read_grades(
         one by `time`, or in the order of the tables where that is not known.
 
     Raises:
-        [`InputError`]: a table cannot be read, lacks a column, or has an unknown grade; or there is no grade at all.
+        [`InputError`]: a table cannot be read, lacks a column or has it twice, or has ids that lost digits, an unknown
+            grade or a time that is no ISO 8601; or there is no grade at all.
     """
     tables = [tables] if isinstance(tables, str | os.PathLike) else tables
     lenses = {str(one).upper() for one in positive}
@@ -60,8 +62,8 @@ def read_grades(
 def _last(grades: pandas.DataFrame) -> pandas.DataFrame:
     """One grade for each object and grader: see [`read_grades`]."""
     grades = grades.reset_index(drop=True)
-    times = pandas.to_datetime(grades["time"], utc=True, errors="coerce", format="ISO8601")
-    timed = pandas.DataFrame({"group": grades.groupby(["id", "grader"]).ngroup(), "time": times}).dropna()
+    groups = grades.groupby(["id", "grader"]).ngroup()
+    timed = pandas.DataFrame({"group": groups, "time": _times(grades["time"])}).dropna()
     # Those of a group change places among each other; a row without a time keeps its own.
     order = grades.index.to_numpy(copy=True)
     in_time = timed.sort_values("time", kind="stable").sort_values("group", kind="stable")
@@ -69,13 +71,17 @@ def _last(grades: pandas.DataFrame) -> pandas.DataFrame:
     return grades.iloc[order].drop_duplicates(["id", "grader"], keep="last").reset_index(drop=True)
 
 
+def _times(texts: Sequence[str | None]) -> pandas.Series:
+    """NaT where a text is none, or no time."""
+    return pandas.to_datetime(pandas.Series(texts, dtype=object), utc=True, errors="coerce", format="ISO8601")
+
+
 def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[Any, ...]]:
-    columns = {name.lower(): values for name, values in read_table(table).values.items()}
-    if missing := [name for name in ("id", "grade") if name not in columns]:
-        raise InputError(f"{table} has no column {missing[0]!r} (it has {', '.join(columns)}): add it")
+    columns = _columns(table)
     nothing = [None] * len(columns["id"])
-    cells = zip(columns["id"], columns["grade"], columns.get("grader", nothing), columns.get("time", nothing))
-    for number, (name, grade, grader, time) in enumerate(cells, start=1):
+    times = [None if time is None else str(time) for time in columns.get("time", nothing)]
+    cells = zip(columns["id"], columns["grade"], columns.get("grader", nothing), times, _times(times).isna())
+    for number, (name, grade, grader, time, is_no_time) in enumerate(cells, start=1):
         if grade is None:
             continue
         if name is None:
@@ -83,14 +89,35 @@ def _rows(table: Path, votes: Mapping[str, bool]) -> Iterator[tuple[Any, ...]]:
         vote = votes.get(str(grade).lower())
         if vote is None:
             raise InputError(f"{table}, row {number} has the grade {grade!r}: give A, B, C or X, or lens or nonlens")
+        if time is not None and is_no_time:
+            raise InputError(
+                f"{table}, row {number} has the time {time!r}: give ISO 8601, such as 2026-01-31T10:00:00Z, or none"
+            )
         text = str(grade).upper() if len(str(grade)) == 1 else str(grade)
-        grader = identifier(grader) or str(table)
-        yield str(table), identifier(name), grader, text, None if time is None else str(time), float(vote)
+        yield str(table), identifier(name), _unquoted(identifier(grader)) or str(table), text, time, float(vote)
+
+
+def _columns(table: Path) -> dict[str, list]:
+    """The columns that matter, by their usual names."""
+    values = read_table(table).values
+    names = {key: [name for name in values if name.strip().lower() == key] for key in _COLUMNS}
+    for key, found in names.items():
+        if len(found) > 1:
+            raise InputError(f"{table} has the columns {' and '.join(found)}: keep one of them")
+        if not found and key in ("id", "grade"):
+            raise InputError(f"{table} has no column {key!r} (it has {', '.join(values)}): add it")
+    refuse_rounded(values[names["id"][0]], table, names["id"][0])
+    return {key: values[found[0]] for key, found in names.items() if found}
+
+
+def _unquoted(text: str) -> str:
+    """A text without the `'` that a table for spreadsheets put in front of it."""
+    return text[1:] if text.startswith("'") and in_spreadsheet(text[1:]) == text else text
 
 
 def spellings(ids: Sequence[str]) -> set[str]:
     """The ids, and what they are where a table for spreadsheets put a `'` in front of them."""
-    return {*ids, *(one[1:] for one in ids if one.startswith("'") and in_spreadsheet(one[1:]) == one)}
+    return {*ids, *map(_unquoted, ids)}
 
 
 def grades_of(grades: pandas.DataFrame, known: Collection[str]) -> pandas.DataFrame:
@@ -125,9 +152,7 @@ def votes_by_object(grades: pandas.DataFrame, known: Collection[str], place: str
 
 def _spelling(name: str, known: Collection[str]) -> str | None:
     """An id as `known` has it, where it does."""
-    if name in known:
-        return name
-    return name[1:] if spellings([name]) - {name} and name[1:] in known else None
+    return next((one for one in (name, _unquoted(name)) if one in known), None)
 
 
 def agreement(votes: pandas.DataFrame) -> dict[str, Any]:

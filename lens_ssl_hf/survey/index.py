@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from ..data.files.raw import readable
 from ..errors import InputError
 from ..files import alone_in, remove_leftovers, writing
 from .embeddings import SAMPLE, Whitening, embeddings_of, sample
@@ -95,9 +96,9 @@ def _digest(parts: list[Any]) -> str:
 
 
 def _whitening(path: Path, shards: Shards) -> Whitening:
-    """That of an earlier call, while no shard has changed."""
+    """That of an earlier call, while no shard has changed; raises [`InputError`] where it is damaged."""
     if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
+        with readable(path, fix="remove it, and it is made again"), np.load(path, allow_pickle=False) as stored:
             return Whitening(stored["mean"], stored["matrix"])
     whiten = Whitening.fit(embeddings_of(sample(shards, SAMPLE)))
     for old in path.parent.glob("whitening.*.npz"):

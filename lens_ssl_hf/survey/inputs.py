@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow
 
+from ..data.files.bands import check_distinct
 from ..data.files.raw import RawCutout
 from ..data.files.readers import is_cutout_file
 from ..data.files.stacks import STACK_SUFFIXES, Stack
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 _KEYS = ("file", "id", "ra", "dec")
 READ_AHEAD = 1024  # cutouts that are read while others are scored
+# Options as the command has them, and a manifest that is read back: a shard's key tells 27 from 27.0.
+_KINDS = {"bands": list, "hdu": str, "zero_point": float, "pixel_scale": float}
+_KINDS |= {"file_pattern": os.fspath, "tiles": os.fspath}
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Options:
     """
     How an input is read: options of [`DataArguments`] by their names there, and the column of pixels in Parquet.
     `bands`, `zero_point` and `pixel_scale` are those of cutouts that do not state theirs.
+
+    Raises:
+        [`InputError`]: one of them is of a type that it cannot be.
     """
 
     hdu: str | None = None
@@ -62,6 +69,12 @@ class Options:
     def __post_init__(self) -> None:
         if isinstance(self.bands, str):  # one band, not a band for each letter
             object.__setattr__(self, "bands", [self.bands])
+        for name, make in _KINDS.items():
+            if (value := getattr(self, name)) is not None:
+                try:
+                    object.__setattr__(self, name, make(value))
+                except (TypeError, ValueError) as error:
+                    raise InputError(f"{name} is {value!r}: give {'a number' if make is float else 'text'}") from error
 
     @classmethod
     def of_manifest(cls, options: Mapping[str, Any]) -> "Options":
@@ -320,6 +333,7 @@ def open_input(
     foreign = ("hdu", "file_pattern") if is_parquet else ("pixel_column",)
     foreign = ("file_pattern", "pixel_column") if options.tiles else foreign
     _check_told(options.told)
+    check_distinct(options.bands or (), "bands")
     for option in foreign:
         if getattr(options, option) is not None:
             raise InputError(f"{option} has no meaning for {source}: leave it out")
@@ -407,8 +421,8 @@ def _of_table(path: Path, options: Options, bands: list[str]) -> FileInput:
 
 
 def _typed_ids(kind: str, values: list, texts: pyarrow.Array) -> pyarrow.Array:
-    """Ids as integers or text, as the table has them; `texts` for what is neither, such as integers above 2^63."""
+    """Ids as integers where they are some of 64 bits, else `texts`, in which no path tells of this machine."""
     is_number = kind == "string" and all(re.fullmatch(r"-?[1-9]\d{18}|-?[1-9]\d{0,17}|0", value) for value in values)
     if kind == "int64" or (is_number and all(abs(int(value)) < 2**63 for value in values)):
         return pyarrow.array(map(int, values), pyarrow.int64())
-    return text_array(values) if kind == "string" else texts
+    return texts

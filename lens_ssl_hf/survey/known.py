@@ -12,7 +12,7 @@ import pyarrow
 from matplotlib.ticker import PercentFormatter
 
 from ..data.listing.table_files import read_table
-from ..data.listing.tables import find_column, read_position
+from ..data.listing.tables import find_column, read_position, refuse_rounded
 from ..errors import InputError
 from ..evaluation.intervals import score_interval
 from ..evaluation.plots import COLOURS, new_figure, save_figure
@@ -35,7 +35,8 @@ def read_known(source: str | os.PathLike) -> pyarrow.Table:
             (https://github.com/lenscat/lenscat) the confident lenses are taken.
 
     Raises:
-        [`InputError`]: the table cannot be read or holds no position; or lenscat is not installed.
+        [`InputError`]: the table cannot be read or holds no position, or names that lost digits; or lenscat is not
+            installed.
     """
     if str(source) == LENSCAT:
         path, names = _lenscat_file(), {"name": "name", "ra": "RA [deg]", "dec": "DEC [deg]", "grading": "grading"}
@@ -45,6 +46,8 @@ def read_known(source: str | os.PathLike) -> pyarrow.Table:
     found = {key: find_column(name, list(columns.values), path, key) for key, name in names.items()}
     if found["ra"] is None or found["dec"] is None:
         raise InputError(f"{path} has no columns ra and dec (it has {', '.join(columns.values)}): call them so")
+    if found["name"]:
+        refuse_rounded(columns.values[found["name"]], path, found["name"])
     lenses = []
     for i, cells in enumerate(zip(*columns.values.values())):
         row = dict(zip(columns.values, cells))

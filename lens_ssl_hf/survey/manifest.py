@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -70,8 +71,8 @@ def key_of(manifest: Mapping[str, Any]) -> str:
 
 def agree(output: Path, manifest: dict[str, Any]) -> None:
     """
-    Go on with a folder that holds scores of the same models, input and options; where it holds none, write the
-    manifest.
+    Go on with a folder that holds scores of the same models, input and options, which `manifest` then spells as the
+    folder does; where it holds none, write the manifest.
 
     Raises:
         [`InputError`]: it holds others; names what differs.
@@ -81,14 +82,26 @@ def agree(output: Path, manifest: dict[str, Any]) -> None:
             raise InputError(f"{output} holds scores without {NAME}: choose another output")
         write_json(output / NAME, manifest)
         return
-    earlier = read(output)
-    if differences := _differences(_deciding(earlier), _deciding(manifest)):
+    earlier, now = read(output), json.loads(json.dumps(manifest))  # in which a tuple is a list, too
+    if differences := _differences(_deciding(earlier), _deciding(now)):
         raise InputError(
             f"{output} holds scores that were made otherwise ({'; '.join(differences)}): choose another output"
         )
+    for name, value in earlier["options"].items():
+        if now["options"].get(name) == value:
+            manifest["options"][name] = value  # 27 and 27.0 are one zero point, but of two keys
     changed = [name for name, version in manifest["versions"].items() if earlier["versions"].get(name) != version]
     if changed:
         logger.warning(f"{output} was begun with other {', '.join(changed)}: its last bits may differ")
+
+
+def check_output(output: str | os.PathLike, scored: str | os.PathLike) -> None:
+    """
+    Raises:
+        [`InputError`]: the folder to write lies in the input of scores, which would be another one then.
+    """
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(scored)):
+        raise InputError(f"output {output} lies in the input {scored}: choose another output")
 
 
 def read(folder: Path) -> dict[str, Any]:

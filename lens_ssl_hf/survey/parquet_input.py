@@ -361,7 +361,8 @@ def _common_type(key: str, known: pyarrow.DataType | None, column: pyarrow.Field
     types, kind = pyarrow.types, column.type
     if key == "pixels":
         return kind
-    is_sound = types.is_floating(kind) or types.is_integer(kind)
+    # Ids that are floats may have lost digits, and are 1.0 to Python and 1 to Arrow.
+    is_sound = types.is_integer(kind) or (types.is_floating(kind) and key != "id")
     if key == "id":
         groups = (types.is_signed_integer,), (types.is_string, types.is_large_string)  # whose values one type holds
         of_group = [{any(test(one) for test in group) for one in (kind, known or kind)} for group in groups]

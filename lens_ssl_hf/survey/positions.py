@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pyarrow import ipc, parquet, types
 
 from ..data.files.raw import readable
+from ..data.listing.names import harmless_names
 from ..data.listing.rows import Row
 from ..data.listing.table_files import PARQUET_SUFFIXES
 from ..data.listing.tables import find_column, read_position
@@ -179,8 +180,8 @@ def store(positions: Positions, path: Path, facts: dict[str, Any]) -> None:
 
 def of_parquet(path: Path, id_column: str, ra_column: str, dec_column: str) -> Positions | None:
     """
-    The positions in a Parquet file; `None` where they are no numbers, ids are neither integers nor text, or there are
-    no rows: [`list_rows`] has to make sense of these.
+    The positions in a Parquet file; `None` where they are no numbers, ids are neither integers nor text, or paths, or
+    there are no rows: [`list_rows`] has to make sense of these.
 
     Args:
         path (`Path`): the table.
@@ -209,6 +210,8 @@ def of_parquet(path: Path, id_column: str, ra_column: str, dec_column: str) -> P
     ra, dec = (_degrees(columns[names[key]], key, names[key], path) for key in ("ra", "dec"))
     if names["id"]:
         ids = _ids(columns[names["id"]], names["id"], path)
+        if _has_paths(ids, path.parent):
+            return None
     else:
         numbers = (range(i, min(i + AT_ONCE, count)) for i in range(0, count, AT_ONCE))
         parts = [pyarrow.array([f"{path.stem}-{i}" for i in part], pyarrow.large_string()) for part in numbers]
@@ -248,6 +251,15 @@ def _ids(column: pyarrow.ChunkedArray, name: str, path: Path) -> pyarrow.Array:
         except pyarrow.ArrowInvalid:
             pass  # more than 64 bits hold
     return ids.combine_chunks()
+
+
+def _has_paths(ids: pyarrow.Array, folder: Path) -> bool:
+    """Whether an id is a path of this machine, of which [`list_rows`] leaves what tells nothing of it."""
+    if types.is_integer(ids.type):
+        return False
+    ids = ids.filter(pc.match_substring_regex(ids, r"[/\\~]|\.\."))  # all that may be one
+    parts = (ids[i : i + AT_ONCE].to_pylist() for i in range(0, len(ids), AT_ONCE))
+    return any(harmless_names(part, folder) != part for part in parts)
 
 
 def _refuse_equal(positions: Positions, path: Path) -> None:

@@ -33,4 +33,4 @@ def unlike(embeddings: np.ndarray, number: int, seed: int) -> np.ndarray:
     if len(embeddings) <= number:
         return np.arange(len(embeddings))
     scaled = (embeddings - embeddings.mean(axis=0)) / np.maximum(embeddings.std(axis=0), 1e-6)
-    return kmeans_plusplus(scaled, number, random_state=seed)[1]
+    return kmeans_plusplus(scaled, number, random_state=seed % 2**32)[1]

@@ -106,7 +106,7 @@ def rank(
 
     Raises:
         [`InputError`]: scores that are missing, damaged or not complete, or without the embeddings that `diverse`
-            needs; known lenses that cannot be read; or an `output` that cannot be written.
+            needs; known lenses that cannot be read; or an `output` that cannot be written, or lies in the input.
     """
     check_at_least(1, top=top)
     check_at_least(0, audit=audit, uncertain=uncertain, diverse=diverse, separation=separation, seed=seed)
@@ -118,6 +118,7 @@ def rank(
         raise InputError("separation is 0: give one within which a row is a known lens, in arcsec")
     lenses = read_known(known) if known else None
     manifest = manifests.read(scores)
+    manifests.check_output(output, manifest["input"]["path"])
     shards = open_shards(scores, manifest)
     if diverse and not manifest["options"]["embeddings"]:
         raise InputError(f"{scores} holds no embeddings: score again with --embeddings, or leave diverse out")

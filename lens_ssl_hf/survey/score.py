@@ -80,16 +80,16 @@ def score(
         `dict`: the manifest; once all shards are done with `counts`.
 
     Raises:
-        [`InputError`]: no model, no cutout, cutouts that the model cannot score, a calibration of another model,
-            scores of something else in `output`, a full disk. Shards that are done stay.
+        [`InputError`]: no model, no cutout, cutouts that the model cannot score, an option that cannot be, a
+            calibration of another model, scores of something else in `output`, a full disk. Shards that are done stay.
     """
     models = list(model) if isinstance(model, list | tuple) else [model]
     given = _options(options)
     _check(models, views, precision, tasks, task)
     check_at_least(1, shard_size=shard_size, tasks=tasks, batch_size=batch_size, num_proc=num_proc)
+    shard_size, views, embeddings = int(shard_size), int(views), bool(embeddings)  # as the command has them
     output = Path(output)
-    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(cutouts)):
-        raise InputError(f"output {output} lies in the input {cutouts}: choose another output")
+    manifests.check_output(output, cutouts)
     scorer = Scorer(models, views, embeddings, batch_size, device, precision)
     source = open_input(cutouts, given, scorer.bands, num_proc, output / manifests.POSITIONS)
     settings = {"shard_size": shard_size, "views": views, "precision": precision, "embeddings": embeddings}
@@ -175,11 +175,10 @@ def _score_columns(scores: Sequence[Scores], scorer: Scorer) -> dict[str, pyarro
 
 
 def _options(options: Mapping[str, Any]) -> Options:
-    try:
-        return Options(**options)
-    except TypeError as error:
-        known = ", ".join(Options.__dataclass_fields__)
-        raise InputError(f"score has no option {', '.join(sorted(set(options)))}: choose from {known}") from error
+    known = Options.__dataclass_fields__
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"score has no option {', '.join(unknown)}: choose from {', '.join(known)}")
+    return Options(**options)
 
 
 def _check(models: list[Any], views: int, precision: str, tasks: int, task: int | None) -> None:

@@ -149,7 +149,7 @@ def _distance(reference: pyarrow.Table, seed: int) -> Callable[[pyarrow.Table], 
 
 
 def _isolation(reference: pyarrow.Table, seed: int) -> Callable[[pyarrow.Table], np.ndarray]:
-    forest = IsolationForest(random_state=seed).fit(embeddings_of(reference))
+    forest = IsolationForest(random_state=seed % 2**32).fit(embeddings_of(reference))
     return lambda table: -forest.score_samples(embeddings_of(table))
 
 
@@ -160,6 +160,7 @@ def _open(
     check_at_least(0, separation=separation)
     check_target(Path(output))
     manifest = manifests.read(Path(scores))
+    manifests.check_output(output, manifest["input"]["path"])
     return manifest, open_embeddings(Path(scores), manifest)
 
 

@@ -250,6 +250,7 @@ def _ids(
         if stack is not None:
             return [f"{stack.path.stem}-{i}" for i in range(count)]
         return harmless_names(text["file"], table.parent)
+    refuse_rounded(columns.values[names["id"]], table, names["id"])
     ids = harmless_names([identifier(value) for value in columns.values[names["id"]]], table.parent)
     rows: dict[str, int] = {}
     for i, name in enumerate(ids):
@@ -377,6 +378,19 @@ def _text(value: Any) -> str:
 def identifier(value: Any) -> str:
     """An id as text; a number that stands as 1.0, as pandas has integers beside missing values, is 1."""
     return "" if value is None else _text(value) if isinstance(value, float) else str(value)
+
+
+def refuse_rounded(ids: Sequence[object], table: object, column: str) -> None:
+    """
+    Refuse ids that pandas made floats, as it does beside a missing one: beyond 2^53 they may be those of neighbours.
+
+    Raises:
+        [`InputError`]: one of them is such a float.
+    """
+    if any(isinstance(one, float) and abs(one) >= 2**53 for one in ids):
+        raise InputError(
+            f"{table}, column {column!r}: ids are stored as floats and have lost digits: save them as integers or text"
+        )
 
 
 def _number(text: str | None, where: str, column: str | None) -> float | None:
