@@ -326,9 +326,9 @@ def of_eight_views(model: str, dataset: Path) -> Any:
     test = splits_and_info(dataset, "test")[0]["test"]
     sides = (test.pixels, test.pixels.flip(-1))
     views = [torch.rot90(one, turns, (-2, -1)) for one in sides for turns in range(4)]
-    scores = [predict(model, replace(test, pixels=view)).score for view in views]
-    logits = np.mean([np.log(score) - np.log1p(-score) for score in scores], axis=0)
-    return replace(predict(model, test), score=1 / (1 + np.exp(-logits)))
+    found = [predict(model, replace(test, pixels=view)) for view in views]
+    logits = np.mean([np.log(one.score) - np.log1p(-one.score) for one in found], axis=0)
+    return replace(found[0], score=1 / (1 + np.exp(-logits)))
 
 
 @exit_on_input_error

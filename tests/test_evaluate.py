@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 from lens_ssl_hf import InputError, evaluate_model, export, finetune, load_cutouts, predict, save_cutouts
 from lens_ssl_hf.commands import evaluate as evaluate_command
 from lens_ssl_hf.data.info import CutoutInfo
-from lens_ssl_hf.data.tensors import CutoutTensors
+from lens_ssl_hf.data.tensors import CutoutTensors, as_tensors, split_checksum
 from lens_ssl_hf.evaluation import plots
 from lens_ssl_hf.evaluation.pictures import colour_image
 from lens_ssl_hf.evaluation.plots import contact_sheet, plot_curves, plot_roc
@@ -295,6 +295,9 @@ def test_cutouts_that_a_run_was_trained_on_are_told(tmp_path, caplog, monkeypatc
     run = finetune(data, tmp_path / "run", backbone="cnn", **settings)
     assert evaluate_model(run, data, num_bootstrap=0)["warnings"] == []
     own = (run / "evaluation" / "metrics.json").read_bytes()
+    bare = data["test"].remove_columns("id")
+    assert split_checksum(bare) == split_checksum(data["test"]) == split_checksum(as_tensors(bare))
+    assert split_checksum(bare.to_iterable_dataset()) is split_checksum(bare.remove_columns("label")) is None
     report = evaluate_model(run, joined, num_bootstrap=0)
     seen, count = len(data["train"]), len(joined)
     assert f"was trained on {seen} of these {count} cutouts" in report["warnings"][0]

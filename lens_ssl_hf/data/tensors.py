@@ -142,15 +142,19 @@ def pixel_digests(split: Any) -> list[bytes]:
     return found
 
 
-def split_checksum(split: Any, number: int = 64) -> int:
+def split_checksum(split: Any, number: int = 64) -> int | None:
     """
-    CRC-32 of the ids and labels of a split and of the pixels of up to `number` cutouts at equal distances: tells
-    whether `map` changed them, which leaves the dataset's own fingerprint as it was.
+    CRC-32 of the labels of a split and of the pixels of up to `number` cutouts at equal distances, the same for a
+    `Dataset` and its tensors: tells whether `map` changed them, which leaves the dataset's own fingerprint as it was.
+    `None` of what cannot be evaluated: streamed, or without pixels or labels.
     """
+    is_tensors = isinstance(split, CutoutTensors)
+    if not is_tensors and not (hasattr(split, "__len__") and {"pixels", "label"} <= set(split.column_names)):
+        return None
     rows = range(0, len(split), max(1, len(split) // number))
-    some = split.select(torch.tensor(rows) if isinstance(split, CutoutTensors) else rows)
-    labels = split.labels.tolist() if isinstance(split, CutoutTensors) else list(split["label"])
-    return zlib.crc32(b"".join(pixel_digests(some)), zlib.crc32(repr((ids_of(split), labels)).encode()))
+    some = split.select(torch.tensor(rows) if is_tensors else rows)
+    labels = [-1 if one is None else int(one) for one in (split.labels if is_tensors else split["label"])]
+    return zlib.crc32(b"".join(pixel_digests(some)), zlib.crc32(repr(labels).encode()))
 
 
 def splits_and_info(cutouts: Any, *names: str) -> tuple[dict[str, CutoutTensors], dict]:

@@ -73,12 +73,10 @@ def evaluate_model(
     warnings += may_have_seen(run, info, tensors) if run else []
     if classifier:
         predictions = Predictions.of(tensors, classifier.score(tensors, batch_size, device), other_columns(chosen))
-    for what, one, other in (
-        ("ids", tensors and tensors.ids, predictions.id),
-        ("labels", tensors and tensors.labels.tolist(), predictions.label.tolist()),
-    ):
-        if tensors is not None and one != other:
-            raise InputError(f"the predictions are not of these cutouts (the {what} differ): predict again")
+    if tensors is not None and tensors.ids != predictions.id:
+        raise InputError("the predictions are not of these cutouts (the ids differ): predict again")
+    if tensors is not None and tensors.labels.tolist() != predictions.label.tolist():
+        raise InputError("the predictions are not of these cutouts (the labels differ): predict again")
     report = {**describe(info, name), "model": None, "warnings": warnings, **report_on(predictions, **settings)}
     if isinstance(model, str | os.PathLike):
         report["model"] = str(model)

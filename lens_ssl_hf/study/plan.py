@@ -165,8 +165,8 @@ class Plan:
         for path in sorted(self.output_dir.glob("pretrainings/*/cell.json")):
             record = read_record(path, *RECORDED)
             settings = as_begun(PretrainArguments, record["settings"])
-            known = {item.name: settings[item.name] for item in fields(PretrainArguments) if item.name in settings}
-            found[_cell_of(record)] = PretrainArguments(**known)
+            own = {item.name: settings[item.name] for item in fields(PretrainArguments)}
+            found[_cell_of(record)] = PretrainArguments(**own)
         return found
 
     def _check_equal_compute(self) -> None:

@@ -90,9 +90,8 @@ def finetune(
     own, chosen_on = pixel_hashes(subset), pixel_hashes(validation)
     labels = {"labels": targets, "validation_labels": validation.labels}
     facts["content"] = checksum(f"{own.tobytes().hex()} {chosen_on.tobytes().hex()}", labels)
-    test = cutouts[0].get("test")
-    if hasattr(test, "__len__"):  # which a streamed one lacks
-        facts["test_content"] = split_checksum(test)
+    if "test" in cutouts[0]:
+        facts["test_content"] = split_checksum(cutouts[0]["test"])
     if count := int(np.isin(chosen_on, own).sum()):
         logger.warning(
             "%d of %d validation cutouts are trained on, too, and choose the step badly: leave them out of train",
