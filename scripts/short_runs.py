@@ -42,7 +42,8 @@ PRETRAININGS = [
 ]
 LONGEST = max(steps for steps, *_ in PRETRAININGS)
 LONGEST_DINO = f"dino, {LONGEST:,}, constant"
-BATCHES = (128, 512)  # as many epochs as the longest pretraining has; what fills no batch is left out
+# Larger batches, with as many images or as many steps as the longest pretraining; what fills no batch is left out.
+BATCHES = [(128, "images"), (512, "images"), (128, "steps")]
 SCRATCH, SCRATCH_SEEDS = "supervised", 3
 LONG = "supervised-long"  # from scratch, with the compute of the longest pretraining on top
 LABELS = ("100", "300")
@@ -83,34 +84,41 @@ def main() -> None:
         monitors[name] = [last for _, last in seen]
         if (steps, method) == (300, "dino"):
             monitors["random initialisation"] = [first for first, _ in seen]
-    for size in BATCHES:
-        settings = PRETRAINING | {"epochs": epochs(LONGEST), "batch_size": size, **scaled("dino", size)}
-        settings["final_teacher_momentum"] = settings["teacher_momentum"]
-        own, pretrained = trained(folder, folder / f"batch-{size}", ["dino"], 1, {"dino": settings})
-        cells += [cell | {"method": f"dino, batches of {size}"} for cell in own]
-        monitors[f"dino, batches of {size}"] = [monitored(Path(one["directory"]))[1] for one in pretrained]
+    for size, same in BATCHES:
+        name = f"batches of {size}, as many {same}"
+        settings = PRETRAINING | larger_batches("dino", size, same)
+        own, pretrained = trained(
+            folder, folder / name.replace(", ", "-").replace(" ", "-"), ["dino"], 1, {"dino": settings}
+        )
+        cells += [cell | {"method": f"dino, {name}"} for cell in own]
+        monitors[f"dino, {name}"] = [monitored(Path(one["directory"]))[1] for one in pretrained]
     cells += trained(folder, folder / "scratch", [SCRATCH], SCRATCH_SEEDS, {})[0]
     results = {"simulated": True, "data": DATA, "finetuning_steps": FINETUNING["steps"]}
     results |= {LONG: {"steps": long["settings"]["steps"], "best_step": long["best_step"]}}
     write_json(Path(arguments.result), results | {"rows": compared(cells), "monitor": monitors})
 
 
-def epochs(steps: int) -> int:
-    """How many epochs so many steps of the usual batches are."""
-    return steps * BATCH_SIZE // DATA["train_size"]
+def epochs(steps: int, batch_size: int = BATCH_SIZE) -> int:
+    """How many epochs so many steps of full batches are."""
+    return steps // (DATA["train_size"] // batch_size)
 
 
-def scaled(method: str, batch_size: int) -> dict[str, float]:
+def larger_batches(method: str, batch_size: int, same: str) -> dict[str, float]:
     """
-    A recipe's numbers for other batches: learning rates by the square root of their size (Malladi et al. 2022), and
-    momenta, which are of one step, to the power that makes them the same over as many images (Busbridge et al. 2023).
+    The longest pretraining with other batches and as many ``images`` or ``steps``: learning rates by the square root
+    of the batch (Malladi et al. 2022). Momenta are of one step: with as many images, they are taken to the power that
+    makes them the same over these (Busbridge et al. 2023); with as many steps, they stay.
     """
     from lens_ssl_hf.training.arguments import PretrainArguments, recipe
 
     known = vars(PretrainArguments()) | recipe(method)
     scale = batch_size / known["batch_size"]
-    powers = {name: known[name] ** scale for name in ("teacher_momentum", "centre_momentum")}
-    return powers | {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
+    power = scale if same == "images" else 1
+    numbers = {name: known[name] ** power for name in ("teacher_momentum", "centre_momentum")}
+    numbers |= {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
+    numbers["final_teacher_momentum"] = numbers["teacher_momentum"]
+    numbers["epochs"] = epochs(LONGEST, BATCH_SIZE if same == "images" else batch_size)
+    return numbers | {"batch_size": batch_size}
 
 
 def trained(
@@ -152,7 +160,7 @@ def compared(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rivals = {
         name: name.replace("constant", "to 1") for name in {cell["method"] for cell in cells} if "constant" in name
     }
-    rivals |= {f"dino, batches of {size}": LONGEST_DINO for size in BATCHES}
+    rivals |= {name: LONGEST_DINO for name in {cell["method"] for cell in cells} if "batches" in name}
     gains = {}
     for name, rival in rivals.items():
         own, other = ([cell for cell in cells if cell["method"] == one] for one in (name, rival))
@@ -204,13 +212,15 @@ def results_table(results: dict[str, Any]) -> str:
     seen = [["start", "steps", "momentum", "linear probe", "nearest neighbours", "effective rank"]]
     for start in sorted(starts, key=lambda one: "random" not in one):
         seen.append([*named(start), *features(start)])
-    batches = [["batch", "steps", "labels", "ROC AUC", f"minus batches of {BATCH_SIZE}"]]
+    batches = [["batch", "epochs", "steps", "labels", "ROC AUC", f"minus batches of {BATCH_SIZE}"]]
     batches[0] += ["linear probe", "nearest neighbours"]
-    sizes = {LONGEST_DINO: BATCH_SIZE} | {f"dino, batches of {size}": size for size in BATCHES}
-    for start, size in sizes.items():
-        steps = epochs(LONGEST) * (DATA["train_size"] // size)
+    sizes = {LONGEST_DINO: (BATCH_SIZE, "steps")}
+    sizes |= {f"dino, batches of {size}, as many {same}": (size, same) for size, same in BATCHES}
+    for start, (size, same) in sizes.items():
+        passes = epochs(LONGEST, BATCH_SIZE if same == "images" else size)
+        steps = passes * (DATA["train_size"] // size)
         for row in of(start):
-            cells = [str(size), f"{steps:,}", row["labels"], format_interval(row)]
+            cells = [str(size), str(passes), f"{steps:,}", row["labels"], format_interval(row)]
             minus = gain(row, "minus rival") if size != BATCH_SIZE else ""
             batches.append([*cells, minus, *features(start)[:2]])
     return "\n\n".join(as_markdown([one[0], ["---"] * len(one[0]), *one[1:]]) for one in (lines, seen, batches))

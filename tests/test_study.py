@@ -441,7 +441,11 @@ def test_short_runs_are_compared_with_scratch_the_other_momentum_and_small_batch
     compared = runpy.run_path(str(ROOT / "scripts" / "short_runs.py"))["compared"]
     rng, labels = np.random.default_rng(5), np.arange(200) % 3 % 2
     starts = {"supervised": (1.0, 3), "dino, 300, constant": (2.0, 3), "dino, 300, to 1": (1.5, 1)}
-    starts |= {"dino, 3,000, constant": (2.5, 2), "dino, batches of 128": (2.2, 1), "supervised-long": (2.4, 1)}
+    starts |= {
+        "dino, 3,000, constant": (2.5, 2),
+        "dino, batches of 128, as many steps": (2.2, 1),
+        "supervised-long": (2.4, 1),
+    }
     cells, aucs = [], {}
     for start, (signal, seeds) in starts.items():
         for seed in range(seeds):
@@ -456,7 +460,7 @@ def test_short_runs_are_compared_with_scratch_the_other_momentum_and_small_batch
     rivals = {start: row["rival"] for start, row in rows.items() if "rival" in row}
     assert rivals == {
         "dino, 300, constant": "dino, 300, to 1",
-        "dino, batches of 128": "dino, 3,000, constant",
+        "dino, batches of 128, as many steps": "dino, 3,000, constant",
     }
     for start, rival in rivals.items():
         both = min(len(aucs[start]), len(aucs[rival]))  # of the seeds that both have

@@ -154,19 +154,19 @@ def typed(values: list, is_text: bool) -> tuple[str, list] | None:
         kind = _kind_of_text(present)
     elif all(isinstance(value, bool) for value in present):
         kind = "bool"
-    elif all(isinstance(value, int) and _fits(value) for value in present):
+    elif all(_is_int64(value) for value in present):
         kind = "int64"
     else:
-        is_number = all(isinstance(value, float) or (isinstance(value, int) and _fits(value)) for value in present)
+        is_number = all(isinstance(value, float) or _is_int64(value) for value in present)
         kind = "float64" if is_number else "string"
     kind = kind if present else "string"
     make = {"bool": bool, "int64": int, "float64": float, "string": str}[kind]
     return kind, [None if value is None else make(value) for value in values]
 
 
-def _fits(value: int) -> bool:
-    """Whether int64 holds it; larger ones, such as unsigned ids, are text, since a float would lose digits."""
-    return -(2**63) <= value < 2**63
+def _is_int64(value: object) -> bool:
+    """Larger whole numbers, such as unsigned ids, become text, since a float would lose digits."""
+    return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
 def _kind_of_text(values: list[str]) -> str:
