@@ -15,6 +15,7 @@ from lens_ssl_hf.data.image_processor import LensImageProcessor
 from lens_ssl_hf.data.info import CutoutInfo
 from lens_ssl_hf.data.processor_config import save_processor
 from lens_ssl_hf.data.stretch import Stretch
+from lens_ssl_hf.data.tensors import center_crop
 from lens_ssl_hf.errors import InputError
 from lens_ssl_hf.inference.read_cutout import read_cutout
 
@@ -103,6 +104,29 @@ def test_resampling_keeps_the_flux_and_its_place():
         assert image.sum() == pytest.approx(4, rel=1e-4)
         row = (image.sum(1) * (np.arange(len(image)) + 0.5)).sum() / image.sum()
         assert row / factor == pytest.approx(21, abs=0.01)
+
+
+@pytest.mark.parametrize("factor", [0.2 / 0.168, 1.5, 0.7])
+def test_resampling_keeps_the_middle_whatever_the_side(factor):
+    """A model sees the same where more sky was cut out around an object."""
+    for side in (120, 121):
+        sky = np.random.default_rng(0).normal(size=(2, side, side)).astype("float32")
+        cut = [sky[:, i : side - i, i : side - i] for i in (0, 1, 2, 20, 27)]
+        seen = [center_crop(resample(one, factor), 32) for one in cut]
+        for one in seen[1:]:
+            np.testing.assert_allclose(one, seen[0], atol=1e-6)
+    y, x = np.mgrid[-60:61, -60:61]
+    image = center_crop(resample(np.exp(-(x**2 + y**2) / 18.0)[None], factor), 32)[0]
+    np.testing.assert_allclose(image, image[::-1, ::-1], atol=1e-7)
+    np.testing.assert_allclose(image, image.T, atol=1e-7)
+
+
+def test_resampling_equals_the_antialiased_interpolation_of_torch():
+    pixels = np.random.default_rng(0).normal(size=(3, 40, 60)).astype("float32")
+    for factor in (0.5, 1.3, 2.0):
+        size, image = (round(40 * factor), round(60 * factor)), torch.tensor(pixels)[None]
+        expected = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)[0]
+        np.testing.assert_allclose(resample(pixels, factor, is_flux=False), expected, atol=1e-4)
 
 
 def test_bands_are_chosen_by_name_and_flux_follows_the_zero_point():

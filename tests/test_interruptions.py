@@ -447,9 +447,9 @@ def test_no_process_is_left_once_all_results_are_taken(source):
 
 
 def test_processes_that_resample_do_not_wait_for_threads_of_the_main_process():
-    """As in a notebook that has used a model before it builds a dataset."""
+    """A fork loses the threads of numpy's BLAS, which has to notice it."""
     code = (
-        "import numpy as np, torch\n"
+        "import numpy as np\n"
         "from lens_ssl_hf.data.flux import resample\n"
         "from lens_ssl_hf.data.pool import map_chunks\n"
         "pixels = np.ones((3, 300, 300), np.float32)\n"

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
+from astropy.io import fits
 from browser import CHROMEDRIVER, CHROMIUM, open_browser
 from PIL import Image
 from pyarrow import parquet
@@ -112,6 +113,17 @@ def test_what_is_at_the_place_of_a_given_object_is_left_out(survey):
         assert set(IDS) - set(listed(f"out {separation}")["id"]) == {IDS[i] for i in missing}
     with pytest.raises(InputError, match="every scored object of scores is given, or within 1e\\+06 arcsec of one"):
         search("scores", "out", [IDS[3], IDS[8]], separation=1e6)
+
+
+def test_a_file_is_no_result_at_its_own_place_and_says_what_it_leaves_open(survey, caplog):
+    """Planes without names are taken in the model's order, which may be another."""
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 20.5, "CRPIX2": 20.5, "CRVAL2": 0.0})
+    header.update({"CD1_1": -0.168 / 3600, "CD2_2": 0.168 / 3600, "CRVAL1": 3.0, "CUNIT1": "deg", "CUNIT2": "deg"})
+    fits.writeto("mine.fits", PIXELS[3].astype(">f4"), header)
+    search(survey / "scores", "out", "mine.fits", top=COUNT)
+    assert set(IDS) - set(listed("out")["id"]) == {IDS[3]}
+    (told,) = [one for one in caplog.messages if "mine.fits" in one]
+    assert told == "mine.fits without bands: taken as g r i; if that is wrong, write BANDS into the FITS header"
 
 
 def test_what_varies_most_does_not_hide_the_classes():

@@ -115,13 +115,22 @@ def is_same_scale(one: float, other: float) -> bool:
 
 def resample(pixels: np.ndarray, factor: float, is_flux: bool = True) -> np.ndarray:
     """
-    Enlarge (factor > 1) or shrink `(bands, H, W)` bilinearly, with a low-pass filter when shrinking. The flux of an
-    object stays what it was; display units (`is_flux=False`) keep their level.
-    """
-    import torch  # whose antialiased interpolation it is; only cutouts of another pixel scale need it
+    Enlarge (factor > 1) or shrink `(bands, H, W)` by exactly this factor about its middle; bilinearly, with a low-pass
+    filter when shrinking. The flux of an object stays what it was; display units (`is_flux=False`) keep their level.
 
-    height, width = pixels.shape[-2:]
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[None]
-    image = torch.nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True, align_corners=False)
-    return image[0].numpy() * np.float32(height * width / (size[0] * size[1]) if is_flux else 1)
+    Sides become even, as the crops of models are: the middle of the cutout, where the object is, is then that of the
+    crop, whatever the side was. At the edges, up to half a pixel is filled from the last one.
+    """
+    factor = round(factor, 6)  # pixel scales of a tile and of a cutout of it differ in their last digits
+    rows, columns = (_triangles(length, factor) for length in pixels.shape[-2:])
+    resampled = rows @ pixels.astype(np.float64) @ columns.T
+    return (resampled / factor**2 if is_flux else resampled).astype(np.float32)
+
+
+def _triangles(length: int, factor: float) -> np.ndarray:
+    """Weights `(resampled length, length)`: triangles as wide as the larger of both pixels, as Pillow has them."""
+    resampled = max(2, 2 * round(length * factor / 2))
+    centres = (np.arange(resampled) + 0.5 - resampled / 2) / factor + length / 2
+    distances = np.abs(np.arange(length) + 0.5 - np.clip(centres, 0, length)[:, None])
+    weights = np.maximum(0, 1 - distances * min(1, factor))
+    return weights / weights.sum(axis=1, keepdims=True)

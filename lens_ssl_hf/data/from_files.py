@@ -63,8 +63,6 @@ def open_files(config: "CutoutsConfig", output_dir: Path) -> tuple[dict[str, Ite
     understood of the files is written into `output_dir`, for [`summary`](summary.py).
     """
     _splits_of(config.listing.rows, config)  # what is impossible is said before all files are read
-    if config.pixel_scale:
-        import torch  # noqa: F401  which resampling needs: once here, not in every process
     settings = _Settings(
         stack=config.listing.stack,
         **{name: getattr(config, name) for name in _Settings.__dataclass_fields__ if name != "stack"},

@@ -52,9 +52,9 @@ def map_chunks(
             yield from function(part, *settings)
         return
     # A forked child starts at once, where a spawned one would import the package again. It is safe beside torch's
-    # threads since the children call numpy's elementwise functions and FFT, and torch in one thread of their own.
+    # threads, which a fork loses, since the children call numpy and never torch.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start) as executor:
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=obey_the_main_process) as executor:
         pending: deque[Future] = deque()
         try:
             for part in chunks:
@@ -75,13 +75,3 @@ def map_chunks(
     # Once the pool is closed: who takes as many results as there are items leaves the generator here. If the pool were
     # closed when the generator is collected, Python would drop a Ctrl-C that comes meanwhile.
     yield from last
-
-
-def _start() -> None:
-    """
-    Initializer of a worker. Threads do not survive a fork: where the main process has used torch's, resampling here
-    would wait for them for ever.
-    """
-    obey_the_main_process()
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)

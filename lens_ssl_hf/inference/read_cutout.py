@@ -12,6 +12,7 @@ from ..data.display import to_display
 from ..data.files.bands import band_order
 from ..data.files.raw import RawCutout, check_valid, flat_band
 from ..data.files.readers import read_raw, read_raw_bands
+from ..data.flux import is_same_scale
 from ..errors import InputError
 
 MIDDLE = 512  # pixels a side that are kept of a larger cutout
@@ -90,7 +91,9 @@ def as_display(
 def seen_side(raw: RawCutout, cutouts: Mapping[str, Any], min_size: int) -> int:
     """Side of what the model sees, in pixels of the cutout."""
     own, wanted = raw.pixel_scale, cutouts.get("pixel_scale")
-    return math.ceil(min_size * wanted / own) if own and wanted else min_size
+    if not own or not wanted or is_same_scale(own, wanted):
+        return min_size
+    return math.ceil(min_size * wanted / own)
 
 
 def _middle(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What of a scored survey looks like some objects, or like nothing else."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,14 @@ from ..data.listing.rows import Row
 from ..data.storage import check_target
 from ..errors import InputError, check_at_least
 from . import manifest as manifests
-from .crops import text_array
+from .crops import Asked, facts_of, text_array
 from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
 from .index import open_index
 from .inputs import FileInput, Options
 from .places import near, places_of
 from .rank import Shards, best_of, write_ranking
+
+logger = logging.getLogger(__name__)
 
 DISLIKE = 0.2  # weight of what is disliked, as Rocchio's 0.15 / 0.75
 NEIGHBOUR = 20  # the one whose distance makes an anomaly
@@ -92,8 +95,8 @@ def search(
     manifest, shards = _open(scores, output, top, separation)
     indexed = open_index(shards) if index else None
     whiten = indexed.whiten if indexed else Whitening.fit(embeddings_of(sample(shards, SAMPLE)))
-    given, embeddings = _look_up([str(one) for one in (*like, *unlike)], shards, manifest, device)
-    left_out = _at_places_of(given, shards, separation)
+    rows, places, embeddings = _look_up([str(one) for one in (*like, *unlike)], shards, manifest, device)
+    left_out = rows + _at_places_of(places, shards, separation)
     found = whiten(embeddings)
     query = found[: len(like)].mean(axis=0)
     if unlike:
@@ -186,8 +189,11 @@ def _write(
 
 def _look_up(
     words: list[str], shards: Shards, manifest: dict[str, Any], device: str | None
-) -> tuple[pyarrow.Table, np.ndarray]:
-    """The rows of the survey among `words`, and the embedding of each word: of an id first, else of a file."""
+) -> tuple[list[int], pyarrow.Table, np.ndarray]:
+    """
+    The numbers of the survey's rows among `words`; `ra` and `dec` of all words that have them; and the embedding of
+    each word: of an id first, else of a file.
+    """
     given = _rows_of(words, shards)
     found = {}
     for word, row in zip(given["id"].to_pylist(), given["row"].to_pylist()):
@@ -199,9 +205,12 @@ def _look_up(
             f"{shards.paths[0].parent} holds no scored object {missing[0]}, and there is no such file: "
             "give ids as the scores have them, or files of cutouts"
         )
+    places = given.select(["ra", "dec"])
     if files:
-        found |= zip(files, _embed(files, manifest, device))
-    return given, np.stack([found[word] for word in words])
+        embeddings, columns = _embed(files, manifest, device)
+        found |= zip(files, embeddings)
+        places = pyarrow.concat_tables([places, columns], promote_options="permissive")
+    return given["row"].to_pylist(), places, np.stack([found[word] for word in words])
 
 
 def _rows_of(words: list[str], shards: Shards) -> pyarrow.Table:
@@ -213,17 +222,17 @@ def _rows_of(words: list[str], shards: Shards) -> pyarrow.Table:
 
 
 def _at_places_of(given: pyarrow.Table, shards: Shards, separation: float) -> list[int]:
-    """The numbers of the given rows, and of those within `separation` of them: the survey may hold an object twice."""
-    found, places = given["row"].to_pylist(), places_of(given)
+    """The numbers of the rows within `separation` of given places: the survey may hold an object twice."""
+    found, places = [], places_of(given)
     if separation and len(places[0]):
         for table in replace(shards, columns=["ra", "dec", "score"]):
             found += table["row"].to_numpy()[near(table, places, separation)[0]].tolist()
     return found
 
 
-def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> np.ndarray:
+def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> tuple[np.ndarray, pyarrow.Table]:
     """
-    Embeddings of files by the model of the survey, in float16 as there.
+    Embeddings of files by the model of the survey, in float16 as there; and `ra` and `dec` by their headers.
 
     Raises:
         [`InputError`]: the model is not what it was; or a file cannot be scored.
@@ -242,7 +251,31 @@ def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> np
         raise InputError(
             f"{scored['model']} is not the model of the scores ({', '.join(changed)}): score again into another folder"
         )
-    crops = [one for batch in source.batches(0, len(files), scorer.asked, scorer.batch_size) for one in batch.crops]
+    batches = list(source.batches(0, len(files), scorer.asked, scorer.batch_size))
+    crops = [one for batch in batches for one in batch.crops]
     if faults := [one for one in crops if isinstance(one, str)]:
         raise InputError(faults[0])
-    return np.concatenate([one.embeddings for one in scorer.score(crops)])
+    _warn_of_silence(source, scorer.asked)
+    places = pyarrow.concat_tables(
+        pyarrow.table({name: batch.columns[name] for name in ("ra", "dec")}) for batch in batches
+    )
+    return np.concatenate([one.embeddings for one in scorer.score(crops)]), places
+
+
+def _warn_of_silence(source: FileInput, asked: Asked) -> None:
+    """Say what files leave open that the model needs."""
+    (preparation,) = asked.preparations
+    silent: dict[str, list[str]] = {}
+    for raw, name in source.sample(len(source), asked):
+        for fact in ("bands", "pixel scale"):
+            if fact not in facts_of(raw) and not (fact == "bands" and raw.display):
+                silent.setdefault(fact, []).append(name)
+    for fact, keyword in (("bands", "BANDS"), ("pixel scale", "PIXSCALE")):
+        value = preparation.cutouts.get(fact.replace(" ", "_"))
+        if value and fact in silent:
+            taken = " ".join(value) if fact == "bands" else f"{value:.4g}"
+            others = f" and {len(silent[fact]) - 1} more files" if len(silent[fact]) > 1 else ""
+            logger.warning(
+                f"{silent[fact][0]}{others} without {fact}: taken as {taken}; if that is wrong, write {keyword} into "
+                "the FITS header"
+            )
