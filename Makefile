@@ -1,6 +1,7 @@
 # make demo   the main job, from simulated cutouts to a published-style model
 # make space  the page that scores cutouts in a browser, with the demo's model, on this machine
-# make publish   the models of model_cards/ on the Hub, under your account; first as a dry run into published/
+# make publish   the models of model_cards/ on the Hub, under your account; make publish-dry writes them to published/
+#             alone, to look at
 # make test   the tests, on up to four cores; make test-slow the ones that take minutes,
 #             make test-gpu the ones that need a GPU
 # Every target sets up what it needs in .venv.
@@ -11,7 +12,7 @@ INSTALLED := .venv/installed
 SPACE_INSTALLED := .venv/installed-space
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo space publish test test-slow test-gpu quality style clean
+.PHONY: demo space publish-dry publish test test-slow test-gpu quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -19,8 +20,10 @@ demo: $(INSTALLED)
 space: $(SPACE_INSTALLED)
 	$(BIN)/lens-ssl space demo/space
 
-publish: $(INSTALLED)
+publish-dry: $(INSTALLED)
 	$(BIN)/lens-ssl push --all --dry_run published
+
+publish: publish-dry
 	$(BIN)/lens-ssl push --all
 
 test: $(INSTALLED)

@@ -213,15 +213,23 @@ def summary_table() -> str:
     """A few ROC AUCs of the studies on simulated and on real cutouts, side by side."""
     lines = [["cutouts", "labels", *SUMMARY_METHODS.values()], ["---"] * (2 + len(SUMMARY_METHODS))]
     note = "ROC AUC with 95 % intervals, and seeds x label subsets. Round brackets: over the test set alone."
+    steps, equal_compute = set(), ""
     for study, (title, ssl, budgets) in SUMMARY_ROWS.items():
         results = json.loads((RESULTS / study / "results.json").read_text())
         if version := results["data"].get("simulator_version"):
             note += f" {title.split('; ')[-1]}: simulator version {version}."
+        steps |= {one["settings"]["steps"] for one in results["finetuning"] if one["method"] in (ssl, "supervised")}
         for budget in budgets:
             found = {row["method"]: row for row in results["rows"] if row["labels"] == budget}
+            if gain := found[ssl]["roc_auc"]["minus"].get("supervised-long"):
+                equal_compute += (
+                    f" At equal compute, on the same {budget} labels, {title.split('; ')[-1]}, fine-tuned, has "
+                )
+                equal_compute += f"{format_interval(gain, signed=True)} compared with the ViT from scratch."
             labels = f"all ({found['supervised']['num_labels']:,})" if budget == "all" else budget
             lines.append([title, labels, *(_auc(found.get(method.format(ssl))) for method in SUMMARY_METHODS)])
-    return f"{as_markdown(lines)}\n\n{note}"
+    note += f" Fine-tunings have {', '.join(f'{one:,}' for one in sorted(steps))} steps, and more at equal compute."
+    return f"{as_markdown(lines)}\n\n{note}{equal_compute}"
 
 
 def _auc(row: dict | None) -> str:

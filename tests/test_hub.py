@@ -159,7 +159,7 @@ def test_every_model_of_a_folder_is_pushed(hub, runs, tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.split() == dry
     (tmp_path / "cards").rename(tmp_path / "model_cards")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", "push --all --dry_run published".split())  # as make publish does
+    monkeypatch.setattr(sys, "argv", "push --all --dry_run published".split())  # as make publish-dry does
     main_of_push()
     assert capsys.readouterr().out.split() == [f"published/{Path(name).name}" for name in dry]
     with pytest.raises(InputError, match=r"holds no model: give a folder of folders that lens-ssl export wrote"):
