@@ -166,3 +166,28 @@ def test_a_licence_of_ours_is_said_of_our_weights_alone(tuned):
     run = tuned[2]
     assert render_card(CardFacts.from_run(run, "a")).data.license is None
     assert render_card(CardFacts.from_run(run, "a", license="cc-by-nc-4.0")).data.license == "cc-by-nc-4.0"
+
+
+def test_a_model_of_ours_keeps_its_patches(tuned, tiny_cutouts, tmp_path):
+    """Theirs are recorded; a run of an earlier version, which recorded what was given, goes on."""
+    _, init, ours = tuned
+    with pytest.raises(InputError, match="run has patches of 8 pixels, not 4: give --patch_size 8"):
+        finetune(tiny_cutouts, tmp_path / "run", init=ours, patch_size=4, **SETTINGS)
+    small = finetune(tiny_cutouts, tmp_path / "small", init=init, patch_size=4, **SETTINGS)
+    for given in ({}, {"patch_size": 4}):
+        run, settings = tmp_path / f"run{len(given)}", {**SETTINGS, "init": small, "resume": "auto"}
+        finetune(tiny_cutouts, run, **settings, **given)
+        assert json.loads((run / "model" / "config.json").read_text())["patch_size"] == 4
+        facts = json.loads((run / "run.json").read_text())
+        assert facts["arguments"]["patch_size"] == 4
+        finetune(tiny_cutouts, run, **settings)
+        facts["arguments"]["patch_size"] = 8
+        del facts["seconds"]
+        (run / "run.json").write_text(json.dumps(facts))
+        finetune(tiny_cutouts, run, **settings, **given)
+        assert "seconds" in json.loads((run / "run.json").read_text())
+    with pytest.raises(InputError, match="small has patches of 4 pixels, not 16: give --patch_size 4"):
+        finetune(tiny_cutouts, run, patch_size=16, **settings)
+    # somebody else's has what is given
+    with pytest.raises(InputError, match=r"begun otherwise \(.*patch_size is 8, was 4"):
+        finetune(tiny_cutouts, small, init=init, resume="auto", **SETTINGS)

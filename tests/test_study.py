@@ -245,6 +245,7 @@ def test_a_cell_is_taken_by_one_process_only(tiny_cutouts, tmp_path):
 def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path):
     splits, info = tiny_cutouts
     without_test = {name: split for name, split in splits.items() if name != "test"}, info
+    continued = {"methods": ["ibot-continued"], "pretraining": {"ibot-continued": TINY_DINO}}
     for change, message in (
         ({"methods": ["supervised", "byol"]}, "methods has 'byol'"),
         ({"labels": ["1k"]}, "labels must be a positive number or all"),
@@ -252,7 +253,7 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
         ({"seeds": 0}, "seeds must be positive"),
         ({"methods": ["supervised-long"]}, "add a self-supervised method"),
         ({"methods": ["ibot-continued"]}, "give earlier_study"),
-        ({"methods": ["ibot-continued"], "earlier_study": tmp_path / "none"}, "none/pretrainings/ibot-vitt8-seed0"),
+        (continued | {"earlier_study": tmp_path / "none"}, "none/pretrainings/ibot-vitt8-seed0"),
         ({"finetuning": {"all": {"stesp": 3}}}, "unknown setting 'stesp'"),
         ({"cutouts": without_test}, "no test split"),
     ):
@@ -275,6 +276,49 @@ def test_mistakes_are_refused_before_anything_is_trained(tiny_cutouts, tmp_path)
     (tmp_path / "cells" / "cnn-seed0-labels16-subset0" / "cell.json").write_text("{")
     with pytest.raises(InputError, match=r"cell\.json cannot be read"):
         make_study(tiny_cutouts, tmp_path, methods=["cnn"], subsets=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "settings", "message"),
+    [
+        ("pretraining", "dino", {"patch_size": 4}, "dino has patch_size 4, the fine-tuning of supervised 8: leave it"),
+        ("finetuning", "dino", {"patch_size": 4}, "dino has patch_size 4, the pretraining of dino 8: leave it out"),
+        ("pretraining", "dino", {"crop_size": 24}, "dino has crop_size 24, the fine-tuning of supervised 16: give --"),
+        ("finetuning", "cnn", {"crop_size": 24}, "of cnn has crop_size 24, the pretraining of dino 16: give --"),
+        ("pretraining", "dino", {"init": "x"}, "has init, .*: choose a -continued method and give earlier_study"),
+        ("finetuning", "supervised", {"init": "x"}, "has init, .*: choose a -continued method and give earlier_study"),
+        ("pretraining", "dino", {"seed": 1}, "the pretraining of dino has seed, .*: give seeds"),
+        ("finetuning", "all", {"seed": 1}, "the fine-tuning of all has seed, .*: give seeds"),
+        ("finetuning", "all", {"subset_seed": 1}, "the fine-tuning of all has subset_seed, .*: give subsets"),
+        ("finetuning", "all", {"labels": "32"}, "the fine-tuning of all has labels, .*: choose labels"),
+        ("pretraining", "dino", {"backbone": "vits8"}, "the pretraining of dino has backbone, .*: choose backbones"),
+        ("pretraining", "dino", {"method": "ibot"}, "the pretraining of dino has method, .*: choose methods"),
+        ("pretraining", "dino", {"output_dir": "x"}, "the pretraining of dino has output_dir, .*: leave it out"),
+        ("pretraining", "dino", {"resume": "never"}, "the pretraining of dino has resume, .*: leave it out"),
+        ("pretraining", "dino", {"stop_on_collapse": True}, "of dino has stop_on_collapse, .*: leave it out"),
+    ],
+)
+def test_settings_that_make_cells_incomparable_are_refused(kind, method, settings, message, tiny_cutouts, tmp_path):
+    given = {"pretraining": {"dino": TINY_DINO}, "finetuning": {"all": TINY_STEPS}}
+    given[kind] = given[kind] | {method: given[kind].get(method, {}) | settings}
+    with pytest.raises(InputError, match=message):
+        make_study(tiny_cutouts, tmp_path, ("supervised", "dino", "cnn", "profiles"), **given)
+
+
+def test_all_vits_may_have_other_patches_which_are_recorded(tiny_cutouts, tmp_path):
+    patches = {"patch_size": 4}
+    given = {"pretraining": {"dino": TINY_DINO | patches}, "finetuning": {"all": TINY_STEPS | patches}, "subsets": 1}
+    study = make_study(tiny_cutouts, tmp_path, ("supervised", "dino"), **given)
+    study.run()
+    assert not study.failures
+    found = {}
+    for path in tmp_path.glob("*/*/model/config.json"):
+        config, cell, run = (
+            json.loads(one.read_text()) for one in (path, path.parents[1] / "cell.json", path.parents[1] / "run.json")
+        )
+        records = cell["settings"]["patch_size"], run["arguments"]["patch_size"]
+        found[cell["method"], cell["labels"]] = config.get("backbone_config", config)["patch_size"], *records
+    assert found == dict.fromkeys([("dino", "none"), ("dino", "16"), ("supervised", "16")], (4, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -364,6 +408,30 @@ def test_the_long_baseline_costs_as_much_as_a_pretraining_and_a_finetuning(tiny_
     dearer = {"ibot": {**TINY_DINO, "epochs": 2}}
     with pytest.raises(InputError, match=r"labels16-subset0 was given the compute of a cheaper pretraining"):
         make_study(tiny_cutouts, tmp_path, methods=["ibot"], pretraining=dearer)
+
+
+def test_the_long_baseline_pays_for_full_batches_alone(tiny_cutouts, tmp_path):
+    """Of 96 images a pretraining in batches of 50 sees 50; earlier versions counted 96, and their cells stay."""
+    methods, settings = ["supervised-long", "dino"], {"dino": TINY_DINO | {"batch_size": 50, "epochs": 10}}
+
+    def study():
+        return make_study(tiny_cutouts, tmp_path, methods, subsets=1, pretraining=settings)
+
+    plan, cell = study(), Cell("supervised-long", "vitt8", "16", 0, 0)
+    per_image, per_step = 3 * (2 * 5 + 4 * 2) + 2 * 5, 3 * 5 * 16
+    assert plan.cost(Cell("dino", "vitt8", "none", 0, 0)) == 10 * 50 * per_image
+    steps = {number: 1 + round(10 * number * per_image / per_step) for number in (50, 96)}
+    assert plan.settings(cell).steps == steps[50]
+    record = {"method": "supervised-long", "backbone": "vitt8", "labels": "16", "seed": 0, "subset": 0, "fold": None}
+    path = plan.directory(cell) / "cell.json"
+    path.parent.mkdir(parents=True)
+    for made in range(steps[50] - 1, steps[96] + 2):
+        path.write_text(json.dumps(record | {"settings": plan.recorded(cell) | {"steps": made}}))
+        if made in steps.values():
+            study()
+            continue
+        with pytest.raises(InputError, match=f"made with steps {made}, now {steps[50]}"):
+            study()
 
 
 def write_cell(folder, method, seed, subset, scores, labels, fold=None, groups=None):

@@ -211,6 +211,18 @@ def load_encoder_for(source: str | os.PathLike, image_size: int, bands: list[str
     return resample(encoder, image_size, encoder.config.patch_size)
 
 
+def check_patches(config: PreTrainedConfig, patch_size: int, source: str | os.PathLike) -> None:
+    """
+    Raises:
+        [`InputError`]: the model of this configuration, which is that of `source`, has other patches.
+    """
+    if config.patch_size != patch_size:
+        raise InputError(
+            f"{source} has patches of {config.patch_size} pixels, not {patch_size}: "
+            f"give --patch_size {config.patch_size}"
+        )
+
+
 def _forget_dropout(config: PreTrainedConfig, source: str | os.PathLike) -> None:
     """Set dropout and stochastic depth to 0: a training that goes on would draw other masks than without a stop."""
     chances = {

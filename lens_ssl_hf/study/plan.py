@@ -34,6 +34,18 @@ from .methods import METHODS, PRETRAINED
 
 # Settings that do not change what a cell is.
 _FREE = ("output_dir", "init", "resume", "report_to", "stop_on_collapse")
+# Settings that a study chooses for each cell by itself, and what to give in their place.
+_CHOSEN = {
+    "method": "choose methods",
+    "backbone": "choose backbones",
+    "labels": "choose labels",
+    "seed": "give seeds, their number",
+    "subset_seed": "give subsets, their number",
+    "init": "choose a -continued method and give earlier_study",
+    "output_dir": "leave it out",
+    "resume": "leave it out",
+    "stop_on_collapse": "leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -111,14 +123,16 @@ class Plan:
         subsets (`int`): label subsets per budget; `"all"` has the same number of fine-tunings on one set.
         pretraining (`Mapping[str, Mapping]`): settings by method, over its recipe.
         finetuning (`Mapping[str, Mapping]`):
-            settings by method, `"all"` for every one of them.
+            settings by method, `"all"` for every one of them. Crops, and the patches of ViTs, are the same in all
+            cells.
         earlier_study (`Path`, *optional*):
             directory of a study without folds on other cutouts (simulated ones, say), from whose pretrainings of the
             same method, backbone and seed those of the `-continued` methods go on.
 
     Raises:
-        [`InputError`]: an unknown method or backbone, no seeds, a split or a class that is missing, a budget that is
-            too large, or `output_dir` holds cells of other cutouts or settings, or a report instead of cells.
+        [`InputError`]: an unknown method or backbone, no seeds, settings with which methods cannot be compared, a
+            split or a class that is missing, a budget that is too large, or `output_dir` holds cells of other cutouts
+            or settings, or a report instead of cells.
     """
 
     cutouts: Mapping[int | None, Any]
@@ -141,6 +155,7 @@ class Plan:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}")
         self.methods, self.backbones = (list(dict.fromkeys(names)) for names in (self.methods, self.backbones))
+        self._check_chosen()
         self.output_dir = Path(self.output_dir)
         if (self.output_dir / CELLS).is_file() and not (self.output_dir / "cells").is_dir():
             raise InputError(
@@ -155,9 +170,45 @@ class Plan:
             for budget in self.labels:
                 label_subset(train.labels, str(budget), seed=0)
         self._pretrained = self._pretrainings_there()
+        self._check_common()
         for cell in self.cells():
             self._check_done(cell) if self.is_done(cell) else self._check_open(cell)
         self._check_equal_compute()
+
+    def _check_chosen(self) -> None:
+        """Refuse settings that would be overwritten, or have a cell begin from weights that its name does not tell."""
+        for kind, given in (("pretraining", self.pretraining), ("fine-tuning", self.finetuning)):
+            for method, name in ((method, name) for method, settings in (given or {}).items() for name in settings):
+                if name in _CHOSEN:
+                    raise InputError(
+                        f"the {kind} of {method} has {name}, which a study chooses for each cell: {_CHOSEN[name]}"
+                    )
+
+    def _check_common(self) -> None:
+        """Refuse other crops or patches of one method: it would see another field, or be no ViT of that name."""
+        cells: dict[str, Cell] = {}  # one of each kind; a linear probe has what its pretraining has
+        for cell in self.cells():
+            kind = "pretraining" if cell.is_pretraining else "fine-tuning" if cell.is_trained else "regression"
+            if cell.is_trained or cell.pretraining is None:
+                cells.setdefault(f"the {kind} of {cell.method}", cell)
+        crops = {kind: self.crop_size(cell) for kind, cell in cells.items()}
+        patches = {kind: self.settings(cell).patch_size for kind, cell in cells.items() if cell.backbone}
+        for name, found, fix in (
+            ("crop_size", crops, "give --crop_size, which holds for all methods"),
+            ("patch_size", patches, "leave it out, or give all ViTs the same"),
+        ):
+            values = list(found.values())
+            if len(set(values)) > 1:  # told of the rarest that was given
+                odd = min(found, key=lambda kind: (name not in self._given(cells[kind]), values.count(found[kind])))
+                other = next(kind for kind in found if found[kind] != found[odd])
+                raise InputError(f"{odd} has {name} {found[odd]}, {other} {found[other]}: {fix}")
+
+    def _given(self, cell: Cell) -> dict[str, Any]:
+        """The settings that were given for a cell."""
+        if cell.is_pretraining:
+            return dict((self.pretraining or {}).get(cell.method, {}))
+        given = self.finetuning or {}
+        return {**given.get("all", {}), **(given.get(cell.method, {}) if cell.is_trained else {})}
 
     def _pretrainings_there(self) -> dict[Cell, PretrainArguments]:
         """The finished pretrainings in `output_dir`, those of earlier commands too, with what they were made with."""
@@ -202,6 +253,8 @@ class Plan:
         kind = PretrainArguments if cell.is_pretraining else FinetuneArguments
         made, wanted = as_begun(kind, record["settings"]), self.recorded(cell)
         wanted |= FORMER_OPTIONS if wanted else {}
+        if cell.method == "supervised-long" and made["steps"] == self.settings(cell, formerly=True).steps:
+            wanted["steps"] = made["steps"]
         checked = [n for n in wanted if n not in _FREE and not makes_no_difference(n, cell.ssl_method)]
         differs = [f"{n} {made[n]}, now {wanted[n]}" for n in checked if made[n] != wanted[n]]
         if cell.is_continued and cell.is_pretraining and (Path(arguments.init) / "run.json").is_file():
@@ -256,7 +309,7 @@ class Plan:
         source = cell if cell.is_trained else cell.pretraining
         arguments = self.settings(source) if source else None
         if arguments is None:
-            return (self.finetuning or {}).get("all", {}).get("crop_size", FinetuneArguments.crop_size)
+            return self._given(cell).get("crop_size", FinetuneArguments.crop_size)
         return arguments.crop_size
 
     def recorded(self, cell: Cell) -> dict[str, Any]:
@@ -266,13 +319,13 @@ class Plan:
             return asdict(arguments)
         return {"crop_size": self.crop_size(cell)} if cell.method == "profiles" else {}
 
-    def settings(self, cell: Cell) -> PretrainArguments | FinetuneArguments | None:
-        """The arguments of a cell's training; `None` for a logistic regression."""
+    def settings(self, cell: Cell, formerly: bool = False) -> PretrainArguments | FinetuneArguments | None:
+        """The arguments of a cell's training, or those that it `formerly` had; `None` for a logistic regression."""
         if not cell.is_trained:
             return None
         where = {"output_dir": str(self.directory(cell)), "resume": "auto"}
         if cell.is_pretraining:
-            settings = {**recipe(cell.ssl_method), **(self.pretraining or {}).get(cell.method, {})}
+            settings = {**recipe(cell.ssl_method), **self._given(cell)}
             # A collapse is a result: it is logged, and its features are measured.
             settings |= {"stop_on_collapse": False}
             where |= {"method": cell.ssl_method, "backbone": cell.backbone, "seed": cell.seed}
@@ -282,38 +335,42 @@ class Plan:
                 earlier = Cell(cell.ssl_method, cell.backbone, "none", cell.seed, 0)
                 where["init"] = str(Path(self.earlier_study) / "pretrainings" / earlier.name)
             arguments = make_arguments(PretrainArguments, {**settings, **where})
-            arguments.settle_momentum(arguments.epochs * (self._num_images(cell) // arguments.batch_size))
+            arguments.settle_momentum(self._num_steps(cell, arguments))
             return arguments
-        given = self.finetuning or {}
-        settings = {**given.get("all", {}), **given.get(cell.method, {})}
+        settings = self._given(cell)
         where |= {"labels": cell.labels, "subset_seed": cell.subset, "seed": 1000 * cell.seed + cell.subset}
         where |= {"backbone": cell.backbone or "cnn"}
         if cell.pretraining is not None:
             where["init"] = str(self.directory(cell.pretraining))
         arguments = make_arguments(FinetuneArguments, {**settings, **where})
         if cell.method == "supervised-long":
-            arguments.steps = self._steps_of_equal_compute(cell, arguments)
+            arguments.steps = self._steps_of_equal_compute(cell, arguments, formerly)
         return arguments
 
-    def _steps_of_equal_compute(self, cell: Cell, arguments: FinetuneArguments) -> int:
+    def _steps_of_equal_compute(self, cell: Cell, arguments: FinetuneArguments, formerly: bool) -> int:
         """
         Fine-tuning steps that cost as many passes of tokens through the ViT as the dearest pretraining and one; of a
         continued one what this study adds.
         """
-        rivals = self._rivals(cell)
+        rivals = self._rivals(cell, formerly)
         if not rivals:
             raise InputError("supervised-long is given the compute of a pretraining: add a self-supervised method")
         return arguments.steps + round(max(rivals) / (self.cost(cell, arguments) / arguments.steps))
 
-    def _rivals(self, cell: Cell) -> list[float]:
+    def _rivals(self, cell: Cell, formerly: bool = False) -> list[float]:
         """The costs of the pretrainings that a cell is compared with, those of earlier commands among them."""
         planned = {Cell(m, cell.backbone, "all", cell.seed, 0, cell.fold).pretraining for m in self.methods} - {None}
         place = cell.backbone, cell.seed, cell.fold
         there = {one: a for one, a in self._pretrained.items() if (one.backbone, one.seed, one.fold) == place}
-        return [self.cost(one, there.get(one)) for one in planned | there.keys()]
+        return [self.cost(one, there.get(one), formerly) for one in planned | there.keys()]
 
-    def cost(self, cell: Cell, arguments: PretrainArguments | FinetuneArguments | None = None) -> float:
-        """Passes of tokens through the ViT, forward as 1 and backward as 2."""
+    def cost(
+        self, cell: Cell, arguments: PretrainArguments | FinetuneArguments | None = None, formerly: bool = False
+    ) -> float:
+        """
+        Passes of tokens through the ViT, forward as 1 and backward as 2. A pretraining leaves out the incomplete batch
+        of an epoch, which earlier versions counted, too.
+        """
         arguments = arguments or self.settings(cell)
         if arguments is None:
             return 0.0
@@ -325,10 +382,15 @@ class Plan:
         if cell.ssl_method != "simsiam":
             student += arguments.num_local_views * _tokens(arguments.local_size, arguments.patch_size)
         teacher = 0 if cell.ssl_method == "simsiam" else 2 * tokens
-        return float((3 * student + teacher) * self._num_images(cell) * arguments.epochs)
+        seen = self._num_steps(cell, arguments) * arguments.batch_size
+        seen = arguments.epochs * self._num_images(cell) if formerly else seen
+        return float((3 * student + teacher) * seen)
+
+    def _num_steps(self, cell: Cell, arguments: PretrainArguments) -> int:
+        return arguments.epochs * (self._num_images(cell) // arguments.batch_size)
 
     def _num_images(self, cell: Cell) -> int:
-        """How many cutouts a pretraining sees in an epoch."""
+        """How many cutouts a pretraining draws from."""
         splits, _ = self.data[cell.fold]
         return sum(len(splits[name]) for name in ("train", "unlabelled") if name in splits)
 

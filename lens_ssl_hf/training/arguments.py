@@ -157,7 +157,9 @@ class FinetuneArguments(ViewArguments):
     output_dir: str = _option("runs/finetune", "The run directory to write.")
     init: str = _option("scratch", "A run, an exported folder, the Hub id of a ViT, DINOv2 or I-JEPA, or scratch.")
     backbone: str = _option("vits8", "vitt8, vits8, vitb8, or cnn, a small one (only for --init scratch).")
-    patch_size: int = _option(8, "Side of a patch in pixels (for --init scratch or an id of the Hub).")
+    patch_size: int = _option(
+        8, "Side of a patch in pixels (for --init scratch, or an id or a folder of somebody else's model)."
+    )
     labels: str = _option("all", "Number of labelled training images, or all: nested, stratified, seeded subsets.")
     subset_seed: int | None = _option(None, "Seed of the label subset; defaults to seed.")
     extra_labels: list[str] | None = _option(None, "Tables of grades: these objects are trained on, too.")

@@ -32,13 +32,13 @@ from ..data.tensors import (
 from ..data.views import Counter, Views
 from ..errors import InputError, check_at_least
 from ..models import LensCnnConfig, backbone_config
-from ..models.backbones import backbone_name, check_bands, load_encoder_for
+from ..models.backbones import backbone_name, check_bands, check_patches, load_encoder_for
 from ..models.heads import over_processes
 from ..models.loading import load_classifier, read_config
 from .accelerator import make_accelerator
 from .arguments import FinetuneArguments, make_arguments
 from .monitors import accuracy, roc_auc
-from .run_directory import origin, pixel_hashes, read_trained_on
+from .run_directory import origin, pixel_hashes, read_run, read_trained_on
 from .schedules import cosine
 from .trainer import Batch, Number, Task, train
 
@@ -254,14 +254,28 @@ def _make_classifier(
 
 def _load_init(arguments: FinetuneArguments, bands: list[str]) -> PreTrainedModel:
     """The encoder, or the CNN, that `init` names."""
-    if read_config(arguments.init).model_type != LensCnnConfig.model_type:
-        return load_encoder_for(arguments.init, arguments.crop_size, bands, arguments.patch_size)
+    config = read_config(arguments.init)
+    if config.model_type != LensCnnConfig.model_type:
+        encoder = load_encoder_for(arguments.init, arguments.crop_size, bands, arguments.patch_size)
+        if getattr(config, "cutouts", None) is not None:  # a model of this package keeps its patches
+            _settle_patch_size(arguments, encoder)
+        return encoder
     if arguments.linear_probe:
         raise InputError(f"{arguments.init} is a CNN, whose features are not probed: leave linear_probe out")
     model, _ = load_classifier(arguments.init)
     check_bands(model.config, bands, arguments.init)
     model.config.image_size = arguments.crop_size
     return model
+
+
+def _settle_patch_size(arguments: FinetuneArguments, encoder: PreTrainedModel) -> None:
+    """Record the patch size of a model where another one was not asked for, or what the run recorded that goes on."""
+    if arguments.patch_size != FinetuneArguments.patch_size:
+        check_patches(encoder.config, arguments.patch_size, arguments.init)
+    arguments.patch_size = encoder.config.patch_size
+    if arguments.resume == "auto" and (Path(arguments.output_dir) / "run.json").is_file():
+        begun = read_run(arguments.output_dir)["arguments"]  # earlier versions recorded what was given
+        arguments.patch_size = begun.get("patch_size", arguments.patch_size)
 
 
 def parameter_groups(

@@ -20,7 +20,7 @@ from ..data.tensors import center_crop, channel_statistics, normalise, read_spli
 from ..data.views import Counter, Views
 from ..errors import InputError
 from ..models import METHODS, backbone_config
-from ..models.backbones import backbone_name, extract_cls, load_encoder_for
+from ..models.backbones import backbone_name, check_patches, extract_cls, load_encoder_for
 from .accelerator import make_accelerator
 from .arguments import PretrainArguments, as_begun, make_arguments, recipe
 from .faults import check_outputs
@@ -188,11 +188,7 @@ def _make_model(
     else:
         config, ours = encoder.config.to_dict(), ("cutouts", "init_method")
         backbone = ViTConfig(**{name: value for name, value in config.items() if name not in ours})
-        if backbone.patch_size != arguments.patch_size:
-            raise InputError(
-                f"{arguments.init} has patches of {backbone.patch_size} pixels, not {arguments.patch_size}: "
-                f"give --patch_size {backbone.patch_size}"
-            )
+        check_patches(backbone, arguments.patch_size, arguments.init)
     names = ("projection_size", "prediction_hidden_size") if arguments.method == "simsiam" else (
         "head_hidden_size", "head_bottleneck_size", "num_prototypes", "student_temperature", "centre_momentum"
     )  # fmt: skip
