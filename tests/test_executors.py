@@ -70,6 +70,8 @@ def test_a_shard_that_was_removed_is_made_again_whatever_datatrove_remembers():
         ),
         ("--executor ray", "ray", "needs ray, which is not installed: pip install ray"),
         ("--executor slurm --slurm_options partition=main", None, "Slurm needs a partition and a time limit"),
+        ("--executor slurm --slurm_options partition=a time=1 mem=32G", None, "no mem beside .* give mem-per-cpu=4G"),
+        ("--executor slurm --slurm_options partition=a time=1 mem-per-gpu=9G", None, "no mem-per-gpu .* mem-per-cpu"),
         ("--executor local --slurm_options time=1", None, "slurm_options has no meaning for the executor local"),
         ("--executor local --workers 0", None, "workers is 0: give at least 1"),
         ("--executor local --tasks 2 --task 1", None, "the executor runs every task: leave task out"),
@@ -86,6 +88,20 @@ def test_what_cannot_be_run_ends_in_one_sentence(words, missing, match, monkeypa
     assert stopped.value.code == 2 and not Path("scores").exists()
     with pytest.raises(InputError, match=match):
         raise InputError(capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_slurm_is_asked_for_the_memory_that_is_given(monkeypatch):
+    """By the script that sbatch gets; the last job, which sums up statistics, has its own."""
+    Path("bin").mkdir()
+    Path("bin/sbatch").write_text('#!/bin/sh\nfor last; do :; done\ncat "$last" >> asked\necho Submitted 1\n')
+    Path("bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:{os.environ['PATH']}")
+    options = {"partition": "main", "time": "10"}
+    for given, memory in ({}, "2G"), ({"mem-per-cpu": "4G"}, "4G"):
+        score_with("slurm", "run", "shards", "scores", slurm_options=options | given, **OPTIONS)
+        lines = Path("asked").read_text().splitlines()
+        assert [line for line in lines if "mem" in line] == [f"#SBATCH --mem-per-cpu={one}" for one in (memory, "1G")]
+        Path("asked").unlink()
 
 
 def test_logs_that_cannot_be_written_end_in_one_sentence():

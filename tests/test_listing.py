@@ -195,6 +195,47 @@ def test_dialects_of_csv(start, delimiter, end):
 
 
 @pytest.mark.parametrize(
+    ("start", "delimiter"),
+    [
+        ("# made by TOPCAT\n", ","),
+        ("# made by TOPCAT, 2 columns, on a day, by me\n#\n\n# again\n", ","),
+        ("\ufeff# made, by\n", ";"),
+    ],
+)
+def test_comments_above_the_names_of_the_columns_are_passed_over(start, delimiter):
+    table = write_table(columns_of(20), "data/t.csv", delimiter, start)
+    assert read_table(table).values == read_table(write_table(columns_of(20), "data/u.csv")).values
+    with open(table, "a") as stream:
+        stream.write("20.npy\n")
+    line = start.count("\n") + 22
+    with pytest.raises(InputError, match=rf"t\.csv, line {line} has 1 cell where the header has 2"):
+        load(table)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("#id,file\n7,a.npy\n", {"#id": ["7"], "file": ["a.npy"]}),
+        ("# made by hand\n#id,file\n7,a.npy\n", {"#id": ["7"], "file": ["a.npy"]}),
+        ("# by hand\n#id,note\n7,a|b|c\n", {"#id": ["7"], "note": ["a|b|c"]}),
+        ("#id\n7\n8\n", {"#id": ["7", "8"]}),
+        ("#id,file\n", {"#id": [], "file": []}),
+        ("id,file\n#7,a.npy\n", {"id": ["#7"], "file": ["a.npy"]}),
+    ],
+)
+def test_a_column_may_be_called_after_a_hash(text, expected):
+    Path("t.csv").write_text(text)
+    assert read_table(Path("t.csv")).values == expected
+
+
+@pytest.mark.parametrize("start", ["# file label split", "# by hand\n#file label\tsplit", "# file label split\n#"])
+def test_columns_separated_by_blanks_are_refused(start):
+    Path("t.csv").write_text(f"{start}\na.npy lens train\nb.npy nonlens train\n")
+    with pytest.raises(InputError, match=r"t\.csv has columns separated by blanks: save it as CSV or as \.ecsv"):
+        read_table(Path("t.csv"))
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("3.npy,1,", "t.csv, line 5 ends in a comma too many (3 cells where the header has 2): remove it"),
@@ -420,6 +461,51 @@ def test_bands_of_other_zero_points_are_scaled_to_the_first_of_those_that_are_wa
     assert [text.split("scaled to ")[1] for text in said] == (
         [f"{zero_point}, that of {info.bands[0]}"] if len(set(gains)) > 1 else []
     )
+
+
+def of_a_mosaic(i):
+    """Surface brightness, whose zero point follows the pixel scale, which a projection changes a little."""
+    return {"BUNIT": "nmgy/arcsec2", "PIXSCALE": 0.168 * (1 + 1e-5 * i), "BANDS": "gri"}
+
+
+def test_cutouts_of_one_mosaic_in_surface_brightness_have_one_zero_point():
+    table = write_fits_table(Path("data/t.csv"), of_a_mosaic)
+    data = load(table)
+    points = [22.5 - 5 * np.log10(0.168 * (1 + 1e-5 * i)) for i in range(20)]
+    info = cutout_info(data)
+    assert info.zero_point == pytest.approx(np.median(points), abs=1e-9) and np.ptp(points) > 3e-4
+    row = data["train"].with_format("numpy")[0]
+    number = int(row["id"].removesuffix(".fits"))
+    scaled = flux(number) * 10 ** (0.4 * (info.zero_point - points[number]))
+    np.testing.assert_allclose(row["pixels"], Stretch.from_dict(info.stretch).apply(scaled), atol=1e-4)
+    header, *rows = table.read_text().splitlines()
+    Path("data/u.csv").write_text("\n".join([header, *reversed(rows)]))
+    assert cutout_info(load("data/u.csv")).zero_point == info.zero_point
+
+
+@pytest.mark.parametrize(
+    ("last", "message"), [({"ZP_R": 26.996}, "26.996 to 27.004"), ({"ZP_R": 28.0, "ZP_G": 27.001}, "27 to 28")]
+)
+def test_zero_points_of_files_that_differ_are_refused_with_digits_that_tell_them_apart(last, message):
+    points = {"BANDS": "gri", "ZP_G": 27.0, "ZP_R": 27.004, "ZP_I": 26.0}
+    table = write_fits_table(Path("data/t.csv"), lambda i: points | (last if i == 19 else {}))
+    with pytest.raises(InputError, match=f"have zero points of {message}: scale them with zero_point"):
+        load(table)
+
+
+def test_files_that_state_the_zero_points_of_other_bands_are_named():
+    points = {"BANDS": "gri", "ZP_G": 27.0}
+    table = write_fits_table(Path("data/t.csv"), lambda i: points | ({"ZP_R": 27.0} if i else {}))
+    with pytest.raises(InputError, match=r"data/0\.fits states the zero point of some bands only: state it for all"):
+        load(table, bands=["g", "r"])
+
+
+@pytest.mark.parametrize(("of_r", "said"), [(27.0, []), (27.004, ["26.996 to 27.004: all are scaled to 26.996"])])
+def test_bands_whose_zero_points_hardly_differ_need_no_word(of_r, said, caplog):
+    points = {"BANDS": "gri", "ZP_G": 26.996, "ZP_R": of_r, "ZP_I": 27.0}
+    assert cutout_info(load(write_fits_table(Path("data/t.csv"), lambda i: points))).zero_point == 26.996
+    start, end = "the bands have zero points of ", ", that of g"
+    assert [text for text in caplog.messages if "zero points" in text] == [f"{start}{one}{end}" for one in said]
 
 
 def test_a_build_of_files_with_headers_by_an_earlier_version_is_not_taken_for_today_s(monkeypatch):

@@ -233,7 +233,7 @@ def write_positions(run):
 def test_known_lenses_are_found_with_their_ranks(run):
     places = write_positions(run)
     facts = rank("scores", "ranking", top=10, audit=COUNT, known="known.csv", separation=1.0)
-    assert facts["known"] == {"table": "known.csv", "lenses": 10, "scored": 9}
+    assert facts["known"] == {"table": "known.csv", "lenses": 10, "merged": 0, "scored": 9}
     scores = pyarrow.concat_tables([parquet.read_table(path) for path in sorted(Path("scores").glob("*.parquet"))])
     order = sorted(range(COUNT), key=lambda i: (-scores["logit"][i].as_py(), i))
     assert len(set(scores["logit"].to_pylist())) == 21
@@ -256,6 +256,26 @@ def test_known_lenses_are_found_with_their_ranks(run):
         assert row["known"] == ("10" if number == 50 else f"L{number}" if number % 4 == 0 and number < 32 else None)
     assert read_page()["rows"]["known"] == [row["known"] for row in listed]
     assert Image.open("ranking/known.png").width > 500
+
+
+def test_a_lens_that_the_table_names_several_times_counts_once(run, monkeypatch, capsys):
+    """Its rows are 0.8 arcsec apart, one behind the other; objects are at the last row, beyond it, and elsewhere."""
+    steps = [1.6, 2.4, 3600, 7200]
+    dec = [step / 3600 for step in steps] + [50.0] * (COUNT - len(steps))
+    write_scores(run, [f"o{i}" for i in range(COUNT)], ra=[10.0] * COUNT, dec=dec)
+    rows = [("first", 0), ("other", 3600), ("again", 0.8), ("third", 1.6), ("unseen", 9000), ("twice", 9000.5)]
+    Path("t.csv").write_text("name,ra,dec\n" + "".join(f"{name},10,{step / 3600}\n" for name, step in rows))
+    monkeypatch.setattr("sys.argv", "lens-ssl scores --output ranking --top 9 --known t.csv".split())
+    command.main()
+    said = "2 of 3 known lenses were scored (3 further rows of the table are at their places)\n"
+    assert said in capsys.readouterr().out
+    facts = json.loads(Path("ranking/ranking.json").read_text())
+    assert facts["known"] == {"table": "t.csv", "lenses": 3, "merged": 3, "scored": 2}
+    found = list(csv.DictReader(Path("ranking/known.csv").read_text().splitlines()))
+    assert {line["name"]: float(line["dec"]) for line in found} == {"first": 0, "other": 1}
+    listed = parquet.read_table("ranking/ranking.parquet").to_pylist()
+    assert {row["id"]: row["known"] for row in listed if row["known"]}.items() >= {"o2": "other"}.items()
+    assert {row["known"] for row in listed if row["id"] in ("o0", "o1")} == {"first"}
 
 
 def test_completeness_has_binomial_intervals():
@@ -304,7 +324,8 @@ def test_of_lenscat_the_confident_lenses_are_taken(run, monkeypatch, tmp_path):
         "J0011-0845,2.83435,-8.7643,-,galaxy,confident,https://x\nA,2.83435,-8.7643,-,galaxy,probable,https://x\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert rank("scores", "ranking", known="lenscat")["known"] == {"table": "lenscat", "lenses": 1, "scored": 1}
+    counts = {"lenses": 1, "merged": 0, "scored": 1}
+    assert rank("scores", "ranking", known="lenscat")["known"] == {"table": "lenscat", **counts}
 
 
 @pytest.fixture(scope="module")

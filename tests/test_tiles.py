@@ -483,6 +483,8 @@ def with_table(text):
             r"tiles 'elsewhere/\{band\}/\*.fits' fits no file of band g: correct it",
         ),
         (of_pattern("tiles/*.fits"), "fits no file: correct it"),
+        (of_pattern("tiles/"), r"tiles 'tiles/' fits the folder tiles: give .* such as 'sky/\{band\}/\*.fits'"),
+        (of_pattern("tiles/{band}"), r"tiles 'tiles/\{band\}' fits the folder tiles/g: give a pattern of files"),
         (lambda: of_pattern(PATTERN)() | {"bands": ["g", "r", "z"]}, "fits no file of band z: correct it"),
         (
             lambda: of_pattern("tiles/g/*.fits")() | {"bands": ["g"]},
@@ -528,6 +530,17 @@ def test_the_command_takes_tiles_and_ends_with_status_2(run, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", [*line, PATTERN])
     command.main()
     assert "2 of 2 cutouts scored, 0 flagged" in capsys.readouterr().out
+
+
+def test_a_quoted_tilde_is_the_home_and_stays_as_it_was_given(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    write_tiles(centres=CENTRES[:1])
+    table = write_positions([150.0, 150.001], [2.0, 2.0])
+    manifest = score(run, table, "scores", tiles=f"~/{PATTERN}")
+    assert manifest["counts"]["scored"] == 2 and manifest["options"]["tiles"] == f"~/{PATTERN}"
+    assert score(run, table, "scores", tiles=f"~/{PATTERN}") == manifest
+    rank("scores", "ranking")
+    assert Path("ranking/contact_sheet.png").is_file()
 
 
 def test_tiles_of_simulated_sky_hold_the_simulated_cutouts(monkeypatch):

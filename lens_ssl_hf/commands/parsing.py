@@ -71,6 +71,11 @@ def parse(
 
 
 def _refuse(message: str) -> NoReturn:
+    if lacking := re.match("argument (--[^:]+): expected .*one argument", message):
+        names = lacking[1].split("/")
+        given = ("=".join(two) for two in pairwise(sys.argv) if two[0] in names and re.match("-[^-]", two[1]))
+        if word := next(given, None):
+            message += f" (a value that begins with - is given as {word})"
     raise InputError(f"{message}: see --help")
 
 

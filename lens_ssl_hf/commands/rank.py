@@ -41,7 +41,8 @@ def main() -> None:
     found = rank(**asdict(arguments))
     print(f"{found['top']} candidates ({found['merged']} further rows at their places), {found['audit']} of the rest")
     if known := found.get("known"):
-        print(f"{known['scored']} of {known['lenses']} known lenses were scored")
+        merged = f" ({known['merged']} further rows of the table are at their places)" if known["merged"] else ""
+        print(f"{known['scored']} of {known['lenses']} known lenses were scored{merged}")
     if "graded" in found:
         print(f"{found['graded']} of the listed rows are graded already")
     for name in ("uncertain", "diverse"):

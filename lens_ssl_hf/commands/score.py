@@ -1,6 +1,6 @@
 """
-Score every cutout of a survey: P(lens) of each, in Parquet shards. A run that was killed goes on with the
-same command.
+Score every cutout of a survey: a score from 0 to 1 that ranks, and P(lens) where the model is calibrated
+(lens-ssl grade), in Parquet shards. A run that was killed goes on with the same command.
 
 ```bash
 lens-ssl score --model runs/dino-300 --input cutouts/ --output scores/

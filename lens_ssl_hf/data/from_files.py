@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_CROP = 32  # pixels that the models see by default: without a size, no smaller cutout sets that of all others
 MIN_SIZE = 8
+SAME_ZERO_POINT = 0.005  # mag; that of surface brightness differs by less among the cutouts of one mosaic
 FACTS_FILE = "understood.json"
 
 
@@ -298,26 +299,53 @@ def _common(
     if config.pixel_scale is None and scales and max(scales) > 1.01 * min(scales):
         span = f"{min(scales):.4g} to {max(scales):.4g} arcsec"
         raise InputError(f"the cutouts of {config.dataset} have pixels of {span}: resample them with pixel_scale")
-    per_file = {one.zero_points for one in found if any(point is not None for point in one.zero_points or ())}
-    points = [point for zero_points in per_file for point in zero_points if point is not None]
-    if config.zero_point is None and len(per_file) > 1:
-        span = f"{min(points):.4g} to {max(points):.4g}"
-        raise InputError(f"the cutouts of {config.dataset} have zero points of {span}: scale them with zero_point")
+    points = _zero_points(rows, found, config)
     _check_silent_files(rows, found, config)
     scale = config.pixel_scale or (float(np.median(scales)) if scales else None)
     return all(display), scale, _zero_point(points, bands, config)
 
 
-def _zero_point(points: list[float], bands: list[str] | None, config: "CutoutsConfig") -> float | None:
-    """What is asked for, or what the bands of every file state; where these differ the first, to scale all to it."""
+def _zero_points(rows: list[Row], found: list[RawCutout], config: "CutoutsConfig") -> list[list[float]]:
+    """What the files that state a zero point state, band by band; where none is asked for, that is the same in all."""
+    stated = [one.zero_points for one in found if _states_zero_point(one)]
+    points = [[point for point in band if point is not None] for band in zip(*stated)]
+    for band in points if config.zero_point is None else ():
+        if 0 < len(band) < len(stated):
+            row = next(row for row, one in zip(rows, found) if _states_zero_point(one) and None in one.zero_points)
+            raise InputError(f"{row.name} states the zero point of some bands only: state it for all, or for none")
+        if band and max(band) - min(band) > SAME_ZERO_POINT:
+            raise InputError(
+                f"the cutouts of {config.dataset} have zero points of {_span(band)}: scale them with zero_point"
+            )
+    return [band for band in points if band]
+
+
+def _states_zero_point(one: RawCutout) -> bool:
+    return any(point is not None for point in one.zero_points or ())
+
+
+def _zero_point(points: list[list[float]], bands: list[str] | None, config: "CutoutsConfig") -> float | None:
+    """
+    What is asked for, or what the bands of every file state, in the median of the files; where the bands differ that
+    of the first, to scale all to it.
+    """
     if config.zero_point is not None or not points:
         return config.zero_point
-    if max(points) > min(points):
-        if config.model or config.stretch == "none":
-            return None  # the model takes flux as it comes, or these are display units: nothing is scaled
-        span, band = f"{min(points):.4g} to {max(points):.4g}", bands[0] if bands else "the first"
-        logger.warning(f"the bands have zero points of {span}: all are scaled to {points[0]:.4g}, that of {band}")
-    return points[0]
+    if (config.model or config.stretch == "none") and len({point for band in points for point in band}) > 1:
+        return None  # the model takes flux as it comes, or these are display units: nothing is scaled
+    medians = [float(np.median(band)) for band in points]
+    if max(medians) - min(medians) > SAME_ZERO_POINT:
+        name = bands[0] if bands else "the first"
+        scaled = f"all are scaled to {medians[0]:.6g}, that of {name}"
+        logger.warning(f"the bands have zero points of {_span(medians)}: {scaled}")
+    return medians[0]
+
+
+def _span(values: list[float]) -> str:
+    """The least and the largest, with as many digits as tell them apart."""
+    ends = min(values), max(values)
+    texts = ([f"{end:.{digits}g}" for end in ends] for digits in range(4, 18))
+    return " to ".join(next(two for two in texts if len({*two}) == 2))
 
 
 def _stated(checked: list[_Checked]) -> dict[str, Any]:
@@ -345,7 +373,7 @@ def _check_silent_files(rows: list[Row], found: list[RawCutout], config: "Cutout
     if any(scales) and not all(scales):
         silent = f"{scales.count(False)} of {len(scales)} files"
         logger.warning(f"{silent} state no pixel scale: they are taken to have the others'")
-    points = [any(point is not None for point in one.zero_points or ()) for one in found]
+    points = [_states_zero_point(one) for one in found]
     if config.model and not all(one.display for one in found):
         for name, value, stated in (
             ("pixel scale", config.pixel_scale, scales),

@@ -93,8 +93,8 @@ class DataArguments:
 
     hdu: str | None = option(
         None,
-        "FITS: number or name of the image HDU, by default the first image; several as 'G,R,I' are stacked. HDF5: "
-        "path of the dataset with the pixels.",
+        "FITS: number or name of the image HDU, by default the one image with flux, or one image for each band; "
+        "several as 'G,R,I' are stacked. HDF5: path of the dataset with the pixels.",
     )
     file_pattern: str | None = option(
         None, "Several single-band files per object, such as '{id}_{band}.fits'; needs bands."

@@ -77,7 +77,8 @@ def score_with(
         tasks (`int`, *optional*, defaults to `1`): task i scores the shards whose number modulo `tasks` is i.
         workers (`int`, *optional*):
             Tasks that run at once; by default all, but of the local executor one per GPU, or per core without GPUs.
-        slurm_options (`Mapping[str, str]`, *optional*): options of sbatch; `partition` and `time` are needed.
+        slurm_options (`Mapping[str, str]`, *optional*):
+            Options of sbatch; `partition` and `time` are needed. Memory is given as `mem-per-cpu`.
 
     Returns:
         `dict`: the manifest; once all shards are done with `counts`. Slurm's tasks are submitted, not awaited.
@@ -129,6 +130,11 @@ def _check(executor: str, workers: int | None, slurm_options: Mapping[str, str])
         raise InputError(f"slurm_options has no meaning for the executor {executor}: leave it out")
     if executor == "slurm" and not {"partition", "time"} <= set(slurm_options):
         raise InputError("Slurm needs a partition and a time limit: add slurm_options partition=... time=...")
+    if refused := {"mem", "mem-per-gpu"} & set(slurm_options):
+        raise InputError(
+            f"sbatch takes no {min(refused)} beside the memory per core, which DataTrove always asks for: give "
+            "mem-per-cpu=4G or so in slurm_options instead"
+        )
 
 
 def _mark_done(marks: Path, done: list[bool], tasks: int) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 from matplotlib.ticker import PercentFormatter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from ..data.listing.table_files import read_table
 from ..data.listing.tables import find_column, read_position, refuse_rounded
@@ -17,7 +20,7 @@ from ..errors import InputError
 from ..evaluation.intervals import score_interval
 from ..evaluation.plots import COLOURS, new_figure, save_figure
 from ..quoting import in_spreadsheet
-from .places import near, places_of
+from .places import chord, near, places_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,24 +75,41 @@ def _lenscat_file() -> Path:
     return Path(spec.origin).parent / "data" / "catalog.csv"
 
 
+def with_lenses(known: pyarrow.Table, separation: float) -> pyarrow.Table:
+    """
+    With a column `lens`: the number of the first row of the same lens. Rows within `separation` (arcsec) of each other
+    are one lens, as catalogues name many twice; all places stay, since the object may be at any of them.
+    """
+    vectors = places_of(known)[1].cartesian.xyz.value.T
+    pairs = cKDTree(vectors).query_pairs(chord(separation), output_type="ndarray").T
+    graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), (len(known), len(known)))
+    _, lens = connected_components(graph, directed=False)
+    _, first = np.unique(lens, return_index=True)
+    return known.append_column("lens", pyarrow.array(first[lens]))
+
+
 def find_known(shards: Iterable[pyarrow.Table], known: pyarrow.Table, separation: float) -> pyarrow.Table:
     """
     The known lenses that were scored, by their `rank` among all scored rows. Of the rows within `separation` (arcsec)
     of a lens, each belonging to the nearest one, the best counts. The shards are read twice, one at a time.
+
+    Args:
+        shards (`Iterable[pyarrow.Table]`): the scored rows.
+        known (`pyarrow.Table`): what [`with_lenses`] returned; a lens has name and place of its first row.
     """
-    places = places_of(known)
+    places, lenses = places_of(known), known["lens"].to_numpy()
     best: dict[int, tuple[float, int, object, float]] = {}  # lens -> logit, minus the row, id, score
     for table in shards:
         at, which = near(table, places, separation)
         columns = (table[name].take(at).to_pylist() for name in ("logit", "row", "id", "score"))
-        for lens, logit, row, *rest in zip(which.tolist(), *columns):
+        for lens, logit, row, *rest in zip(lenses[which].tolist(), *columns):
             if lens not in best or (logit, -row) > best[lens][:2]:
                 best[lens] = (logit, -row, *rest)
     if not best:
         logger.warning(f"no scored row is within {separation:g} arcsec of a known lens: known.png is not drawn")
     logits, rows, ids, scores = zip(*best.values()) if best else ([], [], [], [])
     ranks = _ranks(shards, np.array(logits), -np.array(rows, int))
-    found = known.take(pyarrow.array(list(best), pyarrow.int64()))
+    found = known.drop_columns("lens").take(pyarrow.array(list(best), pyarrow.int64()))
     for name, values in (("id", ids), ("score", scores), ("rank", ranks)):
         found = found.append_column(name, pyarrow.array(values))
     return found.sort_by("rank")

@@ -14,6 +14,11 @@ def places_of(table: pyarrow.Table) -> Places:
     return known, SkyCoord(ra[known], dec[known], unit="deg")
 
 
+def chord(separation: float) -> float:
+    """Distance of unit vectors that are `separation` (arcsec) apart."""
+    return 2 * float(np.sin(np.radians(separation / 3600) / 2))
+
+
 def near(table: pyarrow.Table, others: Places, separation: float) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a table that are within `separation` (arcsec) of some of the others, and the nearest one of each."""
     known, places = places_of(table)

@@ -18,9 +18,9 @@ from ..errors import InputError, check_at_least
 from ..files import write_json, writing
 from . import manifest as manifests
 from .grades import grades_of, read_grades, spellings
-from .known import find_known, read_known, write_known
+from .known import find_known, read_known, with_lenses, write_known
 from .listed import draw
-from .places import near, places_of
+from .places import chord, near, places_of
 from .proposals import doubt, unlike
 from .ranking_tables import VIEWER, write_tables
 
@@ -116,7 +116,7 @@ def rank(
     check_target(output)
     if known and not separation:
         raise InputError("separation is 0: give one within which a row is a known lens, in arcsec")
-    lenses = read_known(known) if known else None
+    lenses = with_lenses(read_known(known), separation) if known else None
     manifest = manifests.read(scores)
     manifests.check_output(output, manifest["input"]["path"])
     shards = open_shards(scores, manifest)
@@ -128,7 +128,10 @@ def rank(
         left = _Left(shards, listed, separation, list(done), manifest["calibration"])
         return _propose(left, uncertain, diverse, seed)
 
-    settings = {} if lenses is None else {"known": {"table": str(known), "lenses": len(lenses)}}
+    settings = {}
+    if lenses is not None:
+        count = len(lenses["lens"].unique())
+        settings["known"] = {"table": str(known), "lenses": count, "merged": len(lenses) - count}
     return write_ranking(
         best,
         shards,
@@ -165,7 +168,7 @@ def write_ranking(
         best (`pyarrow.Table`), shards ([`Shards`]), manifest (`dict`): what was found, where, and made of what.
         output, separation, audit, seed: as [`rank`] has them.
         by (`str`, *optional*): the column that the contact sheet shows and is sorted by.
-        lenses (`pyarrow.Table`, *optional*): known ones, as [`read_known`] returns them.
+        lenses (`pyarrow.Table`, *optional*): known ones, as [`with_lenses`] returns them.
         propose (`Callable`, *optional*): from the listed rows to further ones, by the name of their sample.
         grades (`pandas.DataFrame`, *optional*): earlier ones, as [`read_grades`] returns them.
         settings: further ones for ranking.json.
@@ -259,11 +262,11 @@ def _unique(table: pyarrow.Table, separation: float) -> np.ndarray:
     is_kept = np.ones(len(table), bool)
     known, places = places_of(table)
     if separation > 0 and len(known) > 1:
-        vectors, chord = places.cartesian.xyz.value.T, 2 * np.sin(np.radians(separation / 3600) / 2)
+        vectors, reach = places.cartesian.xyz.value.T, chord(separation)
         tree = cKDTree(vectors)
         for i, row in enumerate(known):
             if is_kept[row]:  # of the others nobody asks, so that a crowd at one place is listed once
-                beside = known[tree.query_ball_point(vectors[i], chord)]
+                beside = known[tree.query_ball_point(vectors[i], reach)]
                 is_kept[beside[beside > row]] = False
     return np.flatnonzero(is_kept)
 
@@ -339,7 +342,7 @@ def _with_known(table: pyarrow.Table, lenses: pyarrow.Table, separation: float) 
     """With the names of the known lenses in column `known`."""
     names: list[str | None] = [None] * len(table)
     for row, lens in zip(*near(table, places_of(lenses), separation)):
-        names[row] = lenses["name"][int(lens)].as_py()
+        names[row] = lenses["name"][lenses["lens"][int(lens)].as_py()].as_py()
     place = table.column_names.index("viewer")
     return table.add_column(place, "known", pyarrow.array(names, pyarrow.string()))
 

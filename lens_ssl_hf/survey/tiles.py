@@ -2,6 +2,7 @@
 
 import glob
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,15 +33,18 @@ _MATCHED = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)"}
 def find_tiles(pattern: str, bands: Sequence[str]) -> list[tuple[Path, ...]]:
     """
     The files of each tile, one for each of `bands` where the pattern holds `{band}`, else one; sorted by what stands
-    for the wildcards.
+    for the wildcards. A `~` at the beginning is the home directory.
 
     Raises:
-        [`InputError`]: no file fits the pattern, or a tile lacks one of the bands.
+        [`InputError`]: no file fits the pattern, or a folder does; or a tile lacks one of the bands.
     """
     names = list(bands) if "{band}" in pattern else [""]
     if not names:
         raise InputError(f"the model does not name the bands that tiles {pattern!r} needs: give bands")
-    found = [_matches(pattern, name) for name in names]
+    found = [_matches(os.path.expanduser(pattern), name) for name in names]
+    if folder := next((path for files in found for path in files.values() if path.is_dir()), None):
+        fix = "give a pattern of files, such as 'sky/{band}/*.fits'"
+        raise InputError(f"tiles {pattern!r} fits the folder {folder}: {fix}")
     for name, files in zip(names, found):
         if not files:
             of_band = f" of band {name}" if name else ""

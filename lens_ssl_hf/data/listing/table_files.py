@@ -4,11 +4,12 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from astropy.io import votable
@@ -72,15 +73,14 @@ def _read(table: Path, name: str, cell_of: Callable[[Any], Any]) -> Columns:
 
 def _read_csv(table: Path, cell_of: Callable[[Any], Any]) -> Columns:
     with open(table, newline="", encoding="utf-8-sig") as stream:
-        first = stream.readline()
+        above, separator = _comments(stream, table)
         stream.seek(0)
-        separator = max(",;\t|", key=re.sub(r'"[^"]*"', "", first).count)
-        lines = csv.reader(stream, delimiter=separator, skipinitialspace=separator != "\t")
+        lines = _reader(islice(stream, above, None), separator)
         header = [name.strip() for name in next(lines, [])]
         rows = []
         for cells in lines:
             if len(cells) not in (0, len(header)):
-                raise InputError(_ragged(table, lines.line_num, cells, header, separator))
+                raise InputError(_ragged(table, above + lines.line_num, cells, header, separator))
             if cells:
                 rows.append(cells)
     if len(header) > 1 and not header[-1] and not any(row[-1].strip() for row in rows):
@@ -88,6 +88,39 @@ def _read_csv(table: Path, cell_of: Callable[[Any], Any]) -> Columns:
     _check_names(header, table)
     cells = zip(*rows) if rows else [()] * len(header)
     return Columns({name: list(map(cell_of, column)) for name, column in zip(header, cells)}, is_text=True)
+
+
+def _comments(stream: TextIO, table: Path) -> tuple[int, str]:
+    """
+    How many lines stand above the names of the columns, and what separates the names. Lines that begin with # are
+    comments if names follow, but the last of them holds the names where it has as many cells as the line after it.
+    """
+    comments: list[str] = []
+    line = first = stream.readline()
+    while line.startswith("#") or (comments and line.isspace()):
+        comments += [line]
+        line = stream.readline()
+    if comments:
+        last = max(i for i, comment in enumerate(comments) if comment.startswith("#"))
+        separator = _separator(comments[last])
+        if separator and len({len(next(_reader([one], separator))) for one in (comments[last], line)}) == 1:
+            return last, separator
+    if separator := _separator(line):
+        return len(comments), separator
+    if 1 < len(line.split()) in [len(comment.strip("# \n").split()) for comment in comments]:
+        raise InputError(f"{table} has columns separated by blanks: save it as CSV or as .ecsv")
+    return 0, _separator(first) or ","
+
+
+def _separator(line: str) -> str:
+    """What separates most cells of a line; nothing where it has one cell."""
+    plain = re.sub(r'"[^"]*"', "", line)
+    found = max(",;\t|", key=plain.count)
+    return found if found in plain else ""
+
+
+def _reader(lines: Iterable[str], separator: str) -> Any:
+    return csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t")
 
 
 def _ragged(table: Path, line: int, cells: list[str], header: list[str], separator: str) -> str:
