@@ -222,6 +222,12 @@ def results_table(result: dict[str, Any]) -> str:
     return f"{as_markdown(lines)}\n\n" + "\n".join(note)
 
 
+def story(fold: int, table: str) -> str:
+    """What the card of the published classifier says of its cutouts, and of what to expect."""
+    text = f"{ORIGIN}\nThis is one of the classifiers of real labels alone, that of test fold {fold} and seed 0. What "
+    return text + f"to expect of it is the first line of this table, and not what it has on its own fold.\n\n{table}"
+
+
 def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table: str) -> None:
     """Export a classifier, with a card that tells what all folds gave, and without pictures of the cutouts."""
     from lens_ssl_hf import export
@@ -230,9 +236,7 @@ def publish(arguments: Arguments, run: Path, predictions: Any, info: Any, table:
 
     folder = export(run, arguments.export)
     fold = arguments.folds[0]
-    text = f"{ORIGIN}\nThis is one of the classifiers of real labels alone, that of test fold {fold} and seed 0. What "
-    text += f"to expect of it is the first line of this table, and not what it has on its own fold.\n\n{table}"
-    facts = CardFacts.from_run(run, str(arguments.export), study=text)
+    facts = CardFacts.from_run(run, str(arguments.export), study=story(fold, table))
     facts.pictures = [file.name for file in folder.glob("*.png")]
     report = {
         **describe(vars(info), "test"),

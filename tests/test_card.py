@@ -4,19 +4,30 @@ import html
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 from tiny_runs import write_classifier_run, write_pretrain_run
 
 from lens_ssl_hf import InputError, evaluate_model, export
+from lens_ssl_hf.commands.parsing import parse
+from lens_ssl_hf.commands.simulate import OutputArguments, SimulationArguments
+from lens_ssl_hf.data.dataset import CutoutsConfig
+from lens_ssl_hf.data.display import to_display
+from lens_ssl_hf.data.files.readers import read_raw
 from lens_ssl_hf.data.listing.names import harmless_names
 from lens_ssl_hf.evaluation.probes import PROBE_NAMES
 from lens_ssl_hf.files import write_json
-from lens_ssl_hf.hub.card import CardFacts, render_card, with_history, write_card
+from lens_ssl_hf.hub.card import CardFacts, cautions, render_card, with_history, write_card
 from lens_ssl_hf.hub.clean import without_local_paths
+from lens_ssl_hf.inference.compatibility import differences
 from lens_ssl_hf.training.arguments import FinetuneArguments
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -77,6 +88,159 @@ def test_what_came_as_pictures_is_not_offered_flux(write, tmp_path):
     stretch = {"kind": "asinh", "black": levels, "white": levels, "softening": levels}
     change(run, data={**data, "stretch": stretch})
     assert "object.fits" in str(render_card(CardFacts.from_run(run, "lens-toy")))
+
+
+@pytest.mark.parametrize("write", [write_classifier_run, write_pretrain_run])
+@pytest.mark.parametrize(
+    ("bands", "same"),
+    [("i r g", True), ("g r i", False), ("r i g", False), ("y z i", True), ("J H K", False), ("a b c", True),
+     ("red green blue", True), ("blue green red", False), ("HSC-I HSC-R HSC-G", True)],
+)  # fmt: skip
+def test_pictures_are_offered_where_plain_transformers_reads_them_as_we_do(write, bands, same, tmp_path):
+    bands, run = bands.split(), write(tmp_path / "run")
+    change(run, data={**json.loads((run / "run.json").read_text())["data"], "bands": bands})
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), "uint8")
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    read = to_display(read_raw(tmp_path / "a.png"), {"bands": bands, "stretch": {"kind": "none"}}, "a.png")
+    text = str(render_card(CardFacts.from_run(run, "lens-toy")))
+    assert ((read == picture.transpose(2, 0, 1)).all() == same) and ('("cutout.png")' in text) == same
+    assert ("PNG files" in text) == same and ('former `read_cutout("cutout.png", like=model)`' in text) != same
+    if not same:
+        ours = [bands[[(read[i] == picture[..., k]).all() for i in range(3)].index(True)] for k in range(3)]
+        assert f"blue of a picture for {', '.join(bands)}, `lens_ssl_hf` for {', '.join(ours)}:\n" in text
+
+
+@pytest.mark.parametrize("write", [write_classifier_run, write_pretrain_run])
+def test_what_files_do_not_state_is_named(write, tmp_path):
+    run = write(tmp_path / "run")
+    data = json.loads((run / "run.json").read_text())["data"]
+    data["stretch"] = {"kind": "asinh"} | {key: [1.0] * 3 for key in ("black", "white", "softening")}
+    for values, expected in (
+        ({}, "`g`, `r`, `i` in this order, zero point 27, 0.168 arcsec per pixel"),
+        ({"zero_point": None, "pixel_scale": None}, "`g`, `r`, `i` in this order"),
+    ):
+        change(run, data=data | values)
+        text = str(render_card(CardFacts.from_run(run, "lens-toy")))
+        assert f"(a .npy file states nothing) is taken to be the model's: {expected}.\n" in text
+
+
+def test_what_is_measured_on_real_cutouts_is_said_at_the_top(evaluated):
+    run, report = evaluated
+    change(run, data={**json.loads((run / "run.json").read_text())["data"], "simulated": True})
+    facts = CardFacts.from_run(run, "a")
+    assert "they say nothing about real" in str(render_card(facts))
+    other = report | {"simulated": True, "warnings": []}
+    facts.elsewhere = [("classifier", other), ("classifier", other | {"simulated": False, "painted": True})]
+    assert "they say nothing about real" in str(render_card(facts))
+    for value in (0.579, 0.664):
+        metrics = report["metrics"] | {"roc_auc": report["metrics"]["roc_auc"] | {"value": value}}
+        facts.elsewhere.append(("classifier", other | {"simulated": False, "metrics": metrics}))
+    text = str(render_card(facts))
+    assert "On the real cutouts that were tried the ROC AUC is 0.579 to 0.664 (see\n> *On" in text
+    assert "they say nothing about real" not in text
+
+
+PICTURES = (
+    "runs/a b was trained on another stretch than the one these cutouts were made with, which 8-bit pictures keep"
+)
+FILES = (
+    "m was trained on another stretch than the one these cutouts were made with: build them from their files with like"
+)
+SCALE = "m was trained on 0.168 arcsec pixels, these cutouts have 0.187"
+SEEN = "m was trained on 3 of these 5 cutouts, and scores them too well: leave them out"
+
+
+@pytest.mark.parametrize(
+    ("warnings", "sentences"),
+    [
+        ([], []),
+        (
+            [PICTURES, SCALE],
+            [
+                "These are 8-bit pictures with a stretch of their own and 0.187 arcsec pixels; the model was trained "
+                "on another stretch and 0.168 arcsec pixels"
+            ],
+        ),
+        (
+            [SEEN, FILES],
+            ["These cutouts have a stretch of their own; the model was trained on another stretch", SEEN],
+        ),
+        ([SCALE], ["These cutouts have 0.187 arcsec pixels; the model was trained on 0.168 arcsec pixels"]),
+    ],
+)
+def test_what_differs_on_other_cutouts_is_one_sentence(warnings, sentences):
+    assert cautions(warnings) == sentences
+
+
+def test_differences_are_known_to_cards():
+    """Whatever the sentences of `differences` become."""
+    model = {"bands": ["i"], "stretch": {"kind": "asinh"}, "pixel_scale": 0.168}
+    for kind in ("none", "sqrt"):
+        found = differences(model, {"bands": ["r"], "stretch": {"kind": kind}, "pixel_scale": 0.2}, "the model")
+        (sentence,) = cautions(found)
+        assert len(found) == 3 and ("8-bit" in sentence) == (kind == "none")
+        assert "bands r" in sentence.split("; ")[0] and "bands i" in sentence.split("; ")[1]
+
+
+SIMULATED = {"simulated": True, "simulator_version": "5", "name": "simulated lenses", "fingerprint": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "said"),
+    [
+        ("x --dataset varied --steps 2", SIMULATED,
+         "`--dataset varied` is the dataset simulated lenses (fingerprint `abc`), made by version 5 of the "
+         "simulator; its options are not recorded."),
+        ("x --dataset varied", SIMULATED | {"fingerprint": "known"},
+         "`--dataset varied` was made by version 5 of the simulator:\n\n```bash\nsimulate varied --seed 11\n```"),
+        ("x --dataset simulated --data_seed 4", SIMULATED, ""),
+        ("x --dataset me/lenses", {"name": "me/lenses"}, ""),
+        ("x --data_dir data", {}, ""),
+        ("x --dataset='my sky' --labels 3", {},
+         "`--dataset my sky` is the dataset toy (fingerprint `0123456789abcdef`), which is not published here."),
+        (None, {}, "`cutouts` is the dataset toy (fingerprint `0123456789abcdef`), which is not published here."),
+    ],
+)  # fmt: skip
+def test_a_card_says_what_the_dataset_of_its_command_is(command, data, said, tmp_path):
+    run = write_classifier_run(tmp_path / "run")
+    change(run, command=command, data={**json.loads((run / "run.json").read_text())["data"], **data})
+    facts = CardFacts.from_run(run, "a", made_by={"known": "simulate varied --seed 11"})
+    text = str(render_card(facts)).split("## How to reproduce it")[1]
+    assert said in text if said else not re.search(r"fingerprint|was made", text)
+
+
+def test_a_model_that_went_on_from_itself_says_so(tmp_path):
+    first = json.loads((write_classifier_run(tmp_path / "first") / "run.json").read_text())
+    first |= {"num_labels": 321, "command": "finetune --dataset simulated"}
+    first["data"] = {**first["data"], "fingerprint": "other"}
+    run = write_classifier_run(tmp_path / "run")
+    change(run, init="box/lens-toy", init_run=first, command="finetune --init box/lens-toy --dataset simulated")
+    text = str(render_card(CardFacts.from_run(run, "box/lens-toy")))
+    assert "It began as an earlier model of this name, which was trained on 321 other labelled cutouts of toy" in text
+    assert "It went on from an earlier model of this name, which was in its place (`--init box/lens-toy`)" in text
+    other = str(render_card(CardFacts.from_run(run, "box/lens-other")))
+    assert "It began as a classifier that was trained on 321 labelled" in other and "this name" not in other
+
+
+def test_the_cards_of_the_box_are_up_to_date(monkeypatch):
+    """And the commands in them make the datasets that the models were trained on."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import box_cards
+
+    found = box_cards.cards(json.loads((box_cards.RESULTS / "elsewhere.json").read_text()))
+    assert len(found) == 4
+    made = {}
+    for name, facts in found.items():
+        assert str(render_card(facts)) == Path("model_cards", name, "README.md").read_text()
+        made |= {one["data"]["fingerprint"]: one["data"]["simulator_version"] for one in facts.runs}
+    assert box_cards.MADE_BY.keys() <= made.keys()
+    for fingerprint, command in box_cards.MADE_BY.items():
+        monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+        _, options = parse(OutputArguments, SimulationArguments, description="", positional=("output",))
+        monkeypatch.setattr("lens_ssl_hf.data.dataset.SIMULATOR_VERSION", made[fingerprint])
+        config = CutoutsConfig(name="simulated", dataset="simulated", **vars(options))
+        assert config.create_config_id({}) == f"simulated-{fingerprint}"
 
 
 def test_a_run_of_the_python_api_is_reproduced_by_its_call(evaluated):
@@ -276,10 +440,10 @@ def test_what_was_measured_on_other_datasets_is_told(evaluated, tmp_path):
     found = [(one["dataset"], one["split"]) for _, one in facts.elsewhere]
     assert found == [("seen", "test"), ("sky", None)]
     text = str(render_card(facts))
-    rows = [line for line in text.splitlines() if line.startswith(("| seen", "| sky", "> Careful"))]
+    rows = [line for line in text.splitlines() if line.startswith(("| seen", "| sky", "> **"))]
     auc = report["metrics"]["roc_auc"]
     assert rows[0].startswith(f"| seen, test split | 7, {report['num_nonlenses']} | {auc['value']:.3f} (")
-    assert rows[1].startswith("| sky (**simulated**) | ") and rows[2] == "> Careful, sky: other pixels."
+    assert rows[1].startswith("| sky (**simulated**) | ") and rows[2] == "> **sky:** other pixels."
     listed = [one.dataset_name for one in facts.eval_results()]
     assert listed == ["toy", "toy", "seen", "seen", "sky", "sky"]
     (run / "evaluation-sky" / "metrics.json").write_text('{"fingerprint": 1, "metrics": {}}')

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
+from conftest import save_toy
 
 import lens_ssl_hf
 from lens_ssl_hf.commands.main import COMMANDS, main
@@ -174,6 +175,19 @@ def test_python_takes_no_dataset_that_was_not_given_either():
         ("export", "run is missing: see --help"),
         ("push r", "--repo_id is missing"),
         ("export a b c", "unknown argument c"),
+        (
+            "search x --output y --like -001.50_1",
+            "argument --like: expected at least one argument (a value that begins with - is given as "
+            "--like=-001.50_1): see --help",
+        ),
+        ("score --model x --output -001.5_1", "argument --output: expected one argument (a value that begins"),
+        (
+            "score --model x --file-pattern -{id}.fits",
+            "argument --file_pattern/--file-pattern: expected one argument (a value that begins with - is given as "
+            "--file-pattern=-{id}.fits)",
+        ),
+        ("search x --output y --like --top 9", "argument --like: expected at least one argument: see --help"),
+        ("search x --output y --like", "argument --like: expected at least one argument: see --help"),
         ("simulate x --file_pattern y", "unknown argument --file_pattern"),
     ],
 )
@@ -192,10 +206,19 @@ def test_what_may_not_be_accessed_ends_in_one_sentence(said, monkeypatch):
 
 
 def test_simulated_cutouts_are_written_without_naming_a_dataset(parsed):
-    output, simulation = parsed("simulate out --train_size 5 --bands g r --data_seed 3")
+    output, simulation = parsed("simulate out --train_size 5 --bands g r --data_seed 3 --like m")
     options = DataArguments("simulated", **vars(simulation))
     assert (output.output, options.train_size, options.bands, options.data_seed) == ("out", 5, ["g", "r"], 3)
+    assert options.like == "m"
     assert {item.name for item in fields(simulation)} < {item.name for item in fields(DataArguments)}
+
+
+@pytest.mark.parametrize("line", ["simulate a/simulated/", "build --dataset a --output simulated"])
+def test_no_dataset_takes_the_name_of_the_simulator(line, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "a/simulated" if "a/sim" in line else "simulated"
+    sentence = "would hide the simulator, which --dataset simulated names: choose another name"
+    assert said(line) == (2, f"error: {name} {sentence}\n") and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -370,3 +393,16 @@ def test_a_run_records_the_command_that_was_typed(argv, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", argv)
     assert _command() == expected
+
+
+def test_recipes_that_make_a_study_unfair_are_refused(said, tiny_cutouts, tmp_path):
+    data, recipes = save_toy(tiny_cutouts, tmp_path / "toy"), tmp_path / "recipes.yaml"
+    line = f"study --dataset {data} --methods supervised dino --labels 32 --output_dir {tmp_path / 'study'}"
+    for settings, sentence in (
+        ("patch_size: 4", "the pretraining of dino has patch_size 4, the fine-tuning of supervised 8"),
+        ("crop_size: 24", "the pretraining of dino has crop_size 24, the fine-tuning of supervised 32"),
+        ("init: x", "the pretraining of dino has init"),
+    ):
+        recipes.write_text(f"dino: {{{settings}}}")
+        status, text = said(f"{line} --recipes {recipes} --dry_run")
+        assert status == 2 and f"error: {sentence}" in text and not (tmp_path / "study").exists()

@@ -11,12 +11,13 @@ from PIL import Image
 from tiny_runs import FLUX_STRETCH as STRETCH
 from tiny_runs import make_flux, tiny_vit, write_classifier_run
 
-from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout
+from lens_ssl_hf import InputError, load_cutouts, pipeline, predict, read_cutout, save_cutouts
 from lens_ssl_hf.commands.shared import load_dataset_like
 from lens_ssl_hf.data.info import cutout_info
 from lens_ssl_hf.data.options import DataArguments
 from lens_ssl_hf.data.stretch import Stretch
 from lens_ssl_hf.evaluation.reports import evaluation_folder
+from lens_ssl_hf.survey.score import score
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -160,6 +161,19 @@ def test_cutouts_are_simulated_in_the_units_of_a_model(run):
     inside = (seen > 0) & (seen < 255) & (other > 0) & (other < 255)  # what neither has clipped
     expected = np.stack([Stretch.from_dict(STRETCH).apply(one[::-1]) for one in flux])
     np.testing.assert_allclose(seen[inside], expected[inside], atol=0.05)
+
+
+def test_simulated_cutouts_are_scored_where_they_are_like_the_model(run):
+    sizes = {"train_size": 4, "validation_size": 4, "test_size": 4, "cache_dir": "cache", "num_proc": 1}
+    save_cutouts(load_cutouts("simulated", bands=["g", "r", "i"], size=32, **sizes), "own")
+    save_cutouts(load_cutouts("simulated", like=run, size=32, **sizes), "like")
+    fix = f"make it again with lens-ssl simulate --like {re.escape(run)}$"
+    with pytest.raises(InputError, match=f"another stretch than the one these cutouts were made with: {fix}"):
+        score(run, "own", "scores")
+    save_cutouts(load_cutouts("simulated", bands=["r", "i"], size=32, **sizes), "two")
+    with pytest.raises(InputError, match=f"two has 2 bands .*: {fix}"):
+        score(run, "two", "scores")
+    assert score(run, "like", "scores")["counts"]["scored"] == 12
 
 
 def test_the_scripts_that_score_set_it_by_themselves(run):

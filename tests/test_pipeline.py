@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,42 @@ def test_five_bands_go_through_the_registered_processor(tmp_path):
         expected = model(pixels).logits.softmax(-1)[0, 1].item()
     assert isinstance(AutoImageProcessor.from_pretrained(folder), LensImageProcessor)
     assert lens_score(lens_ssl_hf.pipeline(folder)(flux)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("read", [lens_ssl_hf.pipeline, lambda model: partial(read_cutout, like=model)])
+def test_what_files_do_not_state_is_said_once(read, tmp_path, model, caplog, monkeypatch):
+    monkeypatch.setattr("lens_ssl_hf.inference.read_cutout._told", set())
+    read = read(model)
+    rounded = np.clip(np.nan_to_num(make_flux()), 0, 255).astype("uint8").transpose(1, 2, 0)
+    Image.fromarray(rounded).save(tmp_path / "a.png")
+    header = fits.Header({"BANDS": "i,r,g", "MAGZERO": 27.0, "PIXSCALE": 0.2})
+    fits.PrimaryHDU(make_flux(), header).writeto(tmp_path / "a.fits")
+    for name in ("a.png", "a.fits"):
+        read(tmp_path / name)
+    assert not caplog.records
+    fits.PrimaryHDU(make_flux(), header[:2]).writeto(tmp_path / "b.fits")
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / name, make_flux())
+    for name in ("b.fits", "a.npy", "b.npy"):
+        read(str(tmp_path / name))
+    end = "as in all files that do not; if that is wrong, state it in a FITS header, or give"
+    assert [one.message.removeprefix(f"{tmp_path}/") for one in caplog.records] == [
+        f"b.fits does not state its pixel scale: taken as 0.2, {end} pixel_scale to lens-ssl score",
+        f"a.npy does not state its bands: taken as i r g, {end} bands to lens-ssl score",
+        f"a.npy does not state its zero point: taken as 27, {end} zero_point to lens-ssl score",
+    ]
+
+
+def test_what_the_caller_says_is_not_asked(tmp_path, classify, caplog, monkeypatch):
+    monkeypatch.setattr("lens_ssl_hf.inference.read_cutout._told", set())
+    np.save(tmp_path / "a.npy", make_flux())
+    np.save(tmp_path / "b.npy", np.full((3, 40, 40), 100.0) + np.arange(40))
+    classify(tmp_path / "b.npy", units="display")
+    classify(make_flux())  # of arrays the documentation says what they hold
+    classify(make_flux().tolist(), units="flux")
+    assert not caplog.records
+    classify(tmp_path / "a.npy", units="flux")  # in the units of the training data
+    assert [one.message.split(":")[0].rpartition(" its ")[2] for one in caplog.records] == ["bands", "pixel scale"]
 
 
 def test_a_model_without_stretch_is_named(tmp_path):

@@ -83,6 +83,8 @@ def test_examples_score_as_the_cutouts_that_they_come_from(bands, stretch, tmp_p
         label, number = path.stem.split("-")
         index = np.flatnonzero(expected.label == (label == "lens"))[int(number) - 1]
         eight_bit = not stretch or path.suffix == ".png"
+        difference = np.abs(finder.pipeline.display(path) - splits["test"].pixels[index].numpy()).max()
+        assert difference <= (0.5 if eight_bit else 1e-3)
         assert finder.look(path).score == pytest.approx(expected.score[index], abs=0.05 if eight_bit else 1e-4)
 
 

@@ -82,11 +82,11 @@ def draw_examples(cutouts: Any, path: Path) -> None:
 
 def write_dataset(arguments: DataArguments, output: str) -> None:
     """Build a dataset, write it, and say and draw what is in it."""
-    from ..data.storage import check_target, save_cutouts
+    from ..data.storage import check_dataset_target, save_cutouts
     from ..data.summary import describe_build
 
     target = Path(output)
-    check_target(target)  # before hours of building
+    check_dataset_target(target)  # before hours of building
     cutouts = load_dataset(arguments)
     save_cutouts(cutouts, target)
     print(describe_build(cutouts, arguments.dataset))

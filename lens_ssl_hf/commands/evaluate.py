@@ -5,7 +5,7 @@ Evaluate a classifier on a labelled split, with 95 % intervals; or a pretrained 
 lens-ssl evaluate runs/dino-300 --dataset my_cutouts/            # writes runs/dino-300/evaluation/
 lens-ssl evaluate runs/dino-300 --dataset other_cutouts/         # evaluation-other_cutouts-.../ beside it
 lens-ssl evaluate runs/dino-300 --dataset unlabelled/ --predict_only
-lens-ssl evaluate lens-dino-vits8-classifier --dataset other_cutouts/ --eval_dir evaluation/
+lens-ssl evaluate model_cards/lens-dino-vits8-classifier --dataset other_cutouts/ --eval_dir evaluation/
 lens-ssl evaluate runs/dino-300/evaluation/predictions.parquet --eval_dir evaluation/ --prevalence 1e-4
 ```
 

@@ -2,8 +2,9 @@
 Write a dataset of simulated cutouts: lenses, and galaxies that look like them.
 
 ```bash
-lens-ssl simulate simulated/                                # then --dataset simulated/ of every command
+lens-ssl simulate sim_cutouts/                              # then --dataset sim_cutouts/ of every command
 lens-ssl simulate many/ --train_size 20000 --size 48 --bands g r i z y
+lens-ssl simulate for_model/ --like model_cards/lens-dino-vits8-classifier  # in its display units, for lens-ssl score
 ```
 """
 
@@ -15,7 +16,8 @@ from ..launch import one_process
 from .build import write_dataset
 from .parsing import parse
 
-GENERAL = ("size", "bands", "stretch", "data_seed", "cache_dir", "num_proc")  # options that other cutouts have too
+# Options that other cutouts have too.
+GENERAL = ("size", "bands", "stretch", "like", "data_seed", "cache_dir", "num_proc")
 
 
 @dataclass

@@ -30,7 +30,7 @@ from .simulation.lensing import draw_source, lens_image
 from .simulation.light import grid, sersic
 from .simulation.observation import convolve, moffat, transfer_of
 from .simulation.survey import MARGIN
-from .storage import check_target, save_cutouts
+from .storage import check_dataset_target, save_cutouts
 from .stretch import Stretch, border_sky
 
 PAINT_VERSION = "2"  # raise it whenever what is painted changes: it is part of a dataset's fingerprint
@@ -109,7 +109,7 @@ def paint(
             wavelength, a seeing that leaves no room for arcs.
     """
     info, output = info_of_splits(cutouts), Path(output)
-    check_target(output)
+    check_dataset_target(output)
     if info.painted:
         raise InputError(f"{info.name} has simulated arcs already: give the galaxies that these were painted on")
     check_at_least(1, per_galaxy=per_galaxy, num_proc=num_proc)

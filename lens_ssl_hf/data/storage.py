@@ -53,6 +53,18 @@ def check_target(path: str | Path) -> None:
         raise InputError(f"cannot write {path} ({parent} {reason}): choose another directory")
 
 
+def check_dataset_target(path: str | Path) -> None:
+    """
+    As [`check_target`], for what is then given as `--dataset`.
+
+    Raises:
+        [`InputError`]: as there, or the directory is called simulated.
+    """
+    if Path(path).name == "simulated":
+        raise InputError(f"{path} would hide the simulator, which --dataset simulated names: choose another name")
+    check_target(path)
+
+
 def save_cutouts(dataset_dict: datasets.DatasetDict, directory: str | Path, readme: str | None = None) -> None:
     """
     Write a dataset as Parquet files that plain `datasets.load_dataset(directory)` reads, also from the Hub, with a

@@ -51,6 +51,7 @@ def describe(info: Mapping[str, Any], split: str | None) -> dict[str, Any]:
     return {
         "dataset": info.get("name"),
         "simulated": info.get("simulated"),
+        **({"painted": True} if info.get("painted") else {}),
         "fingerprint": info.get("fingerprint"),
         "split": split,
     }

@@ -4,10 +4,12 @@ import json
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..data.info import cutout_info
 from ..errors import InputError
+from ..evaluation.pictures import colour_bands
 from ..evaluation.probes import PROBE_NAMES
 from ..files import write_text
 from ..quoting import fenced, in_markdown
@@ -58,6 +61,7 @@ class CardFacts:
         has_heads (`bool`, *optional*, defaults to `False`):
             Whether the SSL checkpoint with its heads lies beside the card, in `pretraining/`.
         study (`str`, *optional*): Markdown on what a study measured with this backbone.
+        made_by (`dict[str, str]`, *optional*): commands that make datasets, by their fingerprint.
     """
 
     name: str
@@ -70,6 +74,7 @@ class CardFacts:
     license: str | None = None
     has_heads: bool = False
     study: str = ""
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_run(cls, run: str | os.PathLike, name: str, base_model: str | None = None, **options: Any) -> "CardFacts":
@@ -96,8 +101,8 @@ class CardFacts:
     ) -> "CardFacts":
         """
         Collect what an exported folder knows of its run, and reports of [`evaluate_model`] on other datasets. What
-        [`export`] was told beyond that (`base_model`, `license`, `has_heads`, `study`) must be given as options again,
-        and the last values of the monitor are not there.
+        [`export`] was told beyond that (`base_model`, `license`, `has_heads`, `study`), and the last values of the
+        `monitor`, must be given as options.
 
         Raises:
             [`InputError`]: `folder` holds no recipe.json.
@@ -128,6 +133,35 @@ class CardFacts:
     def is_cnn(self) -> bool:
         """Whether it is the convolutional baseline, whose code is published beside its weights."""
         return self.run["backbone"] == "cnn"
+
+    @property
+    def picture_bands(self) -> list[str]:
+        """The bands that `lens_ssl_hf` reads from red, green and blue of a picture; none where there are not three."""
+        bands = self.data["bands"]
+        return [bands[i] for i in colour_bands(bands, 3)] if len(bands) == 3 else []
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether plain transformers, which takes red, green and blue in this order, reads pictures as we do."""
+        return self.picture_bands == self.data["bands"]
+
+    @property
+    def real_auc(self) -> str:
+        """The ROC AUC on real cutouts, as far as it was measured, or the least and the highest; else empty."""
+        real = [one for _, one in self.elsewhere if one["simulated"] is False and not one.get("painted")]
+        found = [value for one in real if (value := one["metrics"]["roc_auc"]["value"]) is not None]
+        return " to ".join(dict.fromkeys(_number(pick(found)) for pick in (min, max))) if found else ""
+
+    @property
+    def careful(self) -> list[tuple[str, str]]:
+        """What differs on other cutouts, as pairs of their name and a sentence; each once for all classifiers."""
+        pairs = ((one["dataset"], sentence) for _, one in self.elsewhere for sentence in cautions(one["warnings"]))
+        return list(dict.fromkeys(pairs))
+
+    @property
+    def began_as_itself(self) -> bool:
+        """Whether it went on from an earlier model of this name."""
+        return "init_run" in self.run and re.split(r"[\\/]", str(self.run.get("init")))[-1] == self.title
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -267,6 +301,8 @@ def render_card(facts: CardFacts) -> ModelCard:
             facts=facts,
             cell=format_cell,
             reproduction=reproduction,
+            provenance=provenance,
+            cautions=cautions,
             threshold=_threshold,
             bands=facts.data["bands"],
             band_names=_code_spans(facts.data["bands"]),
@@ -400,6 +436,56 @@ def reproduction(run: dict[str, Any]) -> Markup:
     settings.pop("resume", None)
     call = ", ".join([f"cutouts, {folder!r}", *(f"{name}={value!r}" for name, value in settings.items())])
     return Markup(fenced(f"lens_ssl_hf.{'pretrain' if pretraining else 'finetune'}({call})", "python"))
+
+
+def provenance(run: dict[str, Any], made_by: Mapping[str, str]) -> Markup:
+    """What the dataset of [`reproduction`] is; empty where the command itself says it."""
+    data, name = run["data"], _dataset_in(run["command"]) if run["command"] else "cutouts"
+    if name in ("", "simulated", data["name"] if re.fullmatch(HUB_ID, data["name"]) else ""):
+        return Markup("")
+    given = f"`{'--dataset ' if run['command'] else ''}{in_markdown(name)}`"
+    number = data.get("simulator_version")  # unknown of older datasets
+    version = f"version {in_markdown(number)} of the simulator" if number else "the simulator"
+    if command := made_by.get(data["fingerprint"]):
+        return Markup(f"{given} was made by {version}:\n\n{fenced(command, 'bash')}")
+    what = f"{in_markdown(data['name'])} (fingerprint `{in_markdown(data['fingerprint'])}`)"
+    how = f"made by {version}; its options are not recorded" if data["simulated"] else "which is not published here"
+    return Markup(f"{given} is the dataset {what}, {how}.")
+
+
+def _dataset_in(command: str) -> str:
+    """The value of `--dataset` in a command line; empty where there is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that does not end
+        return ""
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return next((after for word, after in pairwise(parts) if word == "--dataset"), "")
+
+
+# What `differences` says after "was trained on": the side of the cutouts, and that of the model.
+_DIFFERENCES = {
+    r"another stretch than .*": ("a stretch of their own", "another stretch"),
+    r"(\S+ arcsec) pixels, these cutouts have (\S+)": (r"\2 arcsec pixels", r"\1 pixels"),
+    r"bands (.+), these cutouts have (.+)": (r"bands \2", r"bands \1"),
+}
+
+
+def cautions(warnings: Sequence[str]) -> list[str]:
+    """The warnings of a report; all that differs between its cutouts and those of the training in one sentence."""
+    sentences, sides = [], []
+    for warning in warnings:
+        tried = ((re.fullmatch(rf".* was trained on {one}", warning), both) for one, both in _DIFFERENCES.items())
+        found = next(([match.expand(side) for side in both] for match, both in tried if match), None)
+        if found:
+            sides.append(found)
+        else:
+            sentences.append(warning)
+    if sides:
+        what = "are 8-bit pictures with" if any("8-bit" in one for one in warnings) else "cutouts have"
+        theirs, own = (" and ".join(side) for side in zip(*sides))
+        sentences.insert(0, f"These {what} {theirs}; the model was trained on {own}")
+    return sentences
 
 
 def _code_spans(names: list[str]) -> Markup:

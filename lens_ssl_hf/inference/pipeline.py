@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..models.loading import check_classifier, check_weights, first_line, load_classifier, locate
 from .compatibility import differences
 from .inputs import has_length, open_inputs, units_of_row
-from .read_cutout import as_display
+from .read_cutout import as_display, tell_of_silence
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +139,12 @@ class LensClassificationPipeline(ImageClassificationPipeline):
                     f"{name} is a row that does not say what its pixels are: give units='display' where load_cutouts "
                     "made them, units='flux' for flux"
                 )
-        if isinstance(item, str | Path):
-            raw, name = _read(item, hdu), str(item)
-        elif isinstance(item, list | tuple) and item and all(isinstance(one, str | Path) for one in item):
-            raw, name = read_raw_bands(list(item), hdu=hdu), str(item[0])
-        elif isinstance(item, list | tuple) and item and units is None:
+        is_list = isinstance(item, list | tuple) and len(item) > 0
+        is_file = isinstance(item, str | Path) or (is_list and all(isinstance(one, str | Path) for one in item))
+        if is_file:
+            raw = read_raw_bands(list(item), hdu=hdu) if is_list else _read(item, hdu)
+            name = str(item[0] if is_list else item)
+        elif is_list and units is None:
             raise InputError(
                 f"{name} is a list of numbers, which does not say what they are: give units='display' for pixels of "
                 "load_cutouts, units='flux' for flux"
@@ -153,6 +154,8 @@ class LensClassificationPipeline(ImageClassificationPipeline):
         if units == "display":
             raw = replace(raw, display=True)
         display = as_display(raw, self.cutouts, name, self.num_channels, self.min_size)
+        if is_file:  # what arrays must hold is stated above
+            tell_of_silence(raw, self.cutouts, name, ["zero point"] if units == "flux" else ())
         if raw.display and self.cutouts["stretch"]["kind"] != "linear":
             try:
                 Stretch("none").apply(display)
@@ -215,13 +218,14 @@ def _image_processor(source: str | Path, values: Mapping[str, Any], hub: Mapping
 
 def pipeline(model: Any, **kwargs: Any) -> LensClassificationPipeline:
     """
-    A classifier of cutouts in any form. Files are brought to the bands, zero point and stretch of the model. An array
-    must have its bands, in its order, and its zero point, or be display units (`units="display"`). Scores are float32,
-    as those of [`evaluate_model`]; `dtype="bfloat16"` is 1.7 times as fast on CPUs that compute in it, with nearly the
-    same ranking but scores that differ in the second digit.
+    A classifier of cutouts in any form. Files are brought to the bands, zero point and stretch of the model; what a
+    file does not state is taken to be the model's, which is said once. An array must have its bands, in its order, and
+    its zero point, or be display units (`units="display"`). Scores are float32, as those of [`evaluate_model`];
+    `dtype="bfloat16"` is 1.7 times as fast on CPUs that compute in it, with nearly the same ranking but scores that
+    differ in the second digit.
 
     ```python
-    >>> classify = pipeline("lens-dino-vits8-classifier")
+    >>> classify = pipeline("model_cards/lens-dino-vits8-classifier")
     >>> classify("cutout.fits")
     [{'label': 'lens', 'score': 0.98}, {'label': 'nonlens', 'score': 0.02}]
     ```

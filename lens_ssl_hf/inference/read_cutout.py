@@ -1,7 +1,8 @@
 """Any cutout file -> the display units that a published model reads."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from ..data.files.readers import read_raw, read_raw_bands
 from ..data.flux import is_same_scale
 from ..errors import InputError
 
+logger = logging.getLogger(__name__)
+
 MIDDLE = 512  # pixels a side that are kept of a larger cutout
+FACTS = {"bands": "bands", "pixel scale": "pixel_scale", "zero point": "zero_point"}  # as config.cutouts has them
+_told: set[tuple[str, str]] = set()  # what this process has said of silent files
 
 
 def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | str | None = None) -> np.ndarray:
     """
     Read a cutout as a model expects it: its bands in order, at its pixel scale and zero point where the file states
     its own, masked pixels filled, and with the stretch of its training data. 8-bit pictures are display units already.
+    What a file of flux does not state is taken to be the model's, which is said once.
 
     ```python
     >>> classifier = transformers.pipeline("image-classification", model)
@@ -58,7 +64,9 @@ def read_cutout(path: str | Path | Sequence[str | Path], like: Any, hdu: int | s
         raw, name = read_raw(path, hdu), path
     else:
         raw, name = read_raw_bands(list(path), hdu=hdu), path[0]
-    return as_display(raw, cutouts, name, config.get("num_channels"), config.get("image_size"))
+    display = as_display(raw, cutouts, name, config.get("num_channels"), config.get("image_size"))
+    tell_of_silence(raw, cutouts, name)
+    return display
 
 
 def as_display(
@@ -86,6 +94,39 @@ def as_display(
             f"{name} is {height} x {width} pixels, smaller than the model's {min_size}: cut it out larger"
         )
     return display
+
+
+def facts_of(raw: RawCutout) -> set[str]:
+    """What a cutout states of itself."""
+    facts = {
+        "bands": bool(raw.bands) and all(raw.bands),
+        "pixel scale": bool(raw.pixel_scale),
+        "zero point": any(point is not None for point in raw.zero_points or ()),
+    }
+    return {name for name, is_stated in facts.items() if is_stated}
+
+
+def tell_of_silence(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path, known: Collection[str] = ()) -> None:
+    """
+    Log what a file of flux does not state, and what it is taken to be; once per process for each fact and value.
+
+    Args:
+        raw ([`RawCutout`]): what was read of it.
+        cutouts (`Mapping`): `config.cutouts` of the model.
+        name (`str` or `Path`): how to call the file.
+        known (`Collection[str]`, *optional*): facts that the caller has given.
+    """
+    for fact, key in () if raw.display else FACTS.items():
+        value = cutouts.get(key)
+        if value is None or fact in facts_of(raw) | set(known):
+            continue
+        value = " ".join(value) if key == "bands" else f"{value:.4g}"
+        if (fact, value) not in _told:
+            _told.add((fact, value))
+            logger.warning(
+                f"{name} does not state its {fact}: taken as {value}, as in all files that do not; if that is wrong, "
+                f"state it in a FITS header, or give {key} to lens-ssl score"
+            )
 
 
 def seen_side(raw: RawCutout, cutouts: Mapping[str, Any], min_size: int) -> int:

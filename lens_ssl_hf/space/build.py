@@ -200,8 +200,8 @@ def _write_examples(folder: Path, held_out: CutoutTensors, cutouts: dict[str, An
             display = held_out.pixels[index].cpu().numpy()
             rounded = display.clip(0, 255).round().astype(np.uint8)
             path, suffix = folder / f"{word}-{number}", suffixes[f"{word}-{number}"]
-            if is_colour and (suffix == ".png" or not has_flux):
-                Image.fromarray(np.moveaxis(rounded, 0, -1)).save(path.with_suffix(".png"))
+            if is_colour and (suffix == ".png" or not has_flux):  # with red as the reddest, as pictures are read
+                Image.fromarray(colour_image(rounded, cutouts["bands"])).save(path.with_suffix(".png"))
             elif suffix == ".fits" and has_flux:
                 _write_fits(path.with_suffix(".fits"), stretch.invert(display), cutouts)
             else:

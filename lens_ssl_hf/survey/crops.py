@@ -12,7 +12,7 @@ from ..data.display import center_crop
 from ..data.files.cells import EMPTY
 from ..data.files.raw import RawCutout
 from ..errors import InputError
-from ..inference.read_cutout import as_display
+from ..inference.read_cutout import as_display, facts_of
 
 Crops = tuple[np.ndarray, ...]  # one `(bands, size, size)` for each preparation, float32 display units
 
@@ -102,16 +102,6 @@ class Asked:
             raise InputError(
                 f"{name} states no zero point where others of the input do: add MAGZERO or BUNIT to its header"
             )
-
-
-def facts_of(raw: RawCutout) -> set[str]:
-    """What a cutout states of itself."""
-    facts = {
-        "bands": bool(raw.bands) and all(raw.bands),
-        "pixel scale": bool(raw.pixel_scale),
-        "zero point": any(point is not None for point in raw.zero_points or ()),
-    }
-    return {name for name, is_stated in facts.items() if is_stated}
 
 
 @dataclass(frozen=True)

@@ -233,10 +233,13 @@ class ParquetInput:
             [`InputError`]: the pixels of a saved dataset are no display units of a model.
         """
         cutouts, given = preparation.cutouts, self.info
+        again = f"build {self.name} again from its files with like {model}"
+        if given["simulated"]:
+            again = f"make it again with lens-ssl simulate --like {model}"
         if len(self._order(preparation)) != preparation.num_bands or given["size"] < preparation.size:
             have = f"{len(given['bands'])} bands ({' '.join(given['bands'])}) of {given['size']} pixels"
             need = f"{' '.join(cutouts.get('bands') or [str(preparation.num_bands)])} of {preparation.size}"
-            raise InputError(f"{self.name} has {have}, but {model} needs {need}: build it again with like {model}")
+            raise InputError(f"{self.name} has {have}, but {model} needs {need}: {again}")
         order = self._order(preparation)
         # of pictures the lists of the stretch are empty
         stretch = {
@@ -245,7 +248,7 @@ class ParquetInput:
         }
         given = given | {"bands": [given["bands"][i] for i in order], "stretch": stretch}
         for sentence in differences(cutouts, given, model):
-            fix = "" if "like" in sentence else f": build {self.name} again from its files with like {model}"
+            fix = "" if sentence.endswith("with like") else f": {again}"
             raise InputError(f"{sentence}{fix}")
 
     def _order(self, preparation: Preparation) -> list[int]:

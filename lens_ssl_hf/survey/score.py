@@ -48,7 +48,8 @@ def score(
     **options: Any,
 ) -> dict[str, Any]:
     """
-    Write P(lens) of every cutout into Parquet shards. What an earlier run finished is kept.
+    Write a score of every cutout that ranks, 0 to 1, and P(lens) where the model is calibrated, into Parquet shards.
+    What an earlier run finished is kept.
 
     ```python
     >>> score("runs/dino-300", "cutouts/", "scores/")
