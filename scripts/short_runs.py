@@ -86,7 +86,7 @@ def main() -> None:
             monitors["random initialisation"] = [first for first, _ in seen]
     for size, same in BATCHES:
         name = f"batches of {size}, as many {same}"
-        settings = PRETRAINING | larger_batches("dino", size, same)
+        settings = PRETRAINING | larger_batches(size, same)
         own, pretrained = trained(
             folder, folder / name.replace(", ", "-").replace(" ", "-"), ["dino"], 1, {"dino": settings}
         )
@@ -103,22 +103,26 @@ def epochs(steps: int, batch_size: int = BATCH_SIZE) -> int:
     return steps // (DATA["train_size"] // batch_size)
 
 
-def larger_batches(method: str, batch_size: int, same: str) -> dict[str, float]:
+def larger_batches(batch_size: int, same: str) -> dict[str, float]:
+    """The longest pretraining of DINO with other batches and as many ``images`` or ``steps``."""
+    numbers = scaled("dino", batch_size, same)
+    numbers |= {"batch_size": batch_size, "final_teacher_momentum": numbers["teacher_momentum"]}
+    return numbers | {"epochs": epochs(LONGEST, BATCH_SIZE if same == "images" else batch_size)}
+
+
+def scaled(method: str, batch_size: int, same: str = "images") -> dict[str, float]:
     """
-    The longest pretraining with other batches and as many ``images`` or ``steps``: learning rates by the square root
-    of the batch (Malladi et al. 2022). Momenta are of one step: with as many images, they are taken to the power that
-    makes them the same over these (Busbridge et al. 2023); with as many steps, they stay.
+    A recipe's numbers for other batches: learning rates by the square root of their size (Malladi et al. 2022). Momenta
+    are of one step: with as many ``images`` they are taken to the power that makes them the same over these (Busbridge
+    et al. 2023); with as many ``steps`` they stay.
     """
     from lens_ssl_hf.training.arguments import PretrainArguments, recipe
 
     known = vars(PretrainArguments()) | recipe(method)
     scale = batch_size / known["batch_size"]
     power = scale if same == "images" else 1
-    numbers = {name: known[name] ** power for name in ("teacher_momentum", "centre_momentum")}
-    numbers |= {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
-    numbers["final_teacher_momentum"] = numbers["teacher_momentum"]
-    numbers["epochs"] = epochs(LONGEST, BATCH_SIZE if same == "images" else batch_size)
-    return numbers | {"batch_size": batch_size}
+    momenta = {name: known[name] ** power for name in ("teacher_momentum", "centre_momentum")}
+    return momenta | {name: known[name] * scale**0.5 for name in ("learning_rate", "final_learning_rate")}
 
 
 def trained(
