@@ -112,9 +112,9 @@ def larger_batches(batch_size: int, same: str) -> dict[str, float]:
 
 def scaled(method: str, batch_size: int, same: str = "images") -> dict[str, float]:
     """
-    A recipe's numbers for other batches: learning rates by the square root of their size (Malladi et al. 2022). Momenta
-    are of one step: with as many ``images`` they are taken to the power that makes them the same over these (Busbridge
-    et al. 2023); with as many ``steps`` they stay.
+    A recipe's numbers for other batches: learning rates by the square root of their size (Malladi et al. 2022).
+    Momenta are of one step: with as many ``images`` they are taken to the power that makes them the same over these
+    (Busbridge et al. 2023); with as many ``steps`` they stay.
     """
     from lens_ssl_hf.training.arguments import PretrainArguments, recipe
 
