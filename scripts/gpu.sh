@@ -4,7 +4,8 @@
 #     scripts/gpu.sh check    # the tests that need a GPU
 #     scripts/gpu.sh speed    # scripts/benchmark_gpu.py
 #     scripts/gpu.sh study    # as many cells of the study on simulated cutouts as there is time for
-#     scripts/gpu.sh batches  # DINO in batches of several sizes, by one rule of scaling, fine-tuned with few labels
+#     scripts/gpu.sh batches  # DINO in batches of several sizes with as many images, by one rule of scaling, fine-tuned with
+#                             # few labels; with BATCH_SAME=steps with as many steps
 #     scripts/gpu.sh train    # a long pretraining, exported; classifiers from it and from scratch
 #     scripts/gpu.sh real     # the study on five folds of TABLE (scripts/prepare_cfhtls.py), after that on simulated
 #                             # cutouts; a backbone that has seen all of its windows but those of the test split
@@ -46,7 +47,7 @@ fi
 : "${TABLE:=/tmp/cfhtls/cfhtls.csv}" "${REAL_METHODS:=supervised cnn dino-continued dino-continued-linear}"      # real
 : "${REAL_EXPORT:=}" "${FOLDS:=0 1 2 3 4}"
 : "${BATCHES:=32 128 512}" "${BATCH_BACKBONE:=vitt8}" "${BATCH_LABELS:=100 300}" "${BATCH_SEEDS:=2}"     # batches
-: "${BATCH_EPOCHS:=10}"
+: "${BATCH_EPOCHS:=10}" "${BATCH_SAME:=images}"  # or steps: epochs, those of batches of 32, grow with the batch
 : "${TRAIN_METHOD:=dino}" "${TRAIN_BACKBONE:=vits8}" "${TRAIN_EPOCHS:=100}" "${BATCH:=512}" "${TRAIN_LABELS:=300}"
 : "${CHECK_OPTIONS:=}" "${SPEED_OPTIONS:=}" "${TRAIN_OPTIONS:=}" "${FIRST_PIECE:=0}"  # of lens-ssl pretrain
 : "${study_sizes:=--unlabelled_size 60000 --test_large_size 20000}" "${train_sizes:=--unlabelled_size 60000}"
@@ -128,18 +129,19 @@ END
 }
 
 run_batches() {  # SIZE
-    local recipe=$WORK/batches$1.yaml
-    within python3 - "$1" << 'END' > "$recipe"
+    local recipe=$WORK/batches$1.yaml epochs=$BATCH_EPOCHS
+    [ "$BATCH_SAME" = images ] || epochs=$((BATCH_EPOCHS * $1 / 32))
+    within python3 - "$1" "$BATCH_SAME" << 'END' > "$recipe"
 import sys
 import yaml
 sys.path.insert(0, "scripts")
 from short_runs import scaled
 size = int(sys.argv[1])
-print(yaml.safe_dump({"dino": {"batch_size": size, **scaled("dino", size)}}))
+print(yaml.safe_dump({"dino": {"batch_size": size, **scaled("dino", size, sys.argv[2])}}))
 END
     METHODS=dino LABELS=$BATCH_LABELS SEEDS=$BATCH_SEEDS RECIPES=$recipe
     share_cells "batches$1" "$BATCH_BACKBONE" "$(planned_cells)" --dataset "$WORK/study_data" --methods dino \
-        --backbones "$BATCH_BACKBONE" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" --epochs "$BATCH_EPOCHS"
+        --backbones "$BATCH_BACKBONE" --labels $LABELS --seeds "$SEEDS" --subsets "$SUBSETS" --epochs "$epochs"
 }
 
 share_cells() {  # FOLDER BACKBONES PLANNED OPTIONS...: until STUDY_SECONDS, or so many of the cells are done

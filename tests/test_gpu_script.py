@@ -81,8 +81,10 @@ def test_study(tmp_path):
     assert names == {"study": ["supervised"], "unfinished": ["dino", "ibot", "simsiam"]}
 
 
-def test_batches_are_scaled_by_one_rule(tmp_path):
-    home = unpack(rehearse("batches", tmp_path), "batches.tar.gz", tmp_path / "home")
+@pytest.mark.parametrize(("same", "power", "epochs"), [("images", 2, 2), ("steps", 1, 1)])
+def test_batches_are_scaled_by_one_rule(same, power, epochs, tmp_path):
+    files = rehearse("batches", tmp_path, BATCH_SAME=same, BATCH_EPOCHS="2")
+    home = unpack(files, "batches.tar.gz", tmp_path / "home")
     settings = {}
     for size in (16, 32):
         (pretraining,) = (home / f"batches{size}" / "pretrainings").glob("*/cell.json")
@@ -90,7 +92,8 @@ def test_batches_are_scaled_by_one_rule(tmp_path):
         assert settings[size]["batch_size"] == size and (home / f"batches{size}" / "study.json").is_file()
         assert len(list((home / f"batches{size}" / "cells").glob("*/predictions.parquet"))) == 1
     assert settings[32]["teacher_momentum"] == 0.99 and settings[32]["learning_rate"] == 5e-4  # the recipe's own
-    assert settings[16]["teacher_momentum"] ** 2 == pytest.approx(0.99)
+    assert settings[16]["teacher_momentum"] ** power == pytest.approx(0.99)
+    assert (settings[16]["epochs"], settings[32]["epochs"]) == (epochs, 2)
     assert settings[16]["learning_rate"] * 2**0.5 == pytest.approx(5e-4)
 
 
