@@ -11,7 +11,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .flux import fill_masked, resample, stretch_flux
+from .flux import fill_masked, is_same_scale, resample, stretch_flux
 
 
 class LensImageProcessor(BaseImageProcessor):
@@ -125,7 +125,7 @@ class LensImageProcessor(BaseImageProcessor):
         if np.isnan(flux).all(axis=(1, 2)).any():
             raise ValueError(f"{name} has no valid pixel (all NaN) in at least one band: leave it out")
         flux = fill_masked(flux)
-        if pixel_scale and self.pixel_scale and abs(pixel_scale / self.pixel_scale - 1) > 0.01:
+        if pixel_scale and self.pixel_scale and not is_same_scale(pixel_scale, self.pixel_scale):
             flux = resample(flux, pixel_scale / self.pixel_scale, is_flux=not is_display)
         height, width = self.crop_size["height"], self.crop_size["width"]
         top, left = (flux.shape[1] - height) // 2, (flux.shape[2] - width) // 2

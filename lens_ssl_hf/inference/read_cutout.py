@@ -106,6 +106,20 @@ def facts_of(raw: RawCutout) -> set[str]:
     return {name for name, is_stated in facts.items() if is_stated}
 
 
+def unstated(raw: RawCutout, cutouts: Mapping[str, Any]) -> dict[str, str]:
+    """
+    The facts that a cutout does not state while the model has them, and what they are taken to be, as text. In display
+    units, bands and zero point are not asked for.
+    """
+    asked = ["pixel scale"] if raw.display else list(FACTS)
+    values = {fact: cutouts.get(FACTS[fact]) for fact in asked if fact not in facts_of(raw)}
+    return {
+        fact: " ".join(value) if fact == "bands" else f"{value:.4g}"
+        for fact, value in values.items()
+        if value is not None
+    }
+
+
 def tell_of_silence(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path, known: Collection[str] = ()) -> None:
     """
     Log what a file of flux does not state, and what it is taken to be; once per process for each fact and value.
@@ -116,16 +130,12 @@ def tell_of_silence(raw: RawCutout, cutouts: Mapping[str, Any], name: str | Path
         name (`str` or `Path`): how to call the file.
         known (`Collection[str]`, *optional*): facts that the caller has given.
     """
-    for fact, key in () if raw.display else FACTS.items():
-        value = cutouts.get(key)
-        if value is None or fact in facts_of(raw) | set(known):
-            continue
-        value = " ".join(value) if key == "bands" else f"{value:.4g}"
-        if (fact, value) not in _told:
+    for fact, value in () if raw.display else unstated(raw, cutouts).items():
+        if fact not in known and (fact, value) not in _told:
             _told.add((fact, value))
             logger.warning(
                 f"{name} does not state its {fact}: taken as {value}, as in all files that do not; if that is wrong, "
-                f"state it in a FITS header, or give {key} to lens-ssl score"
+                f"state it in a FITS header, or give {FACTS[fact]} to lens-ssl score"
             )
 
 

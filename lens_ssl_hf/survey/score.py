@@ -17,6 +17,7 @@ from pyarrow import parquet
 from ..data.files.raw import RawCutout
 from ..errors import InputError, check_at_least
 from ..files import make_folder, remove_dead, write_json, writing
+from ..inference.read_cutout import FACTS
 from . import calibration as calibrations
 from . import manifest as manifests
 from .crops import Batch, facts_of, text_array
@@ -216,7 +217,7 @@ def _look(source: Any, scorer: Scorer) -> list[str]:
             stated.update({"picture"} | (facts_of(raw) & {"pixel scale"}) if raw.display else facts_of(raw) | {"flux"})
     if len(problems) == looked_at:
         raise InputError(f"none of {looked_at} cutouts of {source.name} can be scored; the first: {problems[0]}")
-    for name, key in (("bands", "bands"), ("pixel scale", "pixel_scale"), ("zero point", "zero_point")):
+    for name, key in FACTS.items():
         known = [value for one in scorer.preparations if (value := one.cutouts.get(key)) is not None]
         if known and key == "zero_point" and 0 < 2 * stated[name] <= stated["flux"]:
             raise InputError(

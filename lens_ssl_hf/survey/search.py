@@ -13,11 +13,13 @@ from pyarrow import compute
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import NearestNeighbors
 
+from ..data.files.raw import RawCutout
 from ..data.listing.rows import Row
 from ..data.storage import check_target
 from ..errors import InputError, check_at_least
+from ..inference.read_cutout import unstated
 from . import manifest as manifests
-from .crops import Asked, facts_of, text_array
+from .crops import text_array
 from .embeddings import SAMPLE, Whitening, embeddings_of, open_embeddings, sample
 from .index import open_index
 from .inputs import FileInput, Options
@@ -251,31 +253,20 @@ def _embed(files: list[str], manifest: dict[str, Any], device: str | None) -> tu
         raise InputError(
             f"{scored['model']} is not the model of the scores ({', '.join(changed)}): score again into another folder"
         )
-    batches = list(source.batches(0, len(files), scorer.asked, scorer.batch_size))
-    crops = [one for batch in batches for one in batch.crops]
+    read = list(source.sample(len(files), scorer.asked))  # all of them
+    crops = [scorer.asked.crops(raw, name) if isinstance(raw, RawCutout) else raw for raw, name in read]
     if faults := [one for one in crops if isinstance(one, str)]:
         raise InputError(faults[0])
-    _warn_of_silence(source, scorer.asked)
-    places = pyarrow.concat_tables(
-        pyarrow.table({name: batch.columns[name] for name in ("ra", "dec")}) for batch in batches
-    )
-    return np.concatenate([one.embeddings for one in scorer.score(crops)]), places
-
-
-def _warn_of_silence(source: FileInput, asked: Asked) -> None:
-    """Say what files leave open that the model needs."""
-    (preparation,) = asked.preparations
-    silent: dict[str, list[str]] = {}
-    for raw, name in source.sample(len(source), asked):
-        for fact in ("bands", "pixel scale"):
-            if fact not in facts_of(raw) and not (fact == "bands" and raw.display):
-                silent.setdefault(fact, []).append(name)
+    (preparation,) = scorer.asked.preparations
+    left_open = [(name, unstated(raw, preparation.cutouts)) for raw, name in read]
     for fact, keyword in (("bands", "BANDS"), ("pixel scale", "PIXSCALE")):
-        value = preparation.cutouts.get(fact.replace(" ", "_"))
-        if value and fact in silent:
-            taken = " ".join(value) if fact == "bands" else f"{value:.4g}"
-            others = f" and {len(silent[fact]) - 1} more files" if len(silent[fact]) > 1 else ""
+        silent = [(name, facts[fact]) for name, facts in left_open if fact in facts]
+        if silent:
+            (name, taken), *others = silent
+            beside = f" and {len(others)} more files" if others else ""
             logger.warning(
-                f"{silent[fact][0]}{others} without {fact}: taken as {taken}; if that is wrong, write {keyword} into "
-                "the FITS header"
+                f"{name}{beside} without {fact}: taken as {taken}; if that is wrong, write {keyword} into the FITS "
+                "header"
             )
+    positions = {name: pyarrow.array([getattr(raw, name) for raw, _ in read], "float64") for name in ("ra", "dec")}
+    return np.concatenate([one.embeddings for one in scorer.score(crops)]), pyarrow.table(positions)
